@@ -1,0 +1,149 @@
+// The only pybind11 file: addresses, sizes and strides come in as integers; an error goes out as an exception.
+// Everything was checked in Python (fastdiff/ops/*/__init__.py); nothing here knows a tensor.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "common/normal.h"
+#include "cpu/parallel.h"
+#include "fastdiff.h"
+
+#ifdef FASTDIFF_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+namespace py = pybind11;
+using namespace fastdiff;
+
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+#ifdef FASTDIFF_WITH_CUDA
+void check(int status, const char* what) {
+    if (status == cudaSuccess) return;
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(static_cast<cudaError_t>(status)));
+}
+#endif
+
+// A property that shows a pointer as its address.
+#define ADDRESS(Params, name)                                                             \
+    def_property(#name, [](const Params& p) { return reinterpret_cast<uintptr_t>(p.name); }, \
+                 [](Params& p, uintptr_t address) { p.name = pointer<std::remove_pointer_t<decltype(p.name)>>(address); })
+
+std::vector<uint32_t> philox4x32(const std::vector<uint32_t>& counter, uint32_t k0, uint32_t k1) {
+    if (counter.size() != 4) throw std::invalid_argument("a Philox counter has four words");
+    uint32_t c[4] = {counter[0], counter[1], counter[2], counter[3]};
+    philox<Scalar>(c, k0, k1);
+    return {c[0], c[1], c[2], c[3]};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+    m.doc() = "fastdiff's compiled kernels; the public functions are in fastdiff.ops";
+
+    py::class_<View>(m, "View")
+        .def(py::init([](uintptr_t data, int dtype, int64_t batch_stride, int64_t inner, int64_t outer_stride,
+                         int64_t inner_stride) {
+                 return View{pointer<void>(data), dtype, batch_stride, inner, outer_stride, inner_stride};
+             }),
+             py::arg("data"), py::arg("dtype"), py::arg("batch_stride"), py::arg("inner"), py::arg("outer_stride"),
+             py::arg("inner_stride"))
+        .ADDRESS(View, data);
+
+    py::class_<NoiseKey>(m, "NoiseKey")
+        .def(py::init<>())
+        .ADDRESS(NoiseKey, seeds)
+        .ADDRESS(NoiseKey, samples)
+        .def_readwrite("seed", &NoiseKey::seed)
+        .def_readwrite("sample_offset", &NoiseKey::sample_offset);
+
+    py::class_<RandnParams>(m, "RandnParams")
+        .def(py::init<>())
+        .def_readwrite("batch", &RandnParams::batch)
+        .def_readwrite("n", &RandnParams::n)
+        .def_readwrite("out", &RandnParams::out)
+        .def_readwrite("key", &RandnParams::key)
+        .def_readwrite("draw", &RandnParams::draw)
+        .def_readwrite("stream", &RandnParams::stream);
+
+    py::class_<AddNoiseParams>(m, "AddNoiseParams")
+        .def(py::init<>())
+        .def_readwrite("batch", &AddNoiseParams::batch)
+        .def_readwrite("n", &AddNoiseParams::n)
+        .def_readwrite("T", &AddNoiseParams::T)
+        .def_readwrite("x0", &AddNoiseParams::x0)
+        .def_readwrite("noise", &AddNoiseParams::noise)
+        .def_readwrite("out", &AddNoiseParams::out)
+        .def_readwrite("noise_out", &AddNoiseParams::noise_out)
+        .ADDRESS(AddNoiseParams, coefficients)
+        .ADDRESS(AddNoiseParams, timesteps)
+        .def_readwrite("timestep", &AddNoiseParams::timestep)
+        .def_readwrite("key", &AddNoiseParams::key)
+        .def_readwrite("draw", &AddNoiseParams::draw)
+        .def_readwrite("stream", &AddNoiseParams::stream);
+
+    py::class_<UpdateParams>(m, "UpdateParams")
+        .def(py::init<>())
+        .def_readwrite("batch", &UpdateParams::batch)
+        .def_readwrite("n", &UpdateParams::n)
+        .ADDRESS(UpdateParams, table)
+        .def_readwrite("row", &UpdateParams::row)
+        .ADDRESS(UpdateParams, step)
+        .def_readwrite("n_outputs", &UpdateParams::n_outputs)
+        .def("set_output", [](UpdateParams& p, int i, const View& v) { p.outputs[i] = v; })
+        .def_readwrite("variance", &UpdateParams::variance)
+        .ADDRESS(UpdateParams, x)
+        .ADDRESS(UpdateParams, anchor)
+        .def("set_slot", [](UpdateParams& p, int i, uintptr_t in) { p.slots[i] = pointer<const float>(in); })
+        .ADDRESS(UpdateParams, noise)
+        .ADDRESS(UpdateParams, gain)
+        .ADDRESS(UpdateParams, clip)
+        .ADDRESS(UpdateParams, gradient)
+        .ADDRESS(UpdateParams, mask)
+        .ADDRESS(UpdateParams, known)
+        .ADDRESS(UpdateParams, known_noise)
+        .ADDRESS(UpdateParams, x_out)
+        .ADDRESS(UpdateParams, anchor_out)
+        .def("set_slot_out", [](UpdateParams& p, int i, uintptr_t out) { p.slots_out[i] = pointer<float>(out); })
+        .ADDRESS(UpdateParams, x0_out)
+        .def_readwrite("model_input", &UpdateParams::model_input)
+        .def_readwrite("key", &UpdateParams::key)
+        .ADDRESS(UpdateParams, nonfinite);
+
+    using Released = py::call_guard<py::gil_scoped_release>;
+    m.def("randn_cpu", &randn_cpu, Released());
+    m.def("add_noise_cpu", &add_noise_cpu, Released());
+    m.def("update_cpu", &update_cpu, Released());
+    m.def("cpu_simd", &cpu_simd, "avx512, avx2 or portable: the kernels in use");
+    m.def("set_cpu_simd", &set_cpu_simd, "use other kernels; False where this CPU lacks them");
+    m.def("philox4x32", &philox4x32, "one Philox4x32-10 block, for its known answers");
+    m.attr("with_cuda") =
+#ifdef FASTDIFF_WITH_CUDA
+        true;
+    m.attr("cuda_version") = CUDART_VERSION;
+    m.def("randn_cuda", [](const RandnParams& p, uintptr_t stream) {
+        check(randn_cuda(p, pointer<void>(stream)), "randn_cuda");
+    });
+    m.def("add_noise_cuda", [](const AddNoiseParams& p, uintptr_t stream) {
+        check(add_noise_cuda(p, pointer<void>(stream)), "add_noise_cuda");
+    });
+    m.def("update_cuda", [](const UpdateParams& p, uintptr_t stream) {
+        check(update_cuda(p, pointer<void>(stream)), "update_cuda");
+    });
+    // The number of devices that this runtime can use under the installed driver; an error says why there are none.
+    m.def("cuda_device_count", [] {
+        int count = 0;
+        check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+        return count;
+    });
+#else
+        false;
+#endif
+}

@@ -1,0 +1,45 @@
+// out = sqrt(alphas_cumprod[t]) x0 + sqrt(1 - alphas_cumprod[t]) z, with z given or drawn.
+#include <limits>
+
+#include "common/normal.h"
+#include "cpu/entry.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace fastdiff {
+namespace FASTDIFF_SIMD {
+
+static void add_noise_range(const void* context, int64_t begin, int64_t end) {
+    const AddNoiseParams& p = *static_cast<const AddNoiseParams*>(context);
+    const int64_t groups = (p.n + kGroup - 1) / kGroup;
+    const Simd::U quads = first_quads();
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t b = unit / groups, first = unit % groups * kGroup;
+        const int64_t t = p.timesteps ? p.timesteps[b] : p.timestep;
+        const bool known = t >= 0 && t < p.T;
+        const float nan = std::numeric_limits<float>::quiet_NaN();
+        const float alpha = known ? p.coefficients[2 * t] : nan, sigma = known ? p.coefficients[2 * t + 1] : nan;
+        Simd::F z[4];
+        if (p.noise.data == nullptr) {
+            normal4<Simd>(quads + static_cast<uint32_t>(first / 4), sample_of(p.key, b), p.draw, p.stream,
+                          seed_of(p.key, b), z);
+            transpose4(z);
+        }
+        for (int j = 0; j < 4; ++j) {
+            const int64_t e = first + j * W;
+            if (e >= p.n) break;
+            const int count = static_cast<int>(std::min<int64_t>(W, p.n - e));
+            if (p.noise.data) z[j] = load(p.noise, b, e, count, p.n);
+            store(p.out, b, e, count, p.n, load(p.x0, b, e, count, p.n) * alpha + z[j] * sigma);
+            if (p.noise_out.data) store(p.noise_out, b, e, count, p.n, z[j]);
+        }
+    }
+}
+
+void add_noise(const AddNoiseParams& params, int threads) {
+    const int64_t groups = (params.n + kGroup - 1) / kGroup;
+    parallel_for(params.batch * groups, 16384 / kGroup, threads, add_noise_range, &params);
+}
+
+}  // namespace FASTDIFF_SIMD
+}  // namespace fastdiff

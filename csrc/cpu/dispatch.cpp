@@ -1,0 +1,59 @@
+// The widest kernels that this CPU runs, chosen once.
+#include <atomic>
+#include <cstring>
+
+#include "cpu/entry.h"
+
+namespace fastdiff {
+namespace {
+
+struct Kernels {
+    const char* name;
+    void (*randn)(const RandnParams&, int);
+    void (*add_noise)(const AddNoiseParams&, int);
+    void (*update)(const UpdateParams&, int);
+    bool (*runs_here)();
+};
+
+const Kernels kernels[] = {
+#ifdef FASTDIFF_X86
+    {"avx512", avx512::randn, avx512::add_noise, avx512::update,
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+     }},
+    {"avx2", avx2::randn, avx2::add_noise, avx2::update,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }},
+#endif
+    {"portable", portable::randn, portable::add_noise, portable::update, [] { return true; }},
+};
+
+const Kernels* widest() {
+    for (const Kernels& k : kernels)
+        if (k.runs_here()) return &k;
+    return nullptr;  // not reached: portable runs everywhere
+}
+
+std::atomic<const Kernels*>& chosen() {
+    static std::atomic<const Kernels*> kernels_in_use{widest()};
+    return kernels_in_use;
+}
+
+}  // namespace
+
+void randn_cpu(const RandnParams& params, int threads) { chosen().load()->randn(params, threads); }
+void add_noise_cpu(const AddNoiseParams& params, int threads) { chosen().load()->add_noise(params, threads); }
+void update_cpu(const UpdateParams& params, int threads) { chosen().load()->update(params, threads); }
+
+const char* cpu_simd() { return chosen().load()->name; }
+
+bool set_cpu_simd(const char* name) {
+    for (const Kernels& k : kernels)
+        if (std::strcmp(k.name, name) == 0 && k.runs_here()) {
+            chosen() = &k;
+            return true;
+        }
+    return false;
+}
+
+}  // namespace fastdiff

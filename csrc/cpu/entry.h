@@ -1,0 +1,17 @@
+// The kernels of one vector width, as dispatch.cpp calls them.
+#pragma once
+
+#include "fastdiff.h"
+
+#define FASTDIFF_ENTRIES(simd)                                \
+    namespace simd {                                          \
+    void randn(const RandnParams& params, int threads);       \
+    void add_noise(const AddNoiseParams& params, int threads); \
+    void update(const UpdateParams& params, int threads);     \
+    }
+
+namespace fastdiff {
+FASTDIFF_ENTRIES(portable)
+FASTDIFF_ENTRIES(avx2)
+FASTDIFF_ENTRIES(avx512)
+}  // namespace fastdiff

@@ -1,0 +1,33 @@
+// out[b, e] = the normal at (seed, sample, draw, stream, e).
+#include "common/normal.h"
+#include "cpu/entry.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace fastdiff {
+namespace FASTDIFF_SIMD {
+
+static void randn_range(const void* context, int64_t begin, int64_t end) {
+    const RandnParams& p = *static_cast<const RandnParams*>(context);
+    const int64_t groups = (p.n + kGroup - 1) / kGroup;
+    const Simd::U quads = first_quads();
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t b = unit / groups, first = unit % groups * kGroup;
+        Simd::F z[4];
+        normal4<Simd>(quads + static_cast<uint32_t>(first / 4), sample_of(p.key, b), p.draw, p.stream,
+                      seed_of(p.key, b), z);
+        transpose4(z);
+        for (int j = 0; j < 4; ++j) {
+            const int64_t e = first + j * W;
+            if (e < p.n) store(p.out, b, e, static_cast<int>(std::min<int64_t>(W, p.n - e)), p.n, z[j]);
+        }
+    }
+}
+
+void randn(const RandnParams& params, int threads) {
+    const int64_t groups = (params.n + kGroup - 1) / kGroup;
+    parallel_for(params.batch * groups, 16384 / kGroup, threads, randn_range, &params);
+}
+
+}  // namespace FASTDIFF_SIMD
+}  // namespace fastdiff

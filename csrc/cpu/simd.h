@@ -1,0 +1,232 @@
+// The vector lane type of this build (FASTDIFF_WIDTH lanes, namespace FASTDIFF_SIMD), its loads and its stores.
+// GCC/Clang vector extensions carry the arithmetic; intrinsics stand only where the extensions have no word.
+#pragma once
+
+#include <algorithm>
+
+#include "common/lane.h"
+#include "cpu/half.h"
+#include "fastdiff.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastdiff {
+namespace FASTDIFF_SIMD {
+
+constexpr int W = FASTDIFF_WIDTH;
+
+struct Simd {
+    typedef float F __attribute__((vector_size(W * 4)));
+    typedef int32_t I __attribute__((vector_size(W * 4)));
+    typedef uint32_t U __attribute__((vector_size(W * 4)));
+
+    static FASTDIFF_HD F splat(float a) { return F{} + a; }
+    static FASTDIFF_HD U splat_uint(uint32_t a) { return U{} + a; }
+    static FASTDIFF_HD F from_int(I a) { return __builtin_convertvector(a, F); }
+    static FASTDIFF_HD I is_less(F a, F b) { return a < b; }
+    static FASTDIFF_HD F select(I mask, F a, F b) {
+        return bit_cast<F>((bit_cast<I>(a) & mask) | (bit_cast<I>(b) & ~mask));
+    }
+    static FASTDIFF_HD F from_uint(U a) {
+#if defined(__AVX512F__)
+        return __builtin_convertvector(a, F);
+#else
+        // Two exact halves and one rounding.
+        const F high = from_int(bit_cast<I>(a >> 16)), low = from_int(bit_cast<I>(a & 0xffffu));
+        return high * 65536.0f + low;
+#endif
+    }
+    static FASTDIFF_HD F sqrt(F a) {
+#if defined(__AVX512F__)
+        return (F)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+        return (F)_mm256_sqrt_ps((__m256)a);
+#elif defined(__SSE2__)
+        return (F)_mm_sqrt_ps((__m128)a);
+#else
+        for (int i = 0; i < W; ++i) a[i] = sqrtf(a[i]);
+        return a;
+#endif
+    }
+    // The 64-bit products of even and odd lanes, then their halves put back in place.
+    static FASTDIFF_HD void mulhilo(U a, uint32_t m, U& hi, U& lo) {
+#if defined(__AVX512F__)
+        const __m512i factor = _mm512_set1_epi32(static_cast<int>(m));
+        const __m512i even = _mm512_mul_epu32((__m512i)a, factor);
+        const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), factor);
+        hi = (U)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+        lo = (U)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA);
+#elif defined(__AVX2__)
+        const __m256i factor = _mm256_set1_epi32(static_cast<int>(m));
+        const __m256i even = _mm256_mul_epu32((__m256i)a, factor);
+        const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), factor);
+        hi = (U)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+        lo = (U)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+#elif defined(__SSE2__)
+        const __m128i factor = _mm_set1_epi32(static_cast<int>(m));
+        const __m128i even = _mm_mul_epu32((__m128i)a, factor);
+        const __m128i odd = _mm_mul_epu32(_mm_srli_epi64((__m128i)a, 32), factor);
+        const __m128i low = _mm_set1_epi64x(0xffffffff);
+        hi = (U)_mm_or_si128(_mm_srli_epi64(even, 32), _mm_andnot_si128(low, odd));
+        lo = (U)_mm_or_si128(_mm_and_si128(low, even), _mm_slli_epi64(odd, 32));
+#else
+        for (int i = 0; i < W; ++i) {
+            uint32_t h, l;
+            Scalar::mulhilo(a[i], m, h, l);
+            hi[i] = h;
+            lo[i] = l;
+        }
+#endif
+    }
+};
+
+// Quads are dealt to lanes so that a transpose within each group of four lanes puts elements in order:
+// lane 4 g + j holds quad (W / 4) j + g, and after transpose4 vector j holds elements W j .. W j + W - 1.
+inline Simd::U first_quads() {
+    Simd::U quads = {};
+    for (int lane = 0; lane < W; ++lane) quads[lane] = (W / 4) * (lane % 4) + lane / 4;
+    return quads;
+}
+
+FASTDIFF_HD void transpose4(Simd::F z[4]) {
+#if defined(__x86_64__)
+#if defined(__AVX512F__)
+    using D = __m512d;
+    using S = __m512;
+#define FASTDIFF_MM(name) _mm512_##name
+#elif defined(__AVX2__)
+    using D = __m256d;
+    using S = __m256;
+#define FASTDIFF_MM(name) _mm256_##name
+#else
+    using D = __m128d;
+    using S = __m128;
+#define FASTDIFF_MM(name) _mm_##name
+#endif
+    const S ab_low = FASTDIFF_MM(unpacklo_ps)((S)z[0], (S)z[1]), ab_high = FASTDIFF_MM(unpackhi_ps)((S)z[0], (S)z[1]);
+    const S cd_low = FASTDIFF_MM(unpacklo_ps)((S)z[2], (S)z[3]), cd_high = FASTDIFF_MM(unpackhi_ps)((S)z[2], (S)z[3]);
+    z[0] = (Simd::F)FASTDIFF_MM(unpacklo_pd)((D)ab_low, (D)cd_low);
+    z[1] = (Simd::F)FASTDIFF_MM(unpackhi_pd)((D)ab_low, (D)cd_low);
+    z[2] = (Simd::F)FASTDIFF_MM(unpacklo_pd)((D)ab_high, (D)cd_high);
+    z[3] = (Simd::F)FASTDIFF_MM(unpackhi_pd)((D)ab_high, (D)cd_high);
+#undef FASTDIFF_MM
+#else
+    const Simd::F in[4] = {z[0], z[1], z[2], z[3]};
+    for (int j = 0; j < 4; ++j)
+        for (int i = 0; i < W; ++i) z[j][i] = in[i % 4][(i / 4) * 4 + j];
+#endif
+}
+
+// Elements per Philox vector: W lanes of four normals. Work is dealt in groups of this size.
+constexpr int kGroup = 4 * W;
+
+FASTDIFF_HD bool is_plain(const View& v) { return v.dtype == kFloat32 && v.inner_stride == 1; }
+
+// The address of element e of sample b, in elements.
+FASTDIFF_HD int64_t offset(const View& v, int64_t b, int64_t e, int64_t n) {
+    if (v.inner == n) return b * v.batch_stride + e * v.inner_stride;
+    return b * v.batch_stride + (e / v.inner) * v.outer_stride + (e % v.inner) * v.inner_stride;
+}
+
+inline float load_one(const View& v, int64_t at) {
+    if (v.dtype == kFloat32) return static_cast<const float*>(v.data)[at];
+    const uint16_t bits = static_cast<const uint16_t*>(v.data)[at];
+    return v.dtype == kBFloat16 ? bfloat16_to_float(bits) : half_to_float(bits);
+}
+
+inline void store_one(const View& v, int64_t at, float value) {
+    if (v.dtype == kFloat32)
+        static_cast<float*>(v.data)[at] = value;
+    else
+        static_cast<uint16_t*>(v.data)[at] = v.dtype == kBFloat16 ? float_to_bfloat16(value) : float_to_half(value);
+}
+
+// Calls visit(i, address) for count elements of sample b from element e, walking the strides without a division each.
+template <class Visit>
+inline void walk(const View& v, int64_t b, int64_t e, int count, int64_t n, Visit visit) {
+    int64_t at = offset(v, b, e, n), inner = v.inner == n ? n : e % v.inner;
+    if (v.inner == n) inner = e;
+    for (int i = 0; i < count; ++i) {
+        visit(i, at);
+        at += v.inner_stride;
+        if (++inner == v.inner && v.inner != n) {
+            inner = 0;
+            at += v.outer_stride - v.inner * v.inner_stride;
+        }
+    }
+}
+
+__attribute__((noinline)) inline Simd::F load_slow(const View& v, int64_t b, int64_t e, int count, int64_t n) {
+    Simd::F result = {};
+    walk(v, b, e, count, n, [&](int i, int64_t at) { result[i] = load_one(v, at); });
+    return result;
+}
+
+__attribute__((noinline)) inline void store_slow(const View& v, int64_t b, int64_t e, int count, int64_t n, Simd::F f) {
+    walk(v, b, e, count, n, [&](int i, int64_t at) { store_one(v, at, f[i]); });
+}
+
+typedef uint16_t H __attribute__((vector_size(W * 2)));
+
+// count lanes (W, but for a sample's end) from element e of sample b, as float32.
+FASTDIFF_HD Simd::F load(const View& v, int64_t b, int64_t e, int count, int64_t n) {
+    Simd::F result;
+    if (__builtin_expect(count == W && v.inner == n && v.inner_stride == 1, 1)) {
+        const int64_t at = b * v.batch_stride + e;
+        if (v.dtype == kFloat32) {
+            memcpy(&result, static_cast<const float*>(v.data) + at, sizeof(result));
+            return result;
+        }
+        H half;
+        memcpy(&half, static_cast<const uint16_t*>(v.data) + at, sizeof(half));
+        if (v.dtype == kBFloat16) return bit_cast<Simd::F>(__builtin_convertvector(half, Simd::U) << 16);
+#if defined(__AVX512F__)
+        return (Simd::F)_mm512_cvtph_ps(bit_cast<__m256i>(half));
+#elif defined(__F16C__)
+        return (Simd::F)_mm256_cvtph_ps(bit_cast<__m128i>(half));
+#endif
+    }
+    return load_slow(v, b, e, count, n);
+}
+
+FASTDIFF_HD void store(const View& v, int64_t b, int64_t e, int count, int64_t n, Simd::F f) {
+    if (__builtin_expect(count == W && v.inner == n && v.inner_stride == 1, 1)) {
+        const int64_t at = b * v.batch_stride + e;
+        if (v.dtype == kFloat32) {
+            memcpy(static_cast<float*>(v.data) + at, &f, sizeof(f));
+            return;
+        }
+        H half;
+        if (v.dtype == kBFloat16) {
+            const Simd::U bits = bit_cast<Simd::U>(f);
+            const Simd::U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+            const Simd::I nan = f != f;
+            half = __builtin_convertvector((rounded & ~bit_cast<Simd::U>(nan)) | (0x7fc0u & bit_cast<Simd::U>(nan)), H);
+            memcpy(static_cast<uint16_t*>(v.data) + at, &half, sizeof(half));
+            return;
+        }
+#if defined(__AVX512F__)
+        half = bit_cast<H>(_mm512_cvtps_ph((__m512)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        memcpy(static_cast<uint16_t*>(v.data) + at, &half, sizeof(half));
+        return;
+#elif defined(__F16C__)
+        half = bit_cast<H>(_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        memcpy(static_cast<uint16_t*>(v.data) + at, &half, sizeof(half));
+        return;
+#endif
+    }
+    store_slow(v, b, e, count, n, f);
+}
+
+// The seed and sample number of sample b.
+FASTDIFF_HD uint64_t seed_of(const NoiseKey& key, int64_t b) {
+    return key.seeds ? static_cast<uint64_t>(key.seeds[b]) : key.seed;
+}
+FASTDIFF_HD uint32_t sample_of(const NoiseKey& key, int64_t b) {
+    return static_cast<uint32_t>(key.samples ? key.samples[b] : key.sample_offset + b);
+}
+
+}  // namespace FASTDIFF_SIMD
+}  // namespace fastdiff

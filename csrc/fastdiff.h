@@ -1,0 +1,92 @@
+// The native API: one plain struct per operation, and its CPU and CUDA entry points. This page is the table of contents.
+// No tensor library is known here: pointers, sizes and strides come in, and nothing is allocated.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastdiff {
+
+enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// A [batch, n] view of memory: element e of sample b lies at b * batch_stride + (e / inner) * outer_stride
+// + (e % inner) * inner_stride. A contiguous sample has inner = n, inner_stride = 1; channels_last has inner = H W,
+// outer_stride = 1, inner_stride = C. Strides are in elements. data is null for an absent tensor.
+struct View {
+    void* data = nullptr;
+    int dtype = kFloat32;
+    int64_t batch_stride = 0, inner = 1, outer_stride = 0, inner_stride = 1;
+};
+
+// Who draws: sample b has seed seeds[b] and number samples[b], or seed and sample_offset + b where those are null.
+struct NoiseKey {
+    const int64_t* seeds = nullptr;
+    const int64_t* samples = nullptr;
+    uint64_t seed = 0;
+    int64_t sample_offset = 0;
+};
+
+// out[b, e] = the normal at (seed, sample, draw, stream, e). csrc/common/normal.h
+struct RandnParams {
+    int64_t batch = 0, n = 0;
+    View out;
+    NoiseKey key;
+    uint32_t draw = 0, stream = 0;
+};
+
+// out = coefficients[t, 0] x0 + coefficients[t, 1] z, with z given or drawn, and written where noise_out is set.
+// A t outside [0, T) gives NaN.
+struct AddNoiseParams {
+    int64_t batch = 0, n = 0, T = 0;
+    View x0, noise, out, noise_out;
+    const float* coefficients = nullptr;  // [T, 2]: sqrt(alphas_cumprod), sqrt(1 - alphas_cumprod)
+    const int64_t* timesteps = nullptr;   // [batch], or null for the one below
+    int64_t timestep = 0;
+    NoiseKey key;
+    uint32_t draw = 0, stream = 2;
+};
+
+// One row of a plan applied to the state. csrc/common/row.h has the row, fastdiff/plan.py the formula.
+// Pointers that are not Views are contiguous float32 [batch, n], except gain [batch] and clip [batch, 2] (bound, scale).
+// An output may be the input of the same name. Null means absent; noise that is needed and absent is drawn.
+struct UpdateParams {
+    int64_t batch = 0, n = 0;
+    const float* table = nullptr;    // [rows, 48]
+    int64_t row = 0;                 // the row's index, unless
+    const int64_t* step = nullptr;   // this points to it
+    int n_outputs = 0;               // 0 to 3 network outputs; several are combined by the row's guidance weights
+    View outputs[3];
+    View variance;                   // the conditional output's second half, under learned variance
+    const float* x = nullptr;
+    const float* anchor = nullptr;
+    const float* slots[4] = {};
+    const float* noise = nullptr;
+    const float* gain = nullptr;
+    const float* clip = nullptr;
+    const float* gradient = nullptr;
+    const float* mask = nullptr;
+    const float* known = nullptr;
+    const float* known_noise = nullptr;
+    float* x_out = nullptr;
+    float* anchor_out = nullptr;
+    float* slots_out[4] = {};
+    float* x0_out = nullptr;
+    View model_input;
+    NoiseKey key;
+    int64_t* nonfinite = nullptr;    // lowered to the row's index where a network output is not finite
+};
+
+// csrc/cpu/<op>.cpp; threads is an upper bound.
+void randn_cpu(const RandnParams& params, int threads);
+void add_noise_cpu(const AddNoiseParams& params, int threads);
+void update_cpu(const UpdateParams& params, int threads);
+
+// csrc/cuda/<op>.cu; each returns a cudaError_t. stream is a cudaStream_t of the current device.
+int randn_cuda(const RandnParams& params, void* stream);
+int add_noise_cuda(const AddNoiseParams& params, void* stream);
+int update_cuda(const UpdateParams& params, void* stream);
+
+// csrc/cpu/dispatch.cpp: "avx512", "avx2" or "portable"; set_cpu_simd returns false for one that this CPU lacks.
+const char* cpu_simd();
+bool set_cpu_simd(const char* name);
+
+}  // namespace fastdiff

@@ -1,0 +1,217 @@
+"""Noise schedules: ᾱ_t in float64, on the host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The cumulative products ᾱ_t = Π_{i≤t} (1 − β_i) of a discrete diffusion process, index 0 being the least noisy.
+
+    ``alphas_cumprod`` is a float64 CPU tensor [T] with 0 ≤ ᾱ ≤ 1 that never increases; treat it as immutable.
+    Ho, Jain & Abbeel (2020), Equation 4. Build one with a classmethod rather than from the constructor.
+    """
+
+    alphas_cumprod: torch.Tensor
+
+    def __post_init__(self) -> None:
+        values = _vector("alphas_cumprod", self.alphas_cumprod)
+        if bool((values < 0).any()) or bool((values > 1).any()):
+            raise ValueError(f"alphas_cumprod must lie in [0, 1]; got {values.min().item()} … {values.max().item()}")
+        if bool((values[1:] > values[:-1]).any()):
+            index = int((values[1:] > values[:-1]).nonzero()[0]) + 1
+            raise ValueError(f"alphas_cumprod must not increase; it does at index {index}")
+        object.__setattr__(self, "alphas_cumprod", values)
+
+    # ---- properties
+
+    def __len__(self) -> int:
+        return self.alphas_cumprod.numel()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NoiseSchedule) and torch.equal(self.alphas_cumprod, other.alphas_cumprod)
+
+    def __hash__(self) -> int:
+        return hash(self.alphas_cumprod.numpy().tobytes())
+
+    def __repr__(self) -> str:
+        first, last = self.alphas_cumprod[0].item(), self.alphas_cumprod[-1].item()
+        return f"NoiseSchedule(T={len(self)}, alphas_cumprod={first:.8g} … {last:.8g})"
+
+    @property
+    def betas(self) -> torch.Tensor:
+        """β_t = 1 − ᾱ_t/ᾱ_{t−1}, float64 [T]; 1 where ᾱ_t is 0."""
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+        return 1 - torch.where(previous > 0, self.alphas_cumprod / previous, torch.zeros_like(previous))
+
+    @property
+    def alphas(self) -> torch.Tensor:
+        """√ᾱ_t, the signal's factor in x_t = α_t x_0 + σ_t ε, float64 [T]."""
+        return self.alphas_cumprod.sqrt()
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """√(1 − ᾱ_t), the noise's factor in x_t = α_t x_0 + σ_t ε, float64 [T]."""
+        return (1 - self.alphas_cumprod).sqrt()
+
+    # ---- constructors
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Any) -> NoiseSchedule:
+        """A schedule with the given ᾱ: a sequence, array or tensor [T] of numbers in [0, 1] that never increases."""
+        return cls(alphas_cumprod)
+
+    @classmethod
+    def from_betas(cls, betas: Any) -> NoiseSchedule:
+        """A schedule with the given β: a sequence, array or tensor [T] of numbers in [0, 1]."""
+        values = _vector("betas", betas)
+        if bool((values < 0).any()) or bool((values > 1).any()):
+            raise ValueError(f"betas must lie in [0, 1]; got {values.min().item()} … {values.max().item()}")
+        return cls(torch.cumprod(1 - values, dim=0))
+
+    @classmethod
+    def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+        """β evenly spaced from beta_start to beta_end (Ho et al. 2020, Section 4)."""
+        return cls.from_betas(_linspace(T, beta_start, beta_end))
+
+    @classmethod
+    def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
+        """√β evenly spaced: latent diffusion's schedule, which its own code calls "linear" (Rombach et al. 2022)."""
+        return cls.from_betas(_linspace(T, math.sqrt(beta_start), math.sqrt(beta_end)) ** 2)
+
+    @classmethod
+    def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+        """ᾱ(u) ∝ cos²((u + s)/(1 + s)·π/2), with β clipped at max_beta (Nichol & Dhariwal 2021, Equation 17)."""
+        u = torch.arange(_check_T(T) + 1, dtype=torch.float64) / T
+        return cls._from_bar(torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2, max_beta)
+
+    @classmethod
+    def sigmoid(
+        cls, T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
+    ) -> NoiseSchedule:
+        """ᾱ(u) a falling sigmoid over [start, end], normalised to 1 … 0 (Jabri et al. 2022, Algorithm 1)."""
+        _positive("tau", tau)
+        u = torch.arange(_check_T(T) + 1, dtype=torch.float64) / T
+        low, high = (1 / (1 + math.exp(-end / tau)) for end in (start, end))
+        bar = (high - torch.sigmoid((start + u * (end - start)) / tau)) / (high - low)
+        return cls._from_bar(bar, max_beta)
+
+    @classmethod
+    def sigmoid_betas(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+        """β a rising sigmoid over [−6, 6], scaled to [beta_start, beta_end] (GeoDiff, Xu et al. 2022; diffusers)."""
+        ramp = torch.sigmoid(_linspace(T, -6.0, 6.0))
+        return cls.from_betas(ramp * (beta_end - beta_start) + beta_start)
+
+    @classmethod
+    def from_diffusers(cls, scheduler: Any) -> NoiseSchedule:
+        """The schedule of a diffusers scheduler, its config (a mapping), or a folder holding scheduler_config.json.
+
+        Recomputed in float64 from the config, since the scheduler's own table is float32.
+        Raises ValueError for a beta_schedule that has no discrete ᾱ here.
+        """
+        config = _diffusers_config(scheduler)
+        T = int(config.get("num_train_timesteps", 1000))
+        start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        name = config.get("beta_schedule", "linear")
+        if config.get("trained_betas") is not None:
+            schedule = cls.from_betas(config["trained_betas"])
+        elif name == "linear":
+            schedule = cls.linear(T, start, end)
+        elif name == "scaled_linear":
+            schedule = cls.scaled_linear(T, start, end)
+        elif name == "squaredcos_cap_v2":
+            schedule = cls.cosine(T)
+        elif name == "sigmoid":
+            schedule = cls.sigmoid_betas(T, start, end)
+        else:
+            known = "linear, scaled_linear, squaredcos_cap_v2, sigmoid"
+            raise ValueError(f"beta_schedule is {name!r}; from_diffusers knows {known}, or trained_betas")
+        return schedule.rescale_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule
+
+    def rescale_zero_terminal_snr(self) -> NoiseSchedule:
+        """√ᾱ shifted and scaled so that the last is 0 and the first unchanged (Lin et al. 2024, Algorithm 1)."""
+        root = self.alphas
+        first, last = root[0], root[-1]
+        if len(self) < 2 or not bool(first > last):
+            raise ValueError("rescale_zero_terminal_snr needs a schedule of two or more steps that falls")
+        return NoiseSchedule(((root - last) * first / (first - last)) ** 2)
+
+    @classmethod
+    def _from_bar(cls, bar: torch.Tensor, max_beta: float) -> NoiseSchedule:
+        if not 0 < max_beta <= 1:
+            raise ValueError(f"max_beta must lie in (0, 1]; got {max_beta}")
+        return cls.from_betas((1 - bar[1:] / bar[:-1]).clamp(max=max_beta))
+
+
+def resolve_schedule(schedule: NoiseSchedule | str) -> NoiseSchedule:
+    """A NoiseSchedule as it is, or one of the named ones with its default numbers and T = 1000."""
+    if isinstance(schedule, NoiseSchedule):
+        return schedule
+    named = {"linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas"}
+    if isinstance(schedule, str):
+        if schedule not in named:
+            raise ValueError(f"schedule is {schedule!r}; it must be a NoiseSchedule or one of {', '.join(sorted(named))}")
+        result: NoiseSchedule = getattr(NoiseSchedule, schedule)()
+        return result
+    raise TypeError(f"schedule must be a NoiseSchedule or a name; got {type(schedule).__name__}")
+
+
+def _vector(name: str, values: Any) -> torch.Tensor:
+    try:
+        vector = torch.as_tensor(values, dtype=torch.float64).detach().to("cpu", copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a sequence of numbers; got {type(values).__name__}") from error
+    if vector.ndim != 1 or vector.numel() < 1:
+        raise ValueError(f"{name} must have shape [T] with T >= 1; got {list(vector.shape)}")
+    if not bool(vector.isfinite().all()):
+        raise ValueError(f"{name} must be finite; index {int((~vector.isfinite()).nonzero()[0])} is not")
+    return vector
+
+
+def _check_T(T: int) -> int:
+    if isinstance(T, bool) or not isinstance(T, int):
+        raise TypeError(f"T must be an int; got {type(T).__name__}")
+    if T < 1:
+        raise ValueError(f"T must be at least 1; got {T}")
+    return T
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive; got {value}")
+
+
+def _linspace(T: int, start: float, end: float) -> torch.Tensor:
+    return torch.linspace(start, end, _check_T(T), dtype=torch.float64)
+
+
+def _diffusers_config(scheduler: Any) -> Mapping[str, Any]:
+    if isinstance(scheduler, Mapping):
+        return scheduler
+    if hasattr(scheduler, "config"):
+        return dict(scheduler.config)
+    import json
+    from pathlib import Path
+
+    try:
+        path = Path(scheduler)
+    except TypeError as error:
+        raise TypeError(
+            f"scheduler must be a diffusers scheduler, its config or a folder; got {type(scheduler).__name__}"
+        ) from error
+    file = path / "scheduler_config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no scheduler_config.json at {path}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not a readable scheduler config: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold a JSON object")
+    return config
