@@ -1,0 +1,5 @@
+"""Networks that predict the noise."""
+
+from .unet import UNet
+
+__all__ = ["UNet"]

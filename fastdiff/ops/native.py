@@ -1,0 +1,72 @@
+"""The compiled extension: whether it is there, and what crosses into it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastdiff.noise import NoiseKey
+from fastdiff.ops.view import Strides, strides_of
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@lru_cache(maxsize=1)
+def extension() -> ModuleType | str:
+    """The module fastdiff._C, or why it cannot be imported."""
+    try:
+        from fastdiff import _C
+    except ImportError as error:
+        return f"the extension is not built or does not load: {error}"
+    return _C
+
+
+@lru_cache(maxsize=2)
+def missing(device_type: str) -> str | None:
+    """Why the native backend cannot serve a device type, or None where it can."""
+    module = extension()
+    if isinstance(module, str):
+        return module
+    if device_type == "cpu":
+        return None
+    if device_type != "cuda":
+        return f"there are no native kernels for {device_type!r} devices"
+    if not module.with_cuda:
+        return "the extension was built without CUDA"
+    try:
+        count = module.cuda_device_count()
+    except RuntimeError as error:
+        return f"its CUDA runtime does not start under the installed driver: {error}"
+    return None if count else "its CUDA runtime finds no device"
+
+
+def view(module: ModuleType, tensor: Tensor | None):  # -> _C.View
+    """The View of a [B, …] tensor whose strides a kernel can walk (ops.view.viewable)."""
+    if tensor is None:
+        return module.View(0, 0, 0, 1, 0, 1)
+    strides: Strides | None = strides_of(tensor)
+    assert strides is not None
+    return module.View(tensor.data_ptr(), DTYPES[tensor.dtype], *strides)
+
+
+def key(module: ModuleType, noise_key: NoiseKey):  # -> _C.NoiseKey
+    result = module.NoiseKey()
+    result.seed, result.sample_offset = noise_key.seed, noise_key.sample_offset
+    result.seeds, result.samples = address(noise_key.seeds), address(noise_key.samples)
+    return result
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def launch(module: ModuleType, op: str, params: object, device: torch.device) -> None:
+    """Run <op>_cpu on torch's number of threads, or <op>_cuda on the current stream of the tensors' device."""
+    if device.type == "cpu":
+        getattr(module, f"{op}_cpu")(params, torch.get_num_threads())
+    else:
+        with torch.cuda.device(device):
+            getattr(module, f"{op}_cuda")(params, torch.cuda.current_stream(device).cuda_stream)

@@ -1,0 +1,126 @@
+"""One row of a plan in plain PyTorch: the formula of fastdiff/plan.py, in the order of csrc/common/row.h.
+
+With a float32 state every backend gives these bits (each operation is eager, so nothing is fused); with a float64 state
+it is the oracle.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdiff.plan import COLUMNS, TERMS
+
+_AT = {name: i for i, name in enumerate(COLUMNS)}
+
+
+class Inputs(NamedTuple):
+    """What a row reads: [B, …] tensors in the state's dtype, but for the outputs, which have the network's."""
+
+    x: Tensor
+    outputs: tuple[Tensor, ...] = ()
+    variance: Tensor | None = None  # the network's second half of channels
+    anchor: Tensor | None = None
+    slots: tuple[Tensor | None, ...] = (None, None, None, None)
+    z: Tensor | None = None
+    gain: Tensor | None = None  # [B]
+    clip: Tensor | None = None  # [B, 2]: bound and scale
+    gradient: Tensor | None = None
+    mask: Tensor | None = None
+    known: Tensor | None = None
+    known_z: Tensor | None = None
+
+
+class Outputs(NamedTuple):
+    """What a row writes, in the state's dtype; None where it does not."""
+
+    x: Tensor
+    anchor: Tensor | None
+    slot: Tensor | None
+    x0: Tensor
+    model_input: Tensor
+    m: Tensor | None  # the guided output before the gain, whose finiteness is checked
+
+
+def update(row: Tensor, i: Inputs) -> Outputs:
+    """Apply one row of a table ([48], float64, on the CPU) to the state."""
+    dtype = i.x.dtype
+    # Rounded once to the state's precision: what the device's table holds.
+    values = row.to(dtype).tolist()
+
+    def col(name: str) -> float:
+        return values[_AT[name]]
+
+    m = guided = None
+    if i.outputs:
+        m = i.outputs[0].to(dtype)
+        if len(i.outputs) > 1:
+            m = m * col("w0")
+            for k, output in enumerate(i.outputs[1:], start=1):
+                m = m + output.to(dtype) * col(f"w{k}")
+        guided = m
+        if i.gain is not None:
+            m = m * _per_sample(i.gain, m)
+    x0 = i.x * col("p")
+    x0 = x0 + (torch.zeros_like(x0) if m is None else m) * col("q")
+    if i.clip is None:
+        bound, scale = torch.full_like(x0, col("clip")), torch.full_like(x0, col("scale"))
+    else:
+        bound, scale = _per_sample(i.clip[:, 0], x0), _per_sample(i.clip[:, 1], x0)
+    x0 = torch.where(bound < x0, bound, x0)
+    x0 = torch.where(x0 < -bound, -bound, x0)
+    x0 = x0 * scale
+
+    z = i.z
+    if i.variance is not None and z is not None:
+        z = z * learned_sigma(i.variance.to(dtype), col("log_min"), col("log_max"))
+    slots = [i.slots[int(col(f"read{k}"))] if col(f"read{k}") >= 0 else None for k in range(3)]
+    terms = dict(zip(TERMS, (i.x, i.anchor, x0, m, *slots, z, i.gradient), strict=True))
+
+    def combine(output: str) -> Tensor:
+        total = torch.zeros_like(i.x)
+        for name in TERMS:
+            coefficient, term = col(f"{output}.{name}"), terms[name]
+            if coefficient != 0:
+                assert term is not None, f"the row reads {name}"
+                total = total + term * coefficient
+        return total
+
+    x = combine("x")
+    anchor = combine("anchor") if col("keeps_anchor") else None
+    slot = combine("slot") if col("write") >= 0 else None
+    if i.mask is not None:
+        assert i.known is not None
+        known = i.known * col("known_alpha")
+        known = known + (torch.zeros_like(known) if i.known_z is None else i.known_z) * col("known_sigma")
+        x = i.mask * known + (1.0 - i.mask) * x
+    return Outputs(x, anchor, slot, x0, x * col("next_c_in"), guided)
+
+
+def learned_sigma(v: Tensor, log_min: float, log_max: float) -> Tensor:
+    """exp(½(f·log_max + (1 − f)·log_min)), f = (v + 1)/2, the exponent clamped to ±87 (float32's range)."""
+    f = (v + 1.0) * 0.5
+    y = (f * log_max + (1.0 - f) * log_min) * 0.5
+    return y.clamp(-87.0, 87.0).exp() if v.dtype == torch.float64 else exp_clamped(y)
+
+
+def exp_clamped(y: Tensor) -> Tensor:
+    """exp(y) of float32 y by the polynomial of csrc/common/row.h, operation by operation."""
+    y = torch.where(y > 87.0, 87.0, y)
+    y = torch.where(y < -87.0, -87.0, y)
+    shifted = y * 1.44269504 + 12582912.0
+    k = shifted - 12582912.0
+    r = (y - k * 0.693359375) - k * -2.12194440e-4
+    e = r * 1.9875691500e-4 + 1.3981999507e-3
+    e = e * r + 8.3334519073e-3
+    e = e * r + 4.1665795894e-2
+    e = e * r + 1.6666665459e-1
+    e = e * r + 5.0000001201e-1
+    e = e * (r * r) + r + 1.0
+    return e * ((shifted.view(torch.int32) << 23) + 0x3F800000).view(torch.float32)
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,195 @@
+"""A sampler is a plan, and a plan is a table: what each step does to the state x, in float64 numbers.
+
+One row, in the order in which it is computed (csrc/common/row.h and ops/update/reference.py do the same):
+
+    m       = the network's output, guided: w0·o0 + w1·o1 + w2·o2 where there are several; then gain·m (per sample)
+    x̂_0     = scale · clamp(p·x + q·m, ±clip)
+    x'      = Σ coefficient · {x, anchor, x0, m, slot0, slot1, slot2, z, g}
+    anchor' = the same over its own coefficients, where the row writes it
+    slot'   = the same over its own coefficients, written to slot number ``write``
+    x'      ← mask·(α_known·known + σ_known·z_known) + (1 − mask)·x', where there is a mask
+    the network's next input = c_in of the next row · x'
+
+z is the noise of (stream, draw); under learned variance it is first multiplied by the network's σ. A term whose
+coefficient is 0 is neither read nor added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+
+TERMS = ("x", "anchor", "x0", "m", "slot0", "slot1", "slot2", "z", "g")
+SLOTS = 4
+
+COLUMNS = (
+    "t", "next_c_in", "w0", "w1", "w2", "p", "q", "clip", "scale",
+    *(f"x.{term}" for term in TERMS), *(f"anchor.{term}" for term in TERMS), *(f"slot.{term}" for term in TERMS),
+    "read0", "read1", "read2", "write", "keeps_anchor", "log_min", "log_max", "known_alpha", "known_sigma",
+    "draw", "stream", "calls_model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network call, or one change of state without a call (``calls_model=False``).
+
+    Args:
+        t: the timestep that the network is given.
+        alpha, sigma: the state's level at the row's start, x = alpha·x_0 + sigma·ε.
+        x: coefficients of x' by the names in ``TERMS``; a missing name is 0.
+        anchor, slot: likewise for anchor' and for the slot ``write``; None where the row does not write it.
+        p, q: x̂_0 = p·x + q·m.
+        clip, scale: x̂_0 ← scale·clamp(x̂_0, ±clip); a per-sample tensor given at run time takes their place.
+        reads: the numbers of the slots that slot0, slot1 and slot2 stand for.
+        write: the number of the slot that is written.
+        c_in: the network's input is c_in·x.
+        log_variance: (log_min, log_max) under learned variance (Nichol & Dhariwal 2021, Equation 15).
+        stream: the noise's stream; its draw is the row's number in the plan.
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+    x: Mapping[str, float]
+    p: float = 0.0
+    q: float = 0.0
+    clip: float = math.inf
+    scale: float = 1.0
+    anchor: Mapping[str, float] | None = None
+    slot: Mapping[str, float] | None = None
+    reads: tuple[int, ...] = ()
+    write: int | None = None
+    c_in: float = 1.0
+    log_variance: tuple[float, float] | None = None
+    stream: int = 1
+    calls_model: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("x", "anchor", "slot"):
+            for term, value in (getattr(self, name) or {}).items():
+                if term not in TERMS:
+                    raise ValueError(f"{name} has a coefficient of {term!r}; terms are {', '.join(TERMS)}")
+                if not math.isfinite(value):
+                    raise ValueError(f"{name}'s coefficient of {term!r} is {value}; it must be finite")
+                if term.startswith("slot") and value and int(term[4]) >= len(self.reads):
+                    raise ValueError(f"{name} uses {term!r}, but reads names only {len(self.reads)} slots")
+        numbers = (self.t, self.alpha, self.sigma, self.p, self.q, self.scale, self.c_in, *(self.log_variance or ()))
+        if not all(math.isfinite(value) for value in numbers):
+            raise ValueError(f"t, alpha, sigma, p, q, scale, c_in and log_variance must be finite; got {numbers}")
+        if math.isnan(self.clip) or self.clip <= 0:
+            raise ValueError(f"clip must be positive or infinite; got {self.clip}")
+        if len(self.reads) > 3 or any(not 0 <= slot < SLOTS for slot in self.reads):
+            raise ValueError(f"reads must name at most three of the slots 0 … {SLOTS - 1}; got {self.reads}")
+        if (self.write is None) != (self.slot is None):
+            raise ValueError("slot and write go together: give both or neither")
+        if self.write is not None and not 0 <= self.write < SLOTS:
+            raise ValueError(f"write must be a slot 0 … {SLOTS - 1}; got {self.write}")
+        if not self.calls_model and (self.q or any((c or {}).get("m") for c in (self.x, self.anchor, self.slot))):
+            raise ValueError("a row without a network call has no m: q and the coefficients of m must be 0")
+
+    def uses(self, term: str) -> bool:
+        """Whether any of the row's outputs reads this term."""
+        return any((c or {}).get(term, 0) != 0 for c in (self.x, self.anchor, self.slot))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The rows of one sampling run, from noise to image, and what the run needs to know beside them.
+
+    Args:
+        rows: the rows, in order; row i's noise has draw i.
+        name: the sampler's name, for messages.
+        init_sigma: x_T = init_sigma · z.
+        learned_variance: whether the network returns twice the channels, the second half being its variance.
+    """
+
+    rows: tuple[Row, ...]
+    name: str = "custom"
+    init_sigma: float = 1.0
+    learned_variance: bool = False
+    timesteps: tuple[float, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+        if not self.rows:
+            raise ValueError("a plan needs at least one row")
+        if len(self.rows) >= 1 << 24:
+            raise ValueError(f"a plan has at most 2**24 - 1 rows; got {len(self.rows)}")
+        for i, row in enumerate(self.rows):
+            if not isinstance(row, Row):
+                raise TypeError(f"rows must be Row; number {i} is {type(row).__name__}")
+            if self.learned_variance and row.uses("z") and row.log_variance is None:
+                raise ValueError(f"row {i} draws noise under learned variance but has no log_variance")
+        object.__setattr__(self, "timesteps", tuple(row.t for row in self.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    @property
+    def integer_timesteps(self) -> bool:
+        """Whether every t is an integer index, so that the network is given int64 timesteps."""
+        return all(float(t).is_integer() for t in self.timesteps)
+
+    @property
+    def slots_used(self) -> tuple[int, ...]:
+        """The numbers of the history slots that some row reads or writes."""
+        used = {row.write for row in self.rows if row.write is not None}
+        return tuple(sorted(used | {slot for row in self.rows for slot in row.reads}))
+
+    @property
+    def uses_anchor(self) -> bool:
+        return any(row.anchor is not None or row.uses("anchor") for row in self.rows)
+
+    def table(self, guidance: tuple[float, ...] = ()) -> torch.Tensor:
+        """The rows as a float64 CPU tensor [rows, 48] with the columns ``COLUMNS``; do not write to it.
+
+        ``guidance`` holds the weights of the network's outputs (see ``guidance_weights``).
+        """
+        return _table(self, guidance)
+
+
+@lru_cache(maxsize=64)
+def _table(plan: Plan, guidance: tuple[float, ...]) -> torch.Tensor:
+    weights = [*guidance, 0.0, 0.0, 0.0][:3] if guidance else [1.0, 0.0, 0.0]
+    rows = []
+    for i, row in enumerate(plan.rows):
+        following = plan.rows[i + 1] if i + 1 < len(plan.rows) else None
+        rows.append(
+            [row.t, following.c_in if following else 1.0, *weights, row.p, row.q, row.clip, row.scale]
+            + [(c or {}).get(term, 0.0) for c in (row.x, row.anchor, row.slot) for term in TERMS]
+            + [*row.reads, -1.0, -1.0, -1.0][:3]
+            + [-1.0 if row.write is None else row.write, float(row.anchor is not None)]
+            + [*(row.log_variance or (0.0, 0.0))]
+            + ([following.alpha, following.sigma] if following else [1.0, 0.0])
+            + [i, row.stream, float(row.calls_model)]
+        )
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def guidance_weights(scale: float | Sequence[float]) -> tuple[float, ...]:
+    """The weights of the network's outputs under classifier-free guidance.
+
+    A number s: outputs (unconditional u, conditional c), u + s·(c − u) (Ho & Salimans 2022, in the convention where 1
+    is no guidance). A pair (s_T, s_I): outputs e(∅,∅), e(I,∅), e(I,T) of InstructPix2Pix (Brooks et al. 2023,
+    Equation 3). Raises ValueError where a scale is not finite.
+    """
+    scales = tuple(float(s) for s in scale) if isinstance(scale, Sequence) else (float(scale),)
+    if not all(math.isfinite(s) for s in scales):
+        raise ValueError(f"guidance_scale must be finite; got {scale}")
+    if len(scales) == 1:
+        return (1.0 - scales[0], scales[0])
+    if len(scales) == 2:
+        text, image = scales
+        return (1.0 - image, image - text, text)
+    raise ValueError(f"guidance_scale must be a number or a pair; got {len(scales)} numbers")
