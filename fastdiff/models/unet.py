@@ -157,7 +157,7 @@ class UNet(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes `config.json` and `diffusion_pytorch_model.safetensors` for `from_pretrained` and for diffusers.
 
-        Each file appears whole or not at all; a save that is interrupted leaves what was there.
+        A save that is interrupted leaves each file either as it was or as it was to become, never in part.
         """
         checkpoint.write(folder, self.config.to_dict(), self.state_dict())
 
