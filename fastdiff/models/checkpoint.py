@@ -12,12 +12,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fastdiff.files import atomic_write
+
 CONFIG = "config.json"
 SAFETENSORS = "diffusion_pytorch_model.safetensors"
 PICKLE = "diffusion_pytorch_model.bin"
 CLASS_NAME = "UNet2DModel"
 
-# The names that attention weights had before 2023, as most of the published DDPM checkpoints still have them.
+# The names that attention weights had in early checkpoints; diffusers renames them as it loads, too.
 _OLD_ATTENTION = re.compile(r"(\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$")
 _NEW_NAME = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -106,30 +108,16 @@ def check_weights(state: Mapping[str, Tensor], needed: Mapping[str, Tensor], pat
 
 
 def write(folder: str | os.PathLike[str], config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Writes both files. Each appears whole or not at all, and neither is touched before both are on the disk."""
+    """Writes both files. Each appears whole or not at all."""
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     # Row-major on the CPU: what the format asks for. "format" is what diffusers looks for before it loads.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
     text = json.dumps({"_class_name": CLASS_NAME, **config}, indent=2) + "\n"
-    _write_whole({root / SAFETENSORS: weights, root / CONFIG: text.encode()})
-
-
-def _write_whole(files: Mapping[Path, bytes]) -> None:
-    # os.replace is atomic within a file system, hence temporary files in the same folder.
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
-    try:
-        for path, data in files.items():
-            with open(temporary[path], "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
-        for path in files:
-            os.replace(temporary[path], path)
-    finally:
-        for leftover in temporary.values():
-            leftover.unlink(missing_ok=True)
+    with atomic_write(root / CONFIG) as config_file, atomic_write(root / SAFETENSORS) as weights_file:
+        config_file.write(text.encode())
+        weights_file.write(weights)
 
 
 def _abridged(names: list[str], most: int = 5) -> str:
