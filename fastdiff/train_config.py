@@ -10,28 +10,36 @@ from fastdiff.data import DIGITS_SIZE, FOLDER_SIZE, ImageData
 from fastdiff.schedule import NoiseSchedule
 
 # How a trained folder is sampled unless asked otherwise; training.json carries it to whoever loads the folder.
-SAMPLING: dict[str, Any] = {"sampler": "ddim", "steps": 50, "eta": 1.0, "guidance_scale": 1.0, "clip": 1.0}
+SAMPLING: dict[str, Any] = {"sampler": "ddim", "steps": 50, "eta": 0.0, "guidance_scale": 1.25, "clip": 1.0}
 
 SCHEDULES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
 _DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+_DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Settings:
     """What shapes a training run.
 
-    data: "digits" or a folder of pictures, see `fastdiff.data.load`. size: pixels a side (8 for digits, else 32).
-    steps, batch_size: optimiser steps in all, and images a step, drawn with replacement.
-    lr: AdamW's learning rate, reached after `warmup` steps and constant from there. seed: of weights, order and noise.
-    channels: of each level, from the input's resolution down, multiples of 8; None chooses by size. layers: residual
-    blocks a level. Levels after the first whose side is at most 16 have attention.
-    label_dropout: the share of labels replaced by the null class (Ho & Salimans 2022, Algorithm 1).
-    ema_decay: decay a step of the running average of the weights, which is what is kept.
-    schedule: "linear" or "cosine". dtype: "float32", "bfloat16" (autocast), or "auto", which is bfloat16 on a GPU,
-    and on a CPU with AVX512-BF16 or AMX for models of ten million parameters or more.
-    device: "auto", or what torch calls it. save_every: steps between checkpoints, each with a grid of samples.
+    Args:
+        data: "digits", or a folder of pictures; see `fastdiff.data.load`.
+        size: pixels a side; None means 8 for digits, 32 for a folder.
+        steps: optimiser steps in all.
+        batch_size: images a step, drawn with replacement.
+        lr: AdamW's learning rate, constant once `warmup` steps have led up to it.
+        seed: of the first weights, the images drawn and the noise; 0 <= seed < 2**63.
+        channels: of each level, from the input's resolution down, multiples of 8; None chooses by size. Levels after
+            the first whose side is at most 16 pixels have attention.
+        layers: residual blocks of a level.
+        label_dropout: share of labels replaced by the null class (Ho & Salimans 2022, Algorithm 1).
+        ema_decay: decay a step of the running average of the weights; the average is what is kept.
+        schedule: "linear" or "cosine", T = 1000.
+        dtype: "float32", "bfloat16" (autocast), or "auto": bfloat16 on a GPU that computes in it, float32 elsewhere.
+        device: what torch calls it, or "auto": the GPU where there is one.
+        save_every: steps between checkpoints, each with a grid of samples.
 
-    Raises TypeError or ValueError, naming the setting, for anything else.
+    Raises:
+        TypeError, ValueError: a setting, which is named, has another type or value.
     """
 
     data: str
@@ -45,56 +53,68 @@ class Settings:
     layers: int = 1
     label_dropout: float = 0.1
     ema_decay: float = 0.999
-    schedule: str = "linear"
+    schedule: str = "cosine"
     dtype: str = "auto"
     device: str = "auto"
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        size = self.size
-        if size is None:
-            size = DIGITS_SIZE if self.data == "digits" else FOLDER_SIZE
-            object.__setattr__(self, "size", size)
-        for name, least in (("size", 1), ("steps", 1), ("batch_size", 1), ("warmup", 1), ("layers", 1), ("seed", 0)):
-            self._check_int(name, least)
-        self._check_int("save_every", 1)
+        for name in ("steps", "batch_size", "warmup", "layers", "save_every"):
+            _check_int(name, getattr(self, name), 1)
+        _check_int("seed", self.seed, 0)
+        if self.size is not None:
+            _check_int("size", self.size, 1)
         if self.seed >= 2**63:
             raise ValueError(f"seed must lie below 2**63; got {self.seed}")
-        for name, low, high in (("lr", 0.0, math.inf), ("label_dropout", 0.0, 1.0), ("ema_decay", 0.0, 1.0)):
+        for name in ("lr", "label_dropout", "ema_decay"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if type(value) not in (int, float):
                 raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-            if not low <= value < high or (name == "lr" and value == 0):
-                raise ValueError(f"{name} must lie in {'(' if name == 'lr' else '['}{low}, {high}); got {value}")
-        for name, known in (("schedule", list(SCHEDULES)), ("dtype", ["auto", "float32", "bfloat16"])):
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive; got {self.lr}")
+        for name in ("label_dropout", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
+        for name, known in (("schedule", SCHEDULES), ("dtype", _DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
+        if not isinstance(self.device, str):
+            raise TypeError(f"device must be a str; got {type(self.device).__name__}")
+        if self.channels is not None:
+            if not self.channels or any(type(c) is not int or c < 8 or c % 8 for c in self.channels):
+                raise ValueError(f"channels must be multiples of 8, one for each level; got {self.channels}")
+            object.__setattr__(self, "channels", tuple(self.channels))
+        halvings = len(self.level_channels) - 1
+        if self.image_size % 2**halvings:
+            raise ValueError(f"size {self.image_size} must divide by {2**halvings} for {halvings + 1} levels")
 
-        channels = _default_channels(size) if self.channels is None else tuple(self.channels)
-        if not channels or any(type(c) is not int or c < 8 or c % 8 for c in channels):
-            raise ValueError(f"channels must be multiples of 8, one for each level; got {self.channels}")
-        object.__setattr__(self, "channels", channels)
-        if size % 2 ** (len(channels) - 1):
-            raise ValueError(f"size {size} must divide by {2 ** (len(channels) - 1)} for {len(channels)} levels")
+    @property
+    def image_size(self) -> int:
+        """`size`, or what None means for these data."""
+        if self.size is not None:
+            return self.size
+        return DIGITS_SIZE if self.data == "digits" else FOLDER_SIZE
 
-    def _check_int(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if type(value) is not int:
-            raise TypeError(f"{name} must be an int; got {type(value).__name__}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}")
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """`channels`, or what None means for this size."""
+        if self.channels is not None:
+            return self.channels
+        if self.image_size <= 8:
+            return (32, 64)
+        return (64, 128, 128) if self.image_size <= 32 else (64, 128, 128, 256)
 
 
-def _default_channels(size: int) -> tuple[int, ...]:
-    if size <= 8:
-        return (32, 64)
-    return (64, 128, 128) if size <= 32 else (64, 128, 128, 256)
+def _check_int(name: str, value: object, least: int) -> None:
+    if type(value) is not int:
+        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
 
 
 def unet_config(settings: Settings, data: ImageData) -> dict[str, Any]:
     """The fields of the `UNet` to train: DDPM's, with a null class after the last one where there are classes."""
-    size, channels = settings.size, settings.channels
-    assert size is not None and channels is not None  # set by Settings
+    size, channels = settings.image_size, settings.level_channels
     attends = [level > 0 and size // 2**level <= 16 for level in range(len(channels))]
     classes = len(data.classes)
     return {
