@@ -1,3 +1,30 @@
-"""fastdiff: fused, exactly reproducible diffusion sampling for PyTorch models."""
+"""fastdiff: fused, exactly reproducible diffusion sampling for PyTorch models.
+
+    images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=42)
+"""
+
+from fastdiff import models, ops, reference, samplers
+from fastdiff.interpolate import interpolate
+from fastdiff.ops import add_noise, randn
+from fastdiff.plan import Plan, Row
+from fastdiff.run import State
+from fastdiff.sample import sample, sample_iter
+from fastdiff.schedule import NoiseSchedule
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "NoiseSchedule",
+    "Plan",
+    "Row",
+    "State",
+    "add_noise",
+    "interpolate",
+    "models",
+    "ops",
+    "randn",
+    "reference",
+    "sample",
+    "sample_iter",
+    "samplers",
+]

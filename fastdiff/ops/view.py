@@ -21,11 +21,12 @@ def strides_of(tensor: Tensor) -> Strides | None:
 
     Contiguous and channels_last tensors, and their slices along samples and channels, have such strides.
     """
-    n = tensor[0].numel() if tensor.ndim and len(tensor) else 0
+    shape = tensor.shape
+    n = tensor.numel() // shape[0] if shape[0] else 1
     if tensor.is_contiguous():
         return Strides(n, max(n, 1), 0, 1)
     merged: list[tuple[int, int]] = []
-    for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True):
+    for size, stride in zip(shape[1:], tensor.stride()[1:], strict=True):
         if size == 1:
             continue
         if merged and merged[-1][1] == size * stride:

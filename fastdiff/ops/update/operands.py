@@ -37,4 +37,5 @@ class Operands:
     known_noise: Tensor | None = None
     x0_out: Tensor | None = None
     model_input: Tensor | None = None
+    host_table: Tensor | None = None  # the same rows, float64 on the CPU: what the reference reads
     nonfinite: Tensor | None = None  # int64 [1], lowered to the row's index where the network's output is not finite

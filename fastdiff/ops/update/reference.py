@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdiff.noise import KNOWN, NoiseKey
+from fastdiff.ops.randn.reference import randn
+from fastdiff.ops.update.operands import Operands
 from fastdiff.plan import COLUMNS, TERMS
 
 _AT = {name: i for i, name in enumerate(COLUMNS)}
@@ -103,7 +106,8 @@ def learned_sigma(v: Tensor, log_min: float, log_max: float) -> Tensor:
     """exp(½(f·log_max + (1 − f)·log_min)), f = (v + 1)/2, the exponent clamped to ±87 (float32's range)."""
     f = (v + 1.0) * 0.5
     y = (f * log_max + (1.0 - f) * log_min) * 0.5
-    return y.clamp(-87.0, 87.0).exp() if v.dtype == torch.float64 else exp_clamped(y)
+    # The polynomial's bit tricks have no gradient.
+    return y.clamp(-87.0, 87.0).exp() if v.dtype == torch.float64 or v.requires_grad else exp_clamped(y)
 
 
 def exp_clamped(y: Tensor) -> Tensor:
@@ -124,3 +128,50 @@ def exp_clamped(y: Tensor) -> Tensor:
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+def drawn(
+    row: Tensor, x: Tensor, key: NoiseKey, noise: Tensor | None, known_noise: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """(z, z_known) of a row: as given, or drawn where the row uses them."""
+    values = dict(zip(COLUMNS, row.tolist(), strict=True))
+    if noise is None and any(values[f"{output}.z"] for output in ("x", "anchor", "slot")):
+        noise = _draw(x, key, int(values["draw"]), int(values["stream"]))
+    if known_noise is None and mask is not None and values["known_sigma"]:
+        known_noise = _draw(x, key, int(values["draw"]), KNOWN)
+    return noise, known_noise
+
+
+def _draw(x: Tensor, key: NoiseKey, draw: int, stream: int) -> Tensor:
+    return randn(tuple(x.shape), *key.lists(len(x)), draw, stream, x.device).to(x.dtype)
+
+
+class Update:
+    """An update whose tensors were checked once: call it with a row (an int, or an int64 tensor [1])."""
+
+    def __init__(self, operands: Operands) -> None:
+        self.operands = operands
+
+    def set_outputs(self, outputs: tuple[Tensor, ...], variance: Tensor | None = None) -> None:
+        self.operands.outputs, self.operands.variance = outputs, variance
+
+    def set_noise(self, noise: Tensor | None, known_noise: Tensor | None = None) -> None:
+        self.operands.noise, self.operands.known_noise = noise, known_noise
+
+    def __call__(self, row: int | Tensor) -> None:
+        o, index = self.operands, int(row)
+        values = o.host_table[index]
+        z, known_z = drawn(values, o.x, o.key, o.noise, o.known_noise, o.mask)
+        out = update(
+            values,
+            Inputs(o.x, o.outputs, o.variance, o.anchor, tuple(o.slots), z, o.gain, o.clip, o.gradient, o.mask,
+                   o.known, known_z),
+        )  # fmt: skip
+        targets = [(o.x_out, out.x), (o.anchor_out, out.anchor), (o.x0_out, out.x0), (o.model_input, out.model_input)]
+        if out.slot is not None:
+            targets.append((o.slots_out[int(values[COLUMNS.index("write")])], out.slot))
+        for target, value in targets:
+            if target is not None and value is not None:
+                target.copy_(value)
+        if o.nonfinite is not None and out.m is not None and not bool(out.m.isfinite().all()):
+            o.nonfinite.clamp_(max=index)

@@ -1,0 +1,53 @@
+"""Which implementation serves an operation: native (C++, CUDA), triton, or the reference in plain PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import lru_cache
+
+from fastdiff.ops import native
+
+BACKENDS = ("native", "triton", "reference")
+VARIABLE = "FASTDIFF_BACKEND"
+
+
+def why_missing(backend: str, device_type: str) -> str | None:
+    """Why a backend cannot serve a device type, or None where it can."""
+    if backend == "reference":
+        return None
+    if backend == "native":
+        return native.missing(device_type)
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
+        return "triton has no CPU kernels (TRITON_INTERPRET=1 interprets them, slowly)"
+    return None
+
+
+def choose(backend: str, device_type: str) -> str:
+    """The backend that serves ``backend`` on a device type.
+
+    "auto" takes what FASTDIFF_BACKEND names, or else native, then triton on a GPU, then the reference. Raises
+    ValueError for an unknown name and RuntimeError for a named backend that cannot serve the device, saying why.
+    """
+    origin = "backend"
+    if backend == "auto":
+        backend, origin = os.environ.get(VARIABLE) or "auto", VARIABLE
+    return _choose(backend, origin, device_type)
+
+
+@lru_cache(maxsize=32)
+def _choose(backend: str, origin: str, device_type: str) -> str:
+    if backend == "auto":
+        for candidate in BACKENDS:
+            if candidate == "triton" and device_type == "cpu":
+                continue
+            if why_missing(candidate, device_type) is None:
+                return candidate
+    if backend not in BACKENDS:
+        raise ValueError(f"{origin} is {backend!r}; it must be auto, {', '.join(BACKENDS)}")
+    reason = why_missing(backend, device_type)
+    if reason is not None:
+        raise RuntimeError(f"{origin}={backend!r} cannot serve {device_type} tensors: {reason}")
+    return backend

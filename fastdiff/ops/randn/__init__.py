@@ -1,0 +1,110 @@
+"""Standard normals of the noise stream: out[b, e] = the normal at (seed, sample, draw, stream, e).
+
+reference.py says what is computed; csrc/{common/normal.h, cpu/randn.cpp, cuda/randn.cu} and triton_impl.py compute the
+same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastdiff.ops.backend import choose
+from fastdiff.noise import NoiseKey, check_int, noise_key
+from fastdiff.ops.registry import register, traced
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def randn(
+    shape: Sequence[int],
+    *,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    draw: int = 0,
+    stream: int = 0,
+    sample_offset: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    backend: str = "auto",
+) -> Tensor:
+    """Standard normals that depend on nothing but what they are for; the same bits on every backend and device.
+
+    Args:
+        shape: [B, …]; sample b's elements are numbered in row-major order, at most 2³⁴ of them.
+        seed: 0 ≤ seed < 2⁶⁴; the samples are numbered sample_offset, sample_offset + 1, …
+        seeds: one seed a sample, each sample then having number 0; not together with sample_offset.
+        draw, stream: 0 ≤ draw, stream < 2³²; which noise of the sample (see fastdiff.noise).
+        dtype: float32, or bfloat16 or float16, to which the float32 normals are rounded.
+        memory_format: of the result; it does not change which element gets which normal.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these ranges. RuntimeError: for a backend that cannot run here.
+    """
+    shape = check_shape("shape", shape)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be float32, bfloat16 or float16; got {dtype}")
+    check_int("draw", draw, 0, (1 << 32) - 1)
+    check_int("stream", stream, 0, (1 << 32) - 1)
+    target = torch.device(device) if device is not None else torch.get_default_device()
+    key = noise_key(shape[0], target, seed, seeds, sample_offset)
+    backend = choose(backend, target.type)
+    out = torch.empty(shape, dtype=dtype, device=target, memory_format=memory_format)
+    if traced(out):
+        values: Tensor = torch.ops.fastdiff.randn(shape, *key.tensors(shape[0], target), draw, stream, dtype, backend)
+        return values.contiguous(memory_format=memory_format)
+    fill(out, key, draw, stream, backend)
+    return out
+
+
+def fill(out: Tensor, key: NoiseKey, draw: int, stream: int, backend: str) -> None:
+    """Fill ``out`` [B, …] through one named backend, unchecked."""
+    if backend == "native":
+        from fastdiff.ops.randn import native_impl as impl
+    elif backend == "triton":
+        from fastdiff.ops.randn import triton_impl as impl  # type: ignore[no-redef]
+    else:
+        from fastdiff.ops.randn.reference import randn as reference
+
+        out.copy_(reference(tuple(out.shape), *key.lists(len(out)), draw, stream, out.device))
+        return
+    impl.randn(out, key, draw, stream)
+
+
+def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape [B, …] of non-negative ints with at most 2³⁴ elements a sample."""
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise TypeError(f"{name} must be a sequence of ints; got {type(shape).__name__}")
+    sizes = tuple(check_int(f"{name}[{i}]", size, 0, (1 << 63) - 1) for i, size in enumerate(shape))
+    if not sizes:
+        raise ValueError(f"{name} must have a batch dimension first; got ()")
+    n = 1
+    for size in sizes[1:]:
+        n *= size
+    if n > 1 << 34:
+        raise ValueError(f"{name} has {n} elements a sample; the noise stream has 2**34")
+    return sizes
+
+
+def _run(
+    shape: Sequence[int], seeds: Tensor, samples: Tensor, draw: int, stream: int, dtype: torch.dtype, backend: str
+) -> Tensor:
+    out = torch.empty(tuple(shape), dtype=dtype, device=seeds.device)
+    fill(out, NoiseKey(seeds=seeds.contiguous(), samples=samples.contiguous()), draw, stream, backend)
+    return out
+
+
+def _fake(
+    shape: Sequence[int], seeds: Tensor, samples: Tensor, draw: int, stream: int, dtype: torch.dtype, backend: str
+) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=seeds.device)
+
+
+register(
+    "randn(SymInt[] shape, Tensor seeds, Tensor samples, int draw, int stream, ScalarType dtype, str backend) -> Tensor",
+    _run,
+    _fake,
+)

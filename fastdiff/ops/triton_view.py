@@ -1,0 +1,75 @@
+"""How a Triton kernel sees a tensor: elements of one sample at the strides of ops.view, widened to float32.
+
+A view is a tuple (pointer, batch stride, strides inside a sample), the last None where a sample is contiguous, so that
+such a kernel is compiled with vector accesses. Elements are named by ``first``, a program's first element (int64), and
+the lanes after it; addresses are int64.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdiff.ops.view import strides_of
+
+
+def view(tensor: Tensor | None) -> tuple | None:
+    """The view of a [B, …] tensor whose strides a kernel can walk (ops.view.viewable)."""
+    if tensor is None:
+        return None
+    strides = strides_of(tensor)
+    assert strides is not None
+    if strides.step == 1 and strides.inner * len(tensor) >= tensor.numel():
+        return tensor, strides.batch, None
+    return tensor, strides.batch, (strides.inner, strides.outer, strides.step)
+
+
+@triton.jit
+def place(n, QUADS: tl.constexpr):
+    """This program's sample, first element, lanes, and which of the lanes lie inside the sample."""
+    n = tl.cast(n, tl.int64)
+    blocks = ((n + (4 * QUADS - 1)) // (4 * QUADS)).to(tl.int32)
+    program = tl.program_id(0)
+    first = (program % blocks).to(tl.int64) * (4 * QUADS)
+    lane = tl.arange(0, 4 * QUADS)
+    return (program // blocks).to(tl.int64), first, lane, first + lane < n
+
+
+@triton.jit
+def addresses(v, b, first, lane, WIDE: tl.constexpr):
+    """Pointers to elements first + lane of sample b. WIDE: n is 2³¹ or more, so that they need int64 division."""
+    sample = v[0] + b * v[1]
+    if v[2] is None:
+        return sample + first + lane
+    else:
+        e = first + lane
+        if not WIDE:
+            e = e.to(tl.uint32)
+        inner = tl.cast(v[2][0], e.dtype)
+        return sample + (e // inner).to(tl.int64) * v[2][1] + (e % inner).to(tl.int64) * v[2][2]
+
+
+@triton.jit
+def load(v, b, first, lane, inside, WIDE: tl.constexpr):
+    """Elements first + lane of sample b as float32."""
+    value = tl.load(addresses(v, b, first, lane, WIDE), mask=inside)
+    if value.dtype == tl.bfloat16:
+        return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return value.to(tl.float32)
+
+
+@triton.jit
+def store(v, b, first, lane, inside, value, WIDE: tl.constexpr):
+    """Write float32 values in the view's dtype, rounded to nearest even."""
+    pointers = addresses(v, b, first, lane, WIDE)
+    dtype: tl.constexpr = pointers.dtype.element_ty
+    if dtype == tl.bfloat16:
+        # By integers: the interpreter's own conversion to bfloat16 does not round to even.
+        bits = value.to(tl.uint32, bitcast=True)
+        bits = tl.add(bits, 0x7FFF + ((bits >> 16) & 1), sanitize_overflow=False) >> 16
+        bits = tl.where(value == value, bits, 0x7FC0)
+        tl.store(pointers, bits.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
+    else:
+        tl.store(pointers, value.to(dtype), mask=inside)

@@ -1,0 +1,294 @@
+"""The reverse update: one row of a plan applied to the state in one pass over memory.
+
+fastdiff/plan.py has the formula, reference.py computes it in plain PyTorch; csrc/{common/row.h, cpu/update.cpp,
+cuda/update.cu} and triton_impl.py compute the same bits. The sampling loop holds one ``bind`` for a whole run; the
+function ``update`` is its functional form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fastdiff.ops.backend import choose
+from fastdiff.noise import NoiseKey, check_int, noise_key
+from fastdiff.ops.randn import DTYPES, check_shape
+from fastdiff.ops.registry import LIBRARY, register, traced
+from fastdiff.ops.update.operands import Operands
+from fastdiff.ops.view import viewable
+from fastdiff.plan import COLUMNS, SLOTS, Plan
+
+
+class Updated(NamedTuple):
+    """What a row wrote; None where it does not write, or was not asked to."""
+
+    x: Tensor
+    anchor: Tensor | None
+    slot: Tensor | None
+    x0: Tensor | None
+    model_input: Tensor | None
+
+
+class BoundUpdate(Protocol):
+    """An update whose tensors are set: called with a row's number, or an int64 tensor [1] that holds it."""
+
+    operands: Operands
+
+    def set_outputs(self, outputs: tuple[Tensor, ...], variance: Tensor | None = None) -> None: ...
+    def set_noise(self, noise: Tensor | None, known_noise: Tensor | None = None) -> None: ...
+    def __call__(self, row: int | Tensor) -> None: ...
+
+
+def bind(operands: Operands, backend: str) -> BoundUpdate:
+    """An update on checked tensors through one named backend."""
+    if backend == "native":
+        from fastdiff.ops.update.native_impl import Update
+    elif backend == "triton":
+        from fastdiff.ops.update.triton_impl import Update  # type: ignore[assignment]
+    else:
+        from fastdiff.ops.update.reference import Update  # type: ignore[assignment]
+    return Update(operands)
+
+
+def update(
+    x: Tensor,
+    outputs: Tensor | Sequence[Tensor],
+    plan: Plan,
+    row: int,
+    *,
+    guidance: Sequence[float] = (),
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    sample_offset: int = 0,
+    anchor: Tensor | None = None,
+    slots: Sequence[Tensor | None] = (None,) * SLOTS,
+    noise: Tensor | None = None,
+    gain: Tensor | None = None,
+    clip: Tensor | None = None,
+    gradient: Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    known_noise: Tensor | None = None,
+    return_x0: bool = False,
+    model_dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    backend: str = "auto",
+) -> Updated:
+    """Apply row ``row`` of ``plan`` to the state x (the formula stands in fastdiff.plan).
+
+    Args:
+        x: the state, contiguous float32 [B, …]; or float64, which the reference computes in float64 throughout.
+        outputs: the network's output, or two or three of them to be guided; float32, bfloat16 or float16 of x's shape
+            and any strides. Under the plan's learned variance the last one has twice x's channels. Empty where the
+            row makes no network call.
+        guidance: the weights of several outputs (``plan.guidance_weights``).
+        seed, seeds, sample_offset: who draws the noise, as for ``fastdiff.randn``; its stream and draw are the row's.
+        anchor, slots, gradient: what the row reads, like x. noise: z, in place of drawing it, like x.
+        gain: float32 [B], a factor of the guided output. clip: float32 [B, 2], bound and scale in place of the row's.
+        mask, known: like x; x' ← mask·(known image at the next row's level) + (1 − mask)·x'. known_noise: its z.
+        return_x0: also return x̂_0. model_dtype: also return the network's next input, in this dtype and
+        channels_last: in this memory format.
+
+    Returns:
+        ``Updated``; its tensors are new. Differentiable, through the reference, when called eagerly.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it is and what it should be.
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan; got {type(plan).__name__}")
+    check_int("row", row, 0, len(plan) - 1)
+    check_state(x)
+    several = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    given = {"anchor": anchor, "noise": noise, "gradient": gradient, "mask": mask, "known": known}
+    given |= {"known_noise": known_noise, **{f"slots[{i}]": slot for i, slot in enumerate(slots)}}
+    _check_given(x, plan, row, given, gain, clip, len(slots))
+    weights = check_guidance(guidance, len(several))
+    several, variance = split_outputs(several, x.shape, plan.learned_variance, x.device, "outputs")
+    if plan[row].calls_model != bool(several):
+        raise ValueError(f"row {row} makes {'a' if plan[row].calls_model else 'no'} network call; got {len(several)} outputs")
+    if model_dtype is not None and model_dtype not in DTYPES:
+        raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {model_dtype}")
+    if channels_last and x.ndim != 4:
+        raise ValueError(f"channels_last needs x of four dimensions; got {x.ndim}")
+
+    key = noise_key(len(x), x.device, seed, seeds, sample_offset)
+    wants = WANTS_X0 * return_x0 + WANTS_CHANNELS_LAST * channels_last
+    wants += WANTS_ANCHOR * (plan[row].anchor is not None) + WANTS_SLOT * (plan[row].write is not None)
+    if model_dtype is not None:
+        wants += WANTS_INPUT + (DTYPES.index(model_dtype) << 8)
+    tensors = [x, *several, *given.values(), gain, clip]
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if needs_grad or x.dtype == torch.float64:
+        if backend not in ("auto", "reference"):
+            why = "float64" if x.dtype == torch.float64 else "autograd"
+            raise ValueError(f"backend={backend!r} has no {why}; take backend='auto' or 'reference'")
+        backend = "reference"
+    backend = choose(backend, x.device.type)
+    arguments = (
+        x, list(several), variance, plan.table(weights), row, wants, *key.tensors(len(x), x.device), anchor,
+        list(slots), noise, gain, clip, gradient, mask, known, known_noise, backend,
+    )  # fmt: skip
+    written = (torch.ops.fastdiff.update if traced(*tensors) and not needs_grad else _compute)(*arguments)
+    rest = iter(written)
+    return Updated(
+        next(rest),
+        *(next(rest) if wants & bit else None for bit in (WANTS_ANCHOR, WANTS_SLOT, WANTS_X0, WANTS_INPUT)),
+    )
+
+
+WANTS_ANCHOR, WANTS_SLOT, WANTS_X0, WANTS_INPUT, WANTS_CHANNELS_LAST = 1, 2, 4, 8, 16  # then the input's dtype << 8
+
+
+# ---- checks
+
+
+def check_state(x: Tensor, name: str = "x") -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 (or float64, for the reference); got {x.dtype}")
+    check_shape(f"{name}.shape", x.shape)
+    if not x.is_contiguous():
+        raise ValueError(f"{name} must be contiguous; got strides {x.stride()} for shape {list(x.shape)}")
+
+
+def split_outputs(
+    outputs: tuple[Tensor, ...], shape: Sequence[int], learned_variance: bool, device: torch.device, name: str
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """The network's outputs, checked and made walkable, with the learned variance (of the last) split off."""
+    variance = None
+    checked = []
+    for output in outputs:
+        if not isinstance(output, Tensor):
+            raise TypeError(f"{name} must be tensors; got {type(output).__name__}")
+        if output.dtype not in DTYPES and output.dtype != torch.float64:
+            raise TypeError(f"{name} must be float32, bfloat16 or float16; got {output.dtype}")
+        if output.device != device:
+            raise ValueError(f"{name} must be on the state's device {device}; got {output.device}")
+        if learned_variance and output.ndim >= 2 and output.shape[1] == 2 * shape[1]:
+            output, variance = output.split(shape[1], dim=1)
+            variance = viewable(variance)
+        if output.shape != shape:
+            raise ValueError(f"{name} must have shape {list(shape)}; got {list(output.shape)}{_hint(output, shape)}")
+        checked.append(viewable(output))
+    if learned_variance and outputs and variance is None:
+        raise ValueError(f"{name} must have {2 * shape[1]} channels under learned variance; got {shape[1]}")
+    return tuple(checked), variance
+
+
+def _hint(output: Tensor, shape: Sequence[int]) -> str:
+    twice = output.ndim == len(shape) >= 2 and output.shape[1] == 2 * shape[1]
+    return " (twice the channels: a network with learned variance needs variance='learned_range')" if twice else ""
+
+
+def check_guidance(guidance: Sequence[float], outputs: int) -> tuple[float, ...]:
+    weights = tuple(float(w) for w in guidance)
+    if outputs > 3:
+        raise ValueError(f"at most three outputs can be guided; got {outputs}")
+    if (outputs > 1) != bool(weights) or (weights and len(weights) != outputs):
+        raise ValueError(f"guidance must hold one weight for each of several outputs; got {len(weights)} for {outputs}")
+    return weights
+
+
+def _check_given(
+    x: Tensor, plan: Plan, row: int, given: dict[str, Tensor | None], gain: Tensor | None, clip: Tensor | None,
+    slots: int,
+) -> None:  # fmt: skip
+    if slots != SLOTS:
+        raise ValueError(f"slots must have {SLOTS} entries; got {slots}")
+    shapes = {name: (tensor, tuple(x.shape)) for name, tensor in given.items()}
+    shapes |= {"gain": (gain, (len(x),)), "clip": (clip, (len(x), 2))}
+    for name, (tensor, shape) in shapes.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise ValueError(f"{name} must be {x.dtype} on {x.device}; got {tensor.dtype} on {tensor.device}")
+        if tuple(tensor.shape) != shape or not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous of shape {list(shape)}; got {list(tensor.shape)}")
+    if (given["mask"] is None) != (given["known"] is None):
+        raise ValueError("mask and known go together: give both or neither")
+    r = plan[row]
+    if r.uses("anchor") and given["anchor"] is None:
+        raise ValueError(f"row {row} reads the anchor, which was not given")
+    if r.uses("g") and given["gradient"] is None:
+        raise ValueError(f"row {row} reads the gradient, which was not given")
+    for k, slot in enumerate(r.reads):
+        if r.uses(f"slot{k}") and given[f"slots[{slot}]"] is None:
+            raise ValueError(f"row {row} reads slot {slot}, which was not given")
+
+
+# ---- the operator
+
+
+@lru_cache(maxsize=64)
+def _device_table(table: Tensor, device: torch.device) -> Tensor:
+    return table.to(torch.float32).to(device)
+
+
+def _compute(
+    x: Tensor, outputs: list[Tensor], variance: Tensor | None, table: Tensor, row: int, wants: int, seeds: Tensor,
+    samples: Tensor, anchor: Tensor | None, slots: list[Tensor | None], noise: Tensor | None, gain: Tensor | None,
+    clip: Tensor | None, gradient: Tensor | None, mask: Tensor | None, known: Tensor | None,
+    known_noise: Tensor | None, backend: str,
+) -> list[Tensor]:  # fmt: skip
+    key = NoiseKey(seeds=seeds, samples=samples)
+    if backend == "reference":
+        from fastdiff.ops.update.reference import Inputs, drawn, update as reference
+
+        z, known_z = drawn(table[row], x, key, noise, known_noise, mask)
+        inputs = Inputs(x, tuple(outputs), variance, anchor, tuple(slots), z, gain, clip, gradient, mask, known, known_z)
+        out = reference(table[row], inputs)
+        optional = zip((out.anchor, out.slot, out.x0), (WANTS_ANCHOR, WANTS_SLOT, WANTS_X0), strict=True)
+        result = [out.x, *(t for t, bit in optional if t is not None and wants & bit)]
+        if wants & WANTS_INPUT:
+            result.append(_like(x, wants).copy_(out.model_input))
+        return result
+    result = _fake(x, outputs, variance, table, row, wants)
+    rest = iter(result)
+    operands = Operands(x, next(rest), _device_table(table, x.device), key, tuple(outputs), variance, anchor)
+    if wants & WANTS_ANCHOR:
+        operands.anchor_out = next(rest)
+    if wants & WANTS_SLOT:
+        operands.slots_out[int(table[row, COLUMNS.index("write")])] = next(rest)
+    if wants & WANTS_X0:
+        operands.x0_out = next(rest)
+    if wants & WANTS_INPUT:
+        operands.model_input = next(rest)
+    operands.slots = list(slots)
+    operands.noise, operands.known_noise = noise, known_noise
+    operands.gain, operands.clip, operands.gradient, operands.mask, operands.known = gain, clip, gradient, mask, known
+    bind(operands, backend)(row)
+    return result
+
+
+def _like(x: Tensor, wants: int) -> Tensor:
+    layout = torch.channels_last if wants & WANTS_CHANNELS_LAST else torch.contiguous_format
+    return torch.empty(x.shape, dtype=DTYPES[wants >> 8], device=x.device, memory_format=layout)
+
+
+def _fake(
+    x: Tensor, outputs: list[Tensor], variance: Tensor | None, table: Tensor, row: int, wants: int, *_: object
+) -> list[Tensor]:
+    result = [torch.empty_like(x), *(torch.empty_like(x) for bit in (WANTS_ANCHOR, WANTS_SLOT, WANTS_X0) if wants & bit)]
+    return [*result, _like(x, wants)] if wants & WANTS_INPUT else result
+
+
+def _no_backward(ctx: object, *grads: object) -> None:
+    raise RuntimeError("fastdiff.ops.update is not differentiable under torch.compile; call it eagerly for gradients")
+
+
+register(
+    "update(Tensor x, Tensor[] outputs, Tensor? variance, Tensor table, int row, int wants, Tensor seeds, "
+    "Tensor samples, Tensor? anchor, Tensor?[] slots, Tensor? noise, Tensor? gain, Tensor? clip, Tensor? gradient, "
+    "Tensor? mask, Tensor? known, Tensor? known_noise, str backend) -> Tensor[]",
+    _compute,
+    _fake,
+)
+torch.library.register_autograd("fastdiff::update", _no_backward, lib=LIBRARY)

@@ -1,0 +1,216 @@
+"""update as one Triton kernel: csrc/common/row.h's arithmetic, in its order.
+
+A tensor that is None is compiled out. One that is given but not used by the row at hand is skipped by a branch on the
+row's coefficient, which is the same for the whole grid.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdiff.noise import KNOWN
+from fastdiff.ops.triton_noise import key_of, normals
+from fastdiff.ops.triton_support import key_arguments, launch
+from fastdiff.ops.triton_view import load, place, store, view
+from fastdiff.ops.update.operands import Operands
+from fastdiff.plan import COLUMNS, TERMS
+
+_NEXT_C_IN, _W, _P, _Q, _CLIP, _SCALE, _X, _ANCHOR, _SLOT, _READ, _WRITE = (
+    tl.constexpr(COLUMNS.index(name))
+    for name in "next_c_in w0 p q clip scale x.x anchor.x slot.x read0 write".split()
+)
+_KEEPS_ANCHOR, _LOG_MIN, _LOG_MAX, _KNOWN_ALPHA, _KNOWN_SIGMA, _DRAW, _STREAM = (
+    tl.constexpr(COLUMNS.index(name))
+    for name in "keeps_anchor log_min log_max known_alpha known_sigma draw stream".split()
+)
+_OF_ANCHOR, _OF_SLOT0, _OF_Z, _OF_G = (tl.constexpr(TERMS.index(name)) for name in ("anchor", "slot0", "z", "g"))
+_COLUMNS, _KNOWN = tl.constexpr(len(COLUMNS)), tl.constexpr(KNOWN)
+
+
+@triton.jit
+def _uses(row, term: tl.constexpr):
+    """Whether any output that this row writes has a coefficient of the term."""
+    keeps, writes = tl.load(row + _KEEPS_ANCHOR) != 0, tl.load(row + _WRITE) >= 0
+    by_x, by_anchor = tl.load(row + _X + term) != 0, tl.load(row + _ANCHOR + term) != 0
+    return by_x | (keeps & by_anchor) | (writes & (tl.load(row + _SLOT + term) != 0))
+
+
+@triton.jit
+def _read(row, term: tl.constexpr, source, at, inside, zeros):
+    """A term's tensor where the row uses it."""
+    value = zeros
+    if _uses(row, term):
+        value = tl.load(source + at, mask=inside)
+    return value
+
+
+@triton.jit
+def _read_slot(row, k: tl.constexpr, slots, at, inside, zeros):
+    """The k-th slot that the row reads, by the number in its table."""
+    value = zeros
+    for number in tl.static_range(4):
+        if slots[number] is not None:
+            if (tl.load(row + _READ + k) == number) & _uses(row, _OF_SLOT0 + k):
+                value = tl.load(slots[number] + at, mask=inside)
+    return value
+
+
+@triton.jit
+def _combine(row, output: tl.constexpr, terms, zeros):
+    """The linear combination of one output: terms in order, a zero coefficient skips its term."""
+    total = zeros
+    for k in tl.static_range(9):
+        if terms[k] is not None:
+            coefficient = tl.load(row + output + k)
+            if coefficient != 0:
+                total = total + terms[k] * coefficient
+    return total
+
+
+@triton.jit
+def _predict_x0(x, m, p, q, bound, scale):
+    """p x + q m, clamped to ±bound and scaled; NaN passes through."""
+    x0 = x * p + m * q
+    x0 = tl.where(bound < x0, bound, x0)
+    x0 = tl.where(x0 < -bound, -bound, x0)
+    return x0 * scale
+
+
+@triton.jit
+def _exp_clamped(y):
+    """exp(y), y clamped to ±87; NaN passes through."""
+    y = tl.where(y > 87.0, 87.0, y)
+    y = tl.where(y < -87.0, -87.0, y)
+    shifted = y * 1.44269504 + 12582912.0
+    k = shifted - 12582912.0
+    r = (y - k * 0.693359375) - k * -2.12194440e-4
+    e = r * 1.9875691500e-4 + 1.3981999507e-3
+    e = e * r + 8.3334519073e-3
+    e = e * r + 4.1665795894e-2
+    e = e * r + 1.6666665459e-1
+    e = e * r + 5.0000001201e-1
+    e = e * (r * r) + r + 1.0
+    power = tl.add(shifted.to(tl.int32, bitcast=True) << 23, 0x3F800000, sanitize_overflow=False)
+    return e * power.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _learned_sigma(v, log_min, log_max):
+    f = (v + 1.0) * 0.5
+    return _exp_clamped((f * log_max + (1.0 - f) * log_min) * 0.5)
+
+
+@triton.jit(do_not_specialize=["index", "seed", "sample_offset"])
+def update_kernel(
+    table, index: tl.int64, step, outputs, variance, x, anchor, slots, noise, gain, clip, gradient, mask, known,
+    known_noise, x_out, anchor_out, slots_out, x0_out, model_input, nonfinite,
+    seeds, samples, seed: tl.int64, sample_offset: tl.int64, n, QUADS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    if step is not None:
+        index = tl.load(step)
+    index = tl.cast(index, tl.int64)
+    row = table + index * _COLUMNS
+    b, first, lane, inside = place(n, QUADS)
+    at = b * n + first + lane
+    zeros = tl.zeros([4 * QUADS], tl.float32)
+    s, number = key_of(b, seeds, samples, seed, sample_offset)
+    draw, stream = tl.load(row + _DRAW).to(tl.int32), tl.load(row + _STREAM).to(tl.int32)
+
+    # What the row reads.
+    x_in = tl.load(x + at, mask=inside)
+    m = zeros
+    if len(outputs) > 0:
+        m = load(outputs[0], b, first, lane, inside, WIDE)
+        if len(outputs) > 1:
+            m = m * tl.load(row + _W)
+            for k in tl.static_range(1, len(outputs)):
+                m = m + load(outputs[k], b, first, lane, inside, WIDE) * tl.load(row + _W + k)
+        if nonfinite is not None:
+            bad = inside & ((m.to(tl.int32, bitcast=True) & 0x7F800000) == 0x7F800000)
+            if tl.max(bad.to(tl.int32), axis=0) != 0:
+                tl.atomic_min(nonfinite, index, sem="relaxed")
+        if gain is not None:
+            m = m * tl.load(gain + b)
+    anchor_in, slot0, slot1, slot2, g = None, None, None, None, None
+    if anchor is not None:
+        anchor_in = _read(row, _OF_ANCHOR, anchor, at, inside, zeros)
+    if slots is not None:
+        slot0 = _read_slot(row, 0, slots, at, inside, zeros)
+        slot1 = _read_slot(row, 1, slots, at, inside, zeros)
+        slot2 = _read_slot(row, 2, slots, at, inside, zeros)
+    if gradient is not None:
+        g = _read(row, _OF_G, gradient, at, inside, zeros)
+    z = zeros
+    if noise is not None:
+        z = _read(row, _OF_Z, noise, at, inside, zeros)
+    else:
+        if _uses(row, _OF_Z):
+            z = normals(first, s, number, draw, stream, QUADS)
+    if variance is not None:
+        if _uses(row, _OF_Z):
+            v = load(variance, b, first, lane, inside, WIDE)
+            z = z * _learned_sigma(v, tl.load(row + _LOG_MIN), tl.load(row + _LOG_MAX))
+
+    # What it writes.
+    bound, scale = tl.load(row + _CLIP), tl.load(row + _SCALE)
+    if clip is not None:
+        bound, scale = tl.load(clip + 2 * b), tl.load(clip + 2 * b + 1)
+    x0 = _predict_x0(x_in, m, tl.load(row + _P), tl.load(row + _Q), bound, scale)
+    terms = (x_in, anchor_in, x0, m, slot0, slot1, slot2, z, g)
+    following = _combine(row, _X, terms, zeros)
+    if anchor_out is not None:
+        if tl.load(row + _KEEPS_ANCHOR) != 0:
+            tl.store(anchor_out + at, _combine(row, _ANCHOR, terms, zeros), mask=inside)
+    for k in tl.static_range(4):
+        if slots_out[k] is not None:
+            if tl.load(row + _WRITE) == k:
+                tl.store(slots_out[k] + at, _combine(row, _SLOT, terms, zeros), mask=inside)
+    if mask is not None:
+        known_z = zeros
+        sigma = tl.load(row + _KNOWN_SIGMA)
+        if sigma != 0:
+            if known_noise is not None:
+                known_z = tl.load(known_noise + at, mask=inside)
+            else:
+                known_z = normals(first, s, number, draw, _KNOWN, QUADS)
+        image = tl.load(known + at, mask=inside) * tl.load(row + _KNOWN_ALPHA) + known_z * sigma
+        weight = tl.load(mask + at, mask=inside)
+        following = weight * image + (1.0 - weight) * following
+    if x_out is not None:
+        tl.store(x_out + at, following, mask=inside)
+    if x0_out is not None:
+        tl.store(x0_out + at, x0, mask=inside)
+    if model_input is not None:
+        store(model_input, b, first, lane, inside, following * tl.load(row + _NEXT_C_IN), WIDE)
+
+
+class Update:
+    """An update whose tensors were checked once: call it with a row (an int, or an int64 tensor [1] on the device)."""
+
+    def __init__(self, operands: Operands) -> None:
+        self.operands = operands
+        self.slots = tuple(operands.slots) if any(slot is not None for slot in operands.slots) else None
+        self.model_input, self.key = view(operands.model_input), key_arguments(operands.key)
+        self.set_outputs(operands.outputs, operands.variance)
+
+    def set_outputs(self, outputs: tuple[Tensor, ...], variance: Tensor | None = None) -> None:
+        """Name the network's outputs, where they are not at the addresses of the last call."""
+        self.operands.outputs, self.operands.variance = outputs, variance
+        self.outputs, self.variance = tuple(view(output) for output in outputs), view(variance)
+
+    def set_noise(self, noise: Tensor | None, known_noise: Tensor | None = None) -> None:
+        """Name the noise to use in place of the stream's."""
+        self.operands.noise, self.operands.known_noise = noise, known_noise
+
+    def __call__(self, row: int | Tensor) -> None:
+        o = self.operands
+        if o.x.numel() == 0:
+            return
+        index, step = (0, row) if isinstance(row, Tensor) else (row, None)
+        launch(
+            update_kernel, o.x, o.table, index, step, self.outputs, self.variance, o.x, o.anchor, self.slots,
+            o.noise, o.gain, o.clip, o.gradient, o.mask, o.known, o.known_noise, o.x_out, o.anchor_out,
+            tuple(o.slots_out), o.x0_out, self.model_input, o.nonfinite, *self.key,
+        )  # fmt: skip

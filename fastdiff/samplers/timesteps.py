@@ -1,0 +1,72 @@
+"""Which timesteps a sampler visits, and what a prediction type means: shared by every sampler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fastdiff.noise import check_int
+from fastdiff.schedule import NoiseSchedule
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+def select(schedule: NoiseSchedule, steps: int | None, spacing: str, timesteps: Sequence[int] | None) -> list[int]:
+    """The indices to visit, falling (Lin et al. 2024, Table 2).
+
+    leading: multiples of T // steps from 0; trailing: from T − 1 down in steps of T / steps; linspace: T − 1 … 0.
+    ``timesteps`` lists them instead. ``steps=None`` visits all T. Halves round to even.
+    """
+    T = len(schedule)
+    if timesteps is not None:
+        if steps is not None and steps != len(timesteps):
+            raise ValueError(f"steps is {steps}, but timesteps has {len(timesteps)} entries; give one of them")
+        chosen = [check_int(f"timesteps[{i}]", t, 0, T - 1) for i, t in enumerate(timesteps)]
+        if not chosen or any(a <= b for a, b in zip(chosen, chosen[1:], strict=False)):
+            raise ValueError("timesteps must fall strictly and hold at least one index")
+        return chosen
+    count = T if steps is None else check_int("steps", steps, 1, T)
+    if spacing == "leading":
+        return [i * (T // count) for i in reversed(range(count))]
+    if spacing == "trailing":
+        return [round(T - i * (T / count)) - 1 for i in range(count)]
+    if spacing == "linspace":
+        gap = (T - 1) / (count - 1) if count > 1 else 0.0
+        return [round(i * gap) for i in reversed(range(count))]
+    raise ValueError(f"spacing is {spacing!r}; it must be one of {', '.join(SPACINGS)}")
+
+
+def x0_terms(prediction: str, alpha: float, sigma: float) -> dict[str, float]:
+    """x̂_0 = p·x + q·m for a network that predicts ``prediction`` at x = alpha·x_0 + sigma·ε."""
+    if prediction == "epsilon":
+        if alpha == 0:
+            raise ValueError("epsilon says nothing of x_0 where ᾱ is 0; take prediction='v_prediction' or 'sample'")
+        return {"p": 1 / alpha, "q": -sigma / alpha}
+    if prediction == "v_prediction":  # Salimans & Ho 2022, Appendix D
+        return {"p": alpha, "q": -sigma}
+    if prediction == "sample":
+        return {"p": 0.0, "q": 1.0}
+    raise ValueError(f"prediction is {prediction!r}; it must be one of {', '.join(PREDICTIONS)}")
+
+
+def epsilon_terms(prediction: str, alpha: float, sigma: float) -> dict[str, float]:
+    """ε as a combination of the terms x and m, for the same network."""
+    if prediction == "epsilon":
+        return {"m": 1.0}
+    if prediction == "v_prediction":
+        return {"x": sigma, "m": alpha}
+    if sigma == 0:
+        return {}
+    return {"x": 1 / sigma, "m": -alpha / sigma}
+
+
+def check_clip(clip: float | None) -> float:
+    """The bound of |x̂_0| as a float, infinite for None."""
+    if clip is None:
+        return math.inf
+    if isinstance(clip, bool) or not isinstance(clip, (int, float)):
+        raise TypeError(f"clip must be a number or None; got {type(clip).__name__}")
+    if math.isnan(clip) or clip <= 0:
+        raise ValueError(f"clip must be positive; got {clip}")
+    return float(clip)
