@@ -1,6 +1,6 @@
 """fastdiff: fused, exactly reproducible diffusion sampling for PyTorch models.
 
-    images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=42)
+images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=42)
 """
 
 from fastdiff import models, ops, reference, samplers

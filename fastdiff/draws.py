@@ -92,5 +92,3 @@ def _torch_noise(
         return torch.cat(each) if each else torch.empty(shape, device=device)
 
     return draw
-
-

@@ -1,6 +1,227 @@
-"""stub"""
+"""One CUDA graph for the whole step: network, guidance, update and step counter, replayed once a row.
+
+A graph belongs to a module and a kind of run (shapes, dtypes, number of rows); it owns its buffers, into which a run's
+state, table, timesteps, seeds and keywords are copied. A graph is leased to one run at a time: a second run at the same
+time gets one of its own, or runs eagerly once the module has ``LIMIT`` of them. The least recently used is dropped.
+"""
+
 from __future__ import annotations
 
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
-def capture(run, cuda_graph):  # type: ignore[no-untyped-def]
-    return run.step
+import torch
+from torch import Tensor, nn
+
+from fastdiff.run import Run
+
+LIMIT = 4
+_graphs: weakref.WeakKeyDictionary[nn.Module, list[Captured]] = weakref.WeakKeyDictionary()
+_refused: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+@contextmanager
+def stepping(run: Run, cuda_graph: bool | str) -> Iterator[Callable[[int], None]]:
+    """What runs a row of ``run``: a graph's replay where one can be had, else ``run.step``."""
+    captured = _lease(run, cuda_graph)
+    if captured is None:
+        yield run.step
+        return
+    try:
+        captured.load(run)
+        yield captured.step
+        captured.unload(run)
+    finally:
+        captured.release()
+
+
+def why_eager(run: Run) -> str | None:
+    """Why a run cannot be captured, or None."""
+    if run.network.device.type != "cuda":
+        return "the device is no CUDA device"
+    if not run.draws.from_stream:
+        return "generator and noise_fn draw on the host"
+    if run.backend == "reference":
+        return "the reference backend reads its rows on the host"
+    if not isinstance(run.network.model, nn.Module):
+        return "the model is no torch.nn.Module, so what it reads cannot be told"
+    if _kwargs_key(run) is None:
+        return "model_kwargs hold values that are neither tensors nor hashable"
+    if run.x.numel() == 0:
+        return "the batch is empty"
+    if torch.cuda.is_current_stream_capturing():
+        return "the caller is capturing a graph already"
+    return None
+
+
+def _lease(run: Run, cuda_graph: bool | str) -> Captured | None:
+    if cuda_graph is False or run.start >= len(run.plan):
+        return None
+    reason = why_eager(run)
+    model: Any = run.network.model
+    key = None
+    if reason is None:
+        key = _key(run)
+        with _lock:
+            mine = _graphs.setdefault(model, [])
+            for captured in mine:
+                if captured.key == key and not captured.leased:
+                    captured.leased = True
+                    mine.remove(captured)
+                    mine.append(captured)
+                    return captured
+            full = sum(captured.leased for captured in mine) >= LIMIT
+            refused = key in _refused.get(model, ())
+        if full:
+            reason = f"{LIMIT} graphs of this model are in use"
+        elif refused and cuda_graph == "auto":
+            return None
+    if reason is not None:
+        if cuda_graph is True:
+            raise ValueError(f"cuda_graph=True cannot capture this run: {reason}")
+        return None
+    try:
+        captured = Captured(run, key, check=cuda_graph == "auto" and not getattr(model, "_fastdiff_accelerated", False))
+    except (RuntimeError, ValueError) as error:
+        if cuda_graph is True:
+            raise RuntimeError(f"cuda_graph=True: the step could not be captured: {error}") from error
+        warnings.warn(f"fastdiff runs this model without a CUDA graph: {error}", stacklevel=6)
+        with _lock:
+            _refused.setdefault(model, set()).add(key)
+        return None
+    with _lock:
+        mine = _graphs.setdefault(model, [])
+        mine.append(captured)
+        idle = [other for other in mine if not other.leased]
+        for other in idle[: max(len(mine) - LIMIT, 0)]:
+            mine.remove(other)
+    return captured
+
+
+class Captured:
+    """A captured step and the buffers it works on."""
+
+    def __init__(self, run: Run, key: Any, check: bool) -> None:
+        self.key, self.leased = key, True
+        kwargs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in run.guidance.kwargs.items()}
+        seeds, samples = (t.clone() for t in run.draws.key.tensors(run.batch, run.network.device))
+        draws = replace(run.draws, key=replace(run.draws.key, seeds=seeds, samples=samples))
+        guidance = replace(run.guidance, kwargs=kwargs)
+        self.run = Run(run.network, run.plan, run.x.clone(), run.start, draws, guidance, run.backend)
+        self.index = torch.zeros(1, dtype=torch.int64, device=run.network.device)
+        self.used = torch.cuda.Event()
+        self.graph = self._capture(run, check)
+        # The graph holds the weights' addresses; the module itself must be free to go.
+        self.run.network = replace(run.network, model=_gone)
+
+    def _capture(self, run: Run, check: bool) -> torch.cuda.CUDAGraph:
+        device = run.network.device
+        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(2):  # libraries choose their algorithms and make their handles on first use
+                self.load(run)
+                self._step()
+            eager = self.run.x.clone()
+            self.load(run)
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._step()
+        if check:
+            self.load(run)
+            graph.replay()
+            if not torch.equal(self.run.x, eager):
+                raise RuntimeError("the first replay differs from the eager step (cuda_graph=True would take it)")
+        return graph
+
+    def _step(self) -> None:
+        run = self.run
+        run.call(run.times.index_select(0, self.index).view(-1))
+        run.update(self.index)
+        run.stack()
+        self.index.add_(1)
+
+    def load(self, run: Run) -> None:
+        """Copy a run's state and numbers into the graph's buffers."""
+        mine = self.run
+        torch.cuda.current_stream(run.network.device).wait_event(self.used)
+        a, b = mine.operands, run.operands
+        seeds, samples = run.draws.key.tensors(run.batch, run.network.device)
+        pairs: list[tuple[Any, Any]] = [
+            (mine.x, run.x),
+            (mine.times, run.times),
+            (a.table, b.table),
+            (mine.nonfinite, run.nonfinite),
+        ]
+        pairs += [
+            (a.key.seeds, seeds),
+            (a.key.samples, samples),
+            (a.anchor, b.anchor),
+            *zip(a.slots, b.slots, strict=True),
+        ]
+        pairs += [(mine.guidance.kwargs[k], v) for k, v in run.guidance.kwargs.items()]
+        for target, value in pairs:
+            if isinstance(target, Tensor):
+                target.copy_(value)
+        self.index.fill_(run.start)
+        mine.plan, mine.start = run.plan, run.start
+        mine.guidance = replace(mine.guidance, weights=run.guidance.weights, rescale=run.guidance.rescale)
+        mine.first_input()
+
+    def step(self, index: int) -> None:
+        """Run row ``index``, which the device's counter has reached."""
+        if self.run.plan[index].calls_model:
+            self.graph.replay()
+        else:
+            self.run.update.set_outputs(())
+            self.run.update(self.index)
+            self.run.stack()
+            self.index.add_(1)
+
+    def unload(self, run: Run) -> None:
+        run.x = self.run.x.clone()
+        run.nonfinite.copy_(self.run.nonfinite)
+
+    def release(self) -> None:
+        self.used.record(torch.cuda.current_stream(self.run.network.device))
+        with _lock:
+            self.leased = False
+
+
+def _gone(*_: object, **__: object) -> Any:
+    raise RuntimeError("a captured step calls no module")
+
+
+def _key(run: Run) -> Any:
+    """What two runs must share to share a graph. The rescale is baked in; the guidance weights are in the table."""
+    model: Any = run.network.model
+    weights = [*model.parameters(), *model.buffers()]
+    return (
+        run.network.device, run.network.dtype, run.network.layout, tuple(run.x.shape), len(run.plan), run.backend,
+        run.times.dtype, run.shares_x, run.plan.learned_variance, run.plan.uses_anchor, run.plan.slots_used,
+        run.plan[run.start].calls_model, run.guidance.calls, run.guidance.rescale,
+        run.guidance.weights if run.guidance.rescale else (), _kwargs_key(run),
+        hash(tuple((w.data_ptr(), w.dtype) for w in weights)), torch.is_autocast_enabled("cuda"),
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
+    )  # fmt: skip
+
+
+def _kwargs_key(run: Run) -> Any:
+    signature: list[tuple[Any, ...]] = []
+    for name, value in sorted(run.guidance.kwargs.items()):
+        if isinstance(value, Tensor):
+            signature.append((name, tuple(value.shape), value.dtype, value.device, value.stride()))
+        else:
+            try:
+                hash(value)
+            except TypeError:
+                return None
+            signature.append((name, value))
+    return tuple(signature)

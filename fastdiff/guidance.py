@@ -50,7 +50,7 @@ def resolve_guidance(
     if uncond_kwargs is None:
         if scale != 1:
             warnings.warn(
-                f"guidance_scale={scale} has no effect without uncond_kwargs: the network is called once, conditionally",
+                f"guidance_scale={scale} has no effect without uncond_kwargs: the network is called once",
                 stacklevel=4,
             )
         return Guidance(1, kwargs)

@@ -51,7 +51,9 @@ def interpolate(
     """
     for name, image in (("a", a), ("b", b)):
         if not isinstance(image, Tensor) or not image.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor; got {getattr(image, 'dtype', type(image).__name__)}")
+            raise TypeError(
+                f"{name} must be a floating-point tensor; got {getattr(image, 'dtype', type(image).__name__)}"
+            )
     if a.shape != b.shape or a.ndim < 1 or a.device != b.device:
         raise ValueError(f"a and b must have one shape and device; got {list(a.shape)} and {list(b.shape)}")
     lambdas = [float(w) for w in weights]

@@ -23,7 +23,10 @@ def add_noise(x0: Tensor, t: Tensor, schedule: NoiseSchedule, noise: Tensor) -> 
 def train_step(
     model: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer, x0: Tensor, schedule: NoiseSchedule
 ) -> Tensor:
-    """One step of Algorithm 1: x_0 ~ data, t ~ U{1 … T}, ε ~ N(0, I); descend on ‖ε − ε_θ(x_t, t)‖². Returns the loss."""
+    """One step of Algorithm 1: x_0 ~ data, t ~ U{1 … T}, ε ~ N(0, I); descend on ‖ε − ε_θ(x_t, t)‖².
+
+    Returns the loss.
+    """
     t = torch.randint(0, len(schedule), (len(x0),), device=x0.device)
     noise = torch.randn_like(x0)
     loss = mse_loss(model(add_noise(x0, t, schedule, noise), t), noise)
@@ -59,7 +62,7 @@ def ddpm_step(
 def ddim_step(
     x: Tensor, epsilon: Tensor, t: int, t_next: int, schedule: NoiseSchedule, clip: float | None = None
 ) -> Tensor:
-    """One deterministic step of DDIM (Song et al. 2021, Equation 12, η = 0) from t to t_next; t_next −1 is the image."""
+    """One deterministic step of DDIM (Song et al. 2021, Equation 12, η = 0) from t to t_next; −1 is the image."""
     alphas_cumprod = schedule.alphas_cumprod.to(x)
     alpha_bar = alphas_cumprod[t]
     alpha_bar_p = alphas_cumprod[t_next] if t_next >= 0 else torch.ones_like(alpha_bar)

@@ -102,7 +102,7 @@ class Run:
         """Make the network's input of the first row; the rows' updates make the others."""
         if not self.shares_x and self.start < len(self.plan):
             self.net_in[: self.batch].copy_(self.x * self.plan[self.start].c_in)
-            self._stack()
+            self.stack()
 
     def call(self, times: Tensor) -> None:
         """Call the network and hand its outputs to the update."""
@@ -132,9 +132,10 @@ class Run:
         if not self.draws.from_stream:
             self.update.set_noise(self.draws.noise(row.stream, index, self.backend) if row.uses("z") else None)
         self.update(index)
-        self._stack()
+        self.stack()
 
-    def _stack(self) -> None:
+    def stack(self) -> None:
+        """Repeat the network's input for the guided calls."""
         if self.guidance.calls > 1:
             for k in range(1, self.guidance.calls):
                 self.net_in[k * self.batch : (k + 1) * self.batch].copy_(self.net_in[: self.batch])
@@ -151,11 +152,10 @@ class Run:
     @torch.no_grad()
     def finish(self, callback: Callable[[State], Any] | None, cuda_graph: bool | str) -> Tensor:
         """Run every row and return x."""
-        from fastdiff.graph import capture
+        from fastdiff.graph import stepping
 
-        with evaluating(self.network.model):
-            self.first_input()
-            step = self.step if callback else capture(self, cuda_graph)
+        self.first_input()
+        with evaluating(self.network.model), stepping(self, cuda_graph if callback is None else False) as step:
             for index in self._bar():
                 step(index)
                 if self.network.device.type == "cpu":
@@ -233,5 +233,3 @@ def evaluating(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-

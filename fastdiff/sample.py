@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -181,6 +182,8 @@ def resolve_plan(
         raise TypeError(f"sampler must be a name or a Plan; got {type(sampler).__name__}")
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler is {sampler!r}; it must be a Plan or one of {', '.join(SAMPLERS)}")
+    if sampler_options is not None and not isinstance(sampler_options, Mapping):
+        raise TypeError(f"sampler_options must be a mapping; got {type(sampler_options).__name__}")
     options = {**given, **(sampler_options or {})}
     if len(options) < len(given) + len(sampler_options or {}):
         raise ValueError(f"sampler_options repeats {', '.join(sorted(set(given) & set(sampler_options or {})))}")
@@ -191,7 +194,22 @@ def resolve_plan(
     unknown = sorted(set(options) - set(taken))
     if unknown:
         raise ValueError(f"sampler={sampler!r} does not take {', '.join(unknown)}")
-    return SAMPLERS[sampler](resolve_schedule("linear" if schedule is None else schedule), steps, **options)
+    resolved = resolve_schedule("linear" if schedule is None else schedule)
+    options["steps"] = steps
+    frozen = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+    try:
+        return _plan(sampler, resolved, tuple((n, v, type(v)) for n, v in sorted(frozen.items())))
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return SAMPLERS[sampler](resolved, **options)
+
+
+@lru_cache(maxsize=32)
+def _plan(sampler: str, schedule: NoiseSchedule, options: tuple[tuple[str, Any, type], ...]) -> Plan:
+    # A thousand rows take as long as a hundred steps of the loop; runs that differ by seed share them. The types are
+    # part of the key because 1 == True == 1.0.
+    return SAMPLERS[sampler](schedule, **{name: value for name, value, _ in options})
 
 
 def describe(

@@ -156,7 +156,9 @@ def resolve_schedule(schedule: NoiseSchedule | str) -> NoiseSchedule:
     named = {"linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas"}
     if isinstance(schedule, str):
         if schedule not in named:
-            raise ValueError(f"schedule is {schedule!r}; it must be a NoiseSchedule or one of {', '.join(sorted(named))}")
+            raise ValueError(
+                f"schedule is {schedule!r}; it must be a NoiseSchedule or one of {', '.join(sorted(named))}"
+            )
         result: NoiseSchedule = getattr(NoiseSchedule, schedule)()
         return result
     raise TypeError(f"schedule must be a NoiseSchedule or a name; got {type(schedule).__name__}")

@@ -75,7 +75,7 @@ class Run:
             torch.manual_seed(settings.seed)
             self.model = UNet(**unet_config(settings, self.data)).to(self.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, fused=True)
         self.dtype = _dtype(settings.dtype, self.device)
         self.losses = torch.zeros(settings.steps, device=self.device)
         self.step = 0

@@ -10,7 +10,7 @@ from fastdiff.data import DIGITS_SIZE, FOLDER_SIZE, ImageData
 from fastdiff.schedule import NoiseSchedule
 
 # How a trained folder is sampled unless asked otherwise; training.json carries it to whoever loads the folder.
-SAMPLING: dict[str, Any] = {"sampler": "ddim", "steps": 50, "eta": 0.0, "guidance_scale": 1.25, "clip": 1.0}
+SAMPLING: dict[str, Any] = {"sampler": "ddim", "steps": 50, "eta": 0.0, "guidance_scale": 1.15, "clip": 1.0}
 
 SCHEDULES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
 _DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -44,7 +44,7 @@ class Settings:
 
     data: str
     size: int | None = None
-    steps: int = 5000
+    steps: int = 6000
     batch_size: int = 64
     lr: float = 2e-3
     warmup: int = 200

@@ -18,7 +18,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 def extension() -> ModuleType | str:
     """The module fastdiff._C, or why it cannot be imported."""
     try:
-        from fastdiff import _C
+        from fastdiff import _C  # type: ignore[attr-defined]
     except ImportError as error:
         return f"the extension is not built or does not load: {error}"
     return _C

@@ -24,7 +24,9 @@ def why_missing(device_type: str) -> str | None:
     if device_type == "cuda" or (device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return None
     if device_type == "cpu":
-        return "Triton has no CPU kernels; its interpreter runs where TRITON_INTERPRET=1 is set before fastdiff's import"
+        return (
+            "Triton has no CPU kernels; its interpreter runs where TRITON_INTERPRET=1 is set before fastdiff's import"
+        )
     return f"there are no Triton kernels for {device_type!r} devices"
 
 

@@ -1,8 +1,8 @@
 """How a Triton kernel sees a tensor: elements of one sample at the strides of ops.view, widened to float32.
 
-A view is a tuple (pointer, batch stride, strides inside a sample), the last None where a sample is contiguous, so that
-such a kernel is compiled with vector accesses. Elements are named by ``first``, a program's first element (int64), and
-the lanes after it; addresses are int64.
+A view is a tuple (pointer, batch stride) where a sample is contiguous, so that such a kernel is compiled with vector
+accesses, else (pointer, batch stride, inner, outer, step); an absent tensor is the empty tuple. Elements are named by
+``first``, a program's first element (int64), and the lanes after it; addresses are int64.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 from fastdiff.ops.view import strides_of
 
 
-def view(tensor: Tensor | None) -> tuple | None:
+def view(tensor: Tensor | None) -> tuple:
     """The view of a [B, …] tensor whose strides a kernel can walk (ops.view.viewable)."""
     if tensor is None:
-        return None
+        return ()
     strides = strides_of(tensor)
     assert strides is not None
-    if strides.step == 1 and strides.inner * len(tensor) >= tensor.numel():
-        return tensor, strides.batch, None
-    return tensor, strides.batch, (strides.inner, strides.outer, strides.step)
+    if strides.step == 1 and strides.inner >= tensor.numel() // len(tensor):
+        return tensor, strides.batch
+    return tensor, *strides
 
 
 @triton.jit
@@ -40,14 +40,14 @@ def place(n, QUADS: tl.constexpr):
 def addresses(v, b, first, lane, WIDE: tl.constexpr):
     """Pointers to elements first + lane of sample b. WIDE: n is 2³¹ or more, so that they need int64 division."""
     sample = v[0] + b * v[1]
-    if v[2] is None:
+    if len(v) == 2:
         return sample + first + lane
     else:
         e = first + lane
         if not WIDE:
             e = e.to(tl.uint32)
-        inner = tl.cast(v[2][0], e.dtype)
-        return sample + (e // inner).to(tl.int64) * v[2][1] + (e % inner).to(tl.int64) * v[2][2]
+        inner = tl.cast(v[2], e.dtype)
+        return sample + (e // inner).to(tl.int64) * v[3] + (e % inner).to(tl.int64) * v[4]
 
 
 @triton.jit

@@ -44,6 +44,7 @@ def ddim(
     rows = []
     for t, bar, bar_p in zip(chosen, bars, [*bars[1:], 1.0], strict=True):
         alpha, sigma = math.sqrt(bar), math.sqrt(1 - bar)
+        p, q = x0_terms(prediction, alpha, sigma)
         noise = 0.0
         if bar < 1 and bar_p > 0:
             noise = eta * math.sqrt((1 - bar_p) / (1 - bar)) * math.sqrt(1 - bar / bar_p)
@@ -55,5 +56,5 @@ def ddim(
         x = {term: direction * value for term, value in epsilon.items()}
         x["x0"] = x.get("x0", 0.0) + math.sqrt(bar_p)
         x["z"] = noise
-        rows.append(Row(t=t, alpha=alpha, sigma=sigma, x=x, clip=bound, **x0_terms(prediction, alpha, sigma)))
+        rows.append(Row(t=t, alpha=alpha, sigma=sigma, x=x, clip=bound, p=p, q=q))
     return Plan(tuple(rows), name="ddim")

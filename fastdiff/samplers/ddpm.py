@@ -1,4 +1,4 @@
-"""Ancestral sampling of the DDPM posterior (Ho, Jain & Abbeel 2020, Algorithm 2), over all timesteps or some of them."""
+"""Ancestral sampling of the DDPM posterior (Ho, Jain & Abbeel 2020, Algorithm 2), over all timesteps or some."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ def ddpm(
     for i, t in enumerate(chosen):
         bar, bar_p, beta, last = bars[i], following[i], betas[i], i + 1 == len(chosen)
         alpha, sigma = math.sqrt(bar), math.sqrt(1 - bar)
+        p, q = x0_terms(prediction, alpha, sigma)
         x = {"x": 1.0}
         if bar < 1:
             x = {
@@ -61,13 +62,13 @@ def ddpm(
                 "x": math.sqrt(1 - beta) * (1 - bar_p) / (1 - bar),
             }
         if not last:
-            x["z"] = {"fixed_small": math.sqrt(small[i]), "fixed_large": math.sqrt(beta), "learned_range": 1.0}[variance]
+            x["z"] = {"fixed_small": math.sqrt(small[i]), "fixed_large": math.sqrt(beta), "learned_range": 1.0}[
+                variance
+            ]
         logs = None
         if variance == "learned_range":
             # β̃ is 0 at the last row: its logarithm is taken from the row before, as in the published code.
             floor = small[i] if not last else (small[i - 1] if i else beta)
             logs = (math.log(max(floor, 1e-20)), math.log(max(beta, 1e-20)))
-        rows.append(
-            Row(t=t, alpha=alpha, sigma=sigma, x=x, clip=bound, log_variance=logs, **x0_terms(prediction, alpha, sigma))
-        )
+        rows.append(Row(t=t, alpha=alpha, sigma=sigma, x=x, clip=bound, log_variance=logs, p=p, q=q))
     return Plan(tuple(rows), name="ddpm", learned_variance=variance == "learned_range")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from fastdiff.noise import check_int
 from fastdiff.schedule import NoiseSchedule
@@ -23,7 +24,7 @@ def select(schedule: NoiseSchedule, steps: int | None, spacing: str, timesteps: 
         if steps is not None and steps != len(timesteps):
             raise ValueError(f"steps is {steps}, but timesteps has {len(timesteps)} entries; give one of them")
         chosen = [check_int(f"timesteps[{i}]", t, 0, T - 1) for i, t in enumerate(timesteps)]
-        if not chosen or any(a <= b for a, b in zip(chosen, chosen[1:], strict=False)):
+        if not chosen or any(a <= b for a, b in pairwise(chosen)):
             raise ValueError("timesteps must fall strictly and hold at least one index")
         return chosen
     count = T if steps is None else check_int("steps", steps, 1, T)
@@ -37,16 +38,16 @@ def select(schedule: NoiseSchedule, steps: int | None, spacing: str, timesteps: 
     raise ValueError(f"spacing is {spacing!r}; it must be one of {', '.join(SPACINGS)}")
 
 
-def x0_terms(prediction: str, alpha: float, sigma: float) -> dict[str, float]:
-    """x̂_0 = p·x + q·m for a network that predicts ``prediction`` at x = alpha·x_0 + sigma·ε."""
+def x0_terms(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """(p, q) of x̂_0 = p·x + q·m for a network that predicts ``prediction`` at x = alpha·x_0 + sigma·ε."""
     if prediction == "epsilon":
         if alpha == 0:
             raise ValueError("epsilon says nothing of x_0 where ᾱ is 0; take prediction='v_prediction' or 'sample'")
-        return {"p": 1 / alpha, "q": -sigma / alpha}
+        return 1 / alpha, -sigma / alpha
     if prediction == "v_prediction":  # Salimans & Ho 2022, Appendix D
-        return {"p": alpha, "q": -sigma}
+        return alpha, -sigma
     if prediction == "sample":
-        return {"p": 0.0, "q": 1.0}
+        return 0.0, 1.0
     raise ValueError(f"prediction is {prediction!r}; it must be one of {', '.join(PREDICTIONS)}")
 
 

@@ -1,6 +1,6 @@
-"""The noising step x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε (Ho et al. 2020, Equation 4), with ε drawn in the same pass or given.
+"""The noising step x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε (Ho et al. 2020, Equation 4), ε drawn in the same pass or given.
 
-reference.py says what is computed; csrc/{cpu/add_noise.cpp, cuda/add_noise.cu} and triton_impl.py compute the same bits.
+reference.py says what is computed; csrc/{cpu/add_noise.cpp, cuda/add_noise.cu} and triton_impl.py give the same bits.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.ops.backend import choose
 from fastdiff.noise import TRAINING, NoiseKey, check_int, noise_key
+from fastdiff.ops.backend import choose
 from fastdiff.ops.randn import DTYPES, check_shape
 from fastdiff.ops.registry import LIBRARY, register, traced
 from fastdiff.ops.view import viewable
@@ -112,13 +112,13 @@ def _compute(
         from fastdiff.ops.add_noise.reference import add_noise as reference
         from fastdiff.ops.randn.reference import randn
 
-        times = t if isinstance(t, Tensor) else torch.full((len(x0),), t, dtype=torch.int64, device=x0.device)
+        indices = t if isinstance(t, Tensor) else torch.full((len(x0),), t, dtype=torch.int64, device=x0.device)
         if noise is None:
             z = randn(tuple(x0.shape), *key.lists(len(x0)), draw, TRAINING, x0.device)
             drawn.copy_(z)
         else:
             z = noise.to(torch.float32)
-        return x_t.copy_(reference(x0, z, times, coefficients)), drawn
+        return x_t.copy_(reference(x0, z, indices, coefficients)), drawn
     if backend == "native":
         from fastdiff.ops.add_noise import native_impl as impl
     else:

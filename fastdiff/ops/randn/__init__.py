@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdiff.ops.backend import choose
 from fastdiff.noise import NoiseKey, check_int, noise_key
+from fastdiff.ops.backend import choose
 from fastdiff.ops.registry import register, traced
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -104,7 +104,8 @@ def _fake(
 
 
 register(
-    "randn(SymInt[] shape, Tensor seeds, Tensor samples, int draw, int stream, ScalarType dtype, str backend) -> Tensor",
+    "randn(SymInt[] shape, Tensor seeds, Tensor samples, int draw, int stream, ScalarType dtype, str backend) "
+    "-> Tensor",
     _run,
     _fake,
 )

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastdiff.ops.backend import choose
 from fastdiff.noise import NoiseKey, check_int, noise_key
+from fastdiff.ops.backend import choose
 from fastdiff.ops.randn import DTYPES, check_shape
 from fastdiff.ops.registry import LIBRARY, register, traced
 from fastdiff.ops.update.operands import Operands
@@ -110,7 +110,9 @@ def update(
     weights = check_guidance(guidance, len(several))
     several, variance = split_outputs(several, x.shape, plan.learned_variance, x.device, "outputs")
     if plan[row].calls_model != bool(several):
-        raise ValueError(f"row {row} makes {'a' if plan[row].calls_model else 'no'} network call; got {len(several)} outputs")
+        raise ValueError(
+            f"row {row} makes {'a' if plan[row].calls_model else 'no'} network call; got {len(several)} outputs"
+        )
     if model_dtype is not None and model_dtype not in DTYPES:
         raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {model_dtype}")
     if channels_last and x.ndim != 4:
@@ -240,10 +242,13 @@ def _compute(
 ) -> list[Tensor]:  # fmt: skip
     key = NoiseKey(seeds=seeds, samples=samples)
     if backend == "reference":
-        from fastdiff.ops.update.reference import Inputs, drawn, update as reference
+        from fastdiff.ops.update.reference import Inputs, drawn
+        from fastdiff.ops.update.reference import update as reference
 
         z, known_z = drawn(table[row], x, key, noise, known_noise, mask)
-        inputs = Inputs(x, tuple(outputs), variance, anchor, tuple(slots), z, gain, clip, gradient, mask, known, known_z)
+        inputs = Inputs(
+            x, tuple(outputs), variance, anchor, tuple(slots), z, gain, clip, gradient, mask, known, known_z
+        )
         out = reference(table[row], inputs)
         optional = zip((out.anchor, out.slot, out.x0), (WANTS_ANCHOR, WANTS_SLOT, WANTS_X0), strict=True)
         result = [out.x, *(t for t, bit in optional if t is not None and wants & bit)]
@@ -276,7 +281,10 @@ def _like(x: Tensor, wants: int) -> Tensor:
 def _fake(
     x: Tensor, outputs: list[Tensor], variance: Tensor | None, table: Tensor, row: int, wants: int, *_: object
 ) -> list[Tensor]:
-    result = [torch.empty_like(x), *(torch.empty_like(x) for bit in (WANTS_ANCHOR, WANTS_SLOT, WANTS_X0) if wants & bit)]
+    result = [
+        torch.empty_like(x),
+        *(torch.empty_like(x) for bit in (WANTS_ANCHOR, WANTS_SLOT, WANTS_X0) if wants & bit),
+    ]
     return [*result, _like(x, wants)] if wants & WANTS_INPUT else result
 
 

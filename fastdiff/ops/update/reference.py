@@ -160,6 +160,7 @@ class Update:
 
     def __call__(self, row: int | Tensor) -> None:
         o, index = self.operands, int(row)
+        assert o.host_table is not None
         values = o.host_table[index]
         z, known_z = drawn(values, o.x, o.key, o.noise, o.known_noise, o.mask)
         out = update(
