@@ -4,6 +4,7 @@ images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=
 """
 
 from fastdiff import models, ops, reference, samplers
+from fastdiff.info import info
 from fastdiff.interpolate import interpolate
 from fastdiff.ops import add_noise, randn
 from fastdiff.plan import Plan, Row
@@ -19,6 +20,7 @@ __all__ = [
     "Row",
     "State",
     "add_noise",
+    "info",
     "interpolate",
     "models",
     "ops",

@@ -1,5 +1,6 @@
-"""Networks that predict the noise."""
+"""Networks that predict the noise, and the folders that they live in."""
 
+from .trained import TrainedModel, digits, load
 from .unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["TrainedModel", "UNet", "digits", "load"]

@@ -1,0 +1,221 @@
+"""The command line: ``fastdiff sample``, ``fastdiff train``, ``fastdiff info``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="fastdiff",
+    help="Sample images from diffusion models, fast and exactly reproducible.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+GIF_FRAMES = 60
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors are one line on standard error and exit code 2, and whose Ctrl-C is exit code 130."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from None
+        except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+    return app.command()(run)
+
+
+class DType(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Sampler(str, Enum):
+    ddpm = "ddpm"
+    ddim = "ddim"
+
+
+@command
+def sample(
+    out: Annotated[Path, typer.Option(help="The PNG to write, a grid of the images.")] = Path("samples.png"),
+    model: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it at run time on Python 3.10
+        typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
+    ] = None,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many images.")] = 64,
+    class_name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]"),
+    ] = None,
+    guidance: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]"),
+    ] = None,
+    sampler: Annotated[
+        Optional[Sampler],  # noqa: UP045
+        typer.Option(help="[default: the model's own, or ddpm]"),
+    ] = None,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Network calls. [default: the model's own, or every timestep]"),
+    ] = None,
+    eta: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="DDIM's noise: 0 is deterministic, 1 is ancestral. [default: the model's own, or 0]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Image i of a seed is the same image in every batch.")] = 0,
+    sample_offset: Annotated[int, typer.Option(min=0, help="The number of the first image.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+    dtype: Annotated[DType, typer.Option(help="What the network computes in.")] = DType.float32,
+    backend: Annotated[str, typer.Option(help="auto, native, triton or reference.")] = "auto",
+    gif: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write the reverse process as a GIF (one batch at most)."),
+    ] = None,
+) -> None:
+    """Draw images from a trained model; without options, 64 digits into samples.png."""
+    import torch
+    from tqdm import tqdm
+
+    import fastdiff
+    from fastdiff.images import check_writable, save_gif, save_grid
+
+    check_writable(out, suffix=".png")
+    if gif is not None:
+        check_writable(gif, suffix=".gif")
+        if number > batch_size:
+            raise ValueError(f"--gif shows one batch: --number {number} must not exceed --batch-size {batch_size}")
+    where = _device(device)
+    trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    trained.unet.to(device=where, dtype=getattr(torch, dtype.value))
+    labels = _labels(trained.classes, class_name, number, sample_offset)
+    if labels is None and guidance not in (None, 1.0):
+        raise ValueError("--guidance needs a class-conditional model; this one has no classes")
+    changes: dict[str, Any] = {"sampler": sampler and sampler.value, "steps": steps, "eta": eta}
+    if sampler is not None and sampler.value != trained.sampling.get("sampler", "ddpm") and steps is None:
+        changes["steps"] = trained.sampling.get("steps")  # the model's own number suits another sampler too
+    changes = {name: value for name, value in changes.items() if value is not None}
+
+    def arguments(begin: int, count: int) -> dict[str, Any]:
+        chosen = None if labels is None else labels[begin : begin + count].to(where)
+        told = trained.arguments(chosen, guidance, **changes)
+        return {**told, "seed": seed, "sample_offset": sample_offset + begin, "backend": backend}
+
+    frames: list[torch.Tensor] = []
+    if gif is not None:
+        states = list(
+            fastdiff.sample_iter(trained.unet, (number, *trained.image_shape), progress=True, **arguments(0, number))
+        )
+        every = max(1, len(states) // GIF_FRAMES)
+        frames = [state.x for state in states[::-every]][::-1]
+        images = states[-1].x
+    else:
+        batches = []
+        starts = range(0, number, batch_size)
+        for begin in tqdm(starts, unit="batch") if len(starts) > 1 else starts:
+            count = min(batch_size, number - begin)
+            shape = (count, *trained.image_shape)
+            batches.append(
+                fastdiff.sample(trained.unet, shape, progress=len(starts) == 1, **arguments(begin, count)).cpu()
+            )
+        images = torch.cat(batches)
+    save_grid(out, images)
+    typer.echo(f"{out}: {number} images of {'×'.join(str(s) for s in trained.image_shape[1:])} pixels")
+    if gif is not None:
+        save_gif(gif, frames)
+        typer.echo(f"{gif}: the reverse process in {len(frames)} frames")
+
+
+@command
+def train(
+    data: Annotated[str, typer.Option(help='"digits" (scikit-learn\'s), or a folder of pictures.')],
+    out: Annotated[Path, typer.Option(help="The folder to write the model to.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 6000,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Of the first weights, the images drawn and the noise.")] = 0,
+    size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Pixels a side. [default: 8 for digits, 32 for a folder]"),
+    ] = None,
+    channels: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of each level, such as 64,128,128. [default: by size]"),
+    ] = None,
+    layers: Annotated[int, typer.Option(help="Residual blocks of a level.")] = 1,
+    label_dropout: Annotated[float, typer.Option(help="Share of labels dropped, for guidance.")] = 0.1,
+    ema_decay: Annotated[float, typer.Option(help="Decay a step of the averaged weights.")] = 0.999,
+    schedule: Annotated[str, typer.Option(help="linear or cosine.")] = "cosine",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (autocast).")] = "auto",
+    device: Annotated[str, typer.Option(help="What torch calls it, or auto.")] = "auto",
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints and grids of samples.")] = 500,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+) -> None:
+    """Train a DDPM on a folder of pictures or on handwritten digits (Ho et al. 2020, Algorithm 1)."""
+    from fastdiff.train import train as run
+
+    levels = None
+    if channels is not None:
+        try:
+            levels = tuple(int(part) for part in channels.split(","))
+        except ValueError:
+            raise ValueError(f"--channels must be numbers with commas between; got {channels!r}") from None
+    run(
+        data, out, steps=steps, batch_size=batch_size, lr=lr, seed=seed, size=size, channels=levels, layers=layers,
+        label_dropout=label_dropout, ema_decay=ema_decay, schedule=schedule, dtype=dtype, device=device,
+        save_every=save_every, resume=resume,
+    )  # fmt: skip
+    typer.echo(f"{out}: trained; draw from it with  fastdiff sample --model {out}")
+
+
+@command
+def info() -> None:
+    """Show what was built, what would be chosen for each operation, and why."""
+    from fastdiff.info import report
+
+    typer.echo(report())
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _labels(classes: list[str], name: str | None, number: int, offset: int) -> Any:
+    """int64 [number], or None for a model without classes."""
+    import torch
+
+    if not classes:
+        if name is not None:
+            raise ValueError(f"--class {name}: this model has no classes")
+        return None
+    if name is None:
+        return (offset + torch.arange(number)) % len(classes)
+    if name not in classes:
+        raise ValueError(f"--class {name}: the model's classes are {', '.join(classes)}")
+    return torch.full((number,), classes.index(name), dtype=torch.int64)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,65 @@
+"""What was built, what would be chosen, and why: ``fastdiff.info()`` and ``fastdiff info``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+from fastdiff.ops import native
+from fastdiff.ops.backend import BACKENDS, VARIABLE, choose, why_missing
+
+OPERATIONS = ("randn", "add_noise", "update")
+
+
+def info() -> None:
+    """Print what fastdiff was built with and which backend each operation takes on each device, and why."""
+    print(report())
+
+
+def report() -> str:
+    """The text that ``info`` prints."""
+    lines = [
+        f"fastdiff {_version('fastdiff')}, torch {torch.__version__}, triton {_version('triton')}, "
+        f"Python {platform.python_version()}",
+        f"native extension: {_built()}",
+        f"devices: {', '.join(_devices())}; {torch.get_num_threads()} threads on the CPU",
+        f"{VARIABLE}: {os.environ.get(VARIABLE) or 'not set'}",
+        "",
+    ]
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        try:
+            chosen = choose("auto", device)
+            lines += [f"{op + ' on ' + device:<18} {chosen}" for op in OPERATIONS]
+        except (RuntimeError, ValueError) as error:
+            lines.append(f"on {device}: {error}")
+        for backend in BACKENDS:
+            reason = why_missing(backend, device)
+            if reason is not None:
+                lines.append(f"  no {backend}: {reason}")
+    return "\n".join(lines)
+
+
+def _built() -> str:
+    module = native.extension()
+    if isinstance(module, str):
+        return module
+    cuda = "without CUDA"
+    if module.with_cuda:
+        major, minor = divmod(module.cuda_version, 1000)
+        cuda = f"with CUDA {major}.{minor // 10} for sm_80, sm_90 and newer"
+    return f"C++ for the CPU ({module.cpu_simd()} here), {cuda}"
+
+
+def _devices() -> list[str]:
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [*names, f"CPU ({platform.machine()})"]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

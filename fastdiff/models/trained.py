@@ -1,0 +1,123 @@
+"""A trained model's folder: the network, and how it is to be sampled."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdiff.models.unet import UNet
+from fastdiff.schedule import NoiseSchedule
+
+_DIGITS = Path(__file__).resolve().parents[1] / "assets" / "digits"
+
+
+@dataclass
+class TrainedModel:
+    """A network and the arguments of ``fastdiff.sample`` that belong to it.
+
+    Attributes:
+        unet: the network, in eval mode.
+        sampling: schedule, prediction, variance, clip and, where the folder says, sampler, steps and eta.
+        guidance_scale: what the folder was tuned for; 1 where it does not say.
+        classes: the names of the classes; empty for an unconditional model.
+    """
+
+    unet: UNet
+    sampling: dict[str, Any]
+    guidance_scale: float = 1.0
+    classes: list[str] = field(default_factory=list)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of its images."""
+        config = self.unet.config
+        size = config.sample_size
+        if size is None:
+            raise ValueError("the model's config has no sample_size: the images' size is not known")
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.out_channels, height, width
+
+    def arguments(
+        self, labels: torch.Tensor | None = None, guidance_scale: float | None = None, **changes: Any
+    ) -> dict[str, Any]:
+        """The arguments of ``fastdiff.sample`` beside the model and the shape.
+
+        labels: int64 [B], the class of each image, for a class-conditional model.
+        guidance_scale: in place of the folder's; 1 is none.
+        changes: further arguments in place of the folder's, such as sampler and steps.
+        """
+        arguments = {**self.sampling, **changes}
+        if arguments.get("sampler", "ddpm") != "ddpm":
+            arguments.pop("variance", None)  # the folder's; only DDPM has one
+        if arguments.get("sampler", "ddpm") != "ddim":
+            arguments.pop("eta", None)
+        if labels is None:
+            return arguments
+        arguments["model_kwargs"] = {"class_labels": labels}
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        null = self.unet.null_class
+        if scale != 1:
+            if null is None:
+                raise ValueError(f"guidance_scale={scale} needs a model with a null class; this one has none")
+            arguments |= {"guidance_scale": scale, "uncond_kwargs": {"class_labels": torch.full_like(labels, null)}}
+        return arguments
+
+
+def load(folder: str | os.PathLike[str]) -> TrainedModel:
+    """A folder that ``fastdiff train`` or diffusers wrote: a model's, or a DDPM pipeline's.
+
+    Raises FileNotFoundError or ValueError, naming the path and what is wrong.
+    """
+    root = Path(folder)
+    unet = UNet.from_pretrained(root).eval()
+    sampling: dict[str, Any] = {"schedule": NoiseSchedule.linear()}
+    for place in (root / "scheduler_config.json", root / "scheduler" / "scheduler_config.json"):
+        if place.exists():
+            sampling = _scheduler(place)
+            break
+    trained = TrainedModel(unet, sampling)
+    record = root / "training.json"
+    if record.exists():
+        told = _read(record)
+        more = dict(told.get("sampling", {}))
+        trained.guidance_scale = float(more.pop("guidance_scale", 1.0))
+        trained.sampling |= more
+        trained.classes = [str(name) for name in told.get("classes", [])]
+    elif unet.config.num_class_embeds:
+        count = unet.config.num_class_embeds - (unet.null_class is not None)
+        trained.classes = [str(i) for i in range(count)]
+    return trained
+
+
+def digits() -> TrainedModel:
+    """The model in the package: 8 × 8 handwritten digits, class-conditional, trained by ``fastdiff train``."""
+    return load(_DIGITS)
+
+
+def _scheduler(path: Path) -> dict[str, Any]:
+    config = _read(path)
+    variance = str(config.get("variance_type", "fixed_small"))
+    if variance not in ("fixed_small", "fixed_small_log", "fixed_large", "learned_range"):
+        raise ValueError(f"{path}: variance_type is {variance!r}; it must be fixed_small, fixed_large or learned_range")
+    return {
+        "schedule": NoiseSchedule.from_diffusers(config),
+        "prediction": config.get("prediction_type", "epsilon"),
+        "spacing": config.get("timestep_spacing", "leading"),
+        "variance": variance.removesuffix("_log"),
+        "clip": float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return content
