@@ -17,7 +17,7 @@ from fastdiff.draws import Draws, resolve_draws
 from fastdiff.guidance import resolve_guidance
 from fastdiff.noise import INITIAL, check_int
 from fastdiff.ops.backend import choose
-from fastdiff.ops.randn import DTYPES, check_shape
+from fastdiff.ops.randn import DTYPES, check_device, check_shape
 from fastdiff.plan import Plan
 from fastdiff.run import Network, Run, State
 from fastdiff.samplers import SAMPLERS
@@ -222,7 +222,7 @@ def describe(
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     floating = [p for p in parameters if p.is_floating_point()]
     if device is not None:
-        where = torch.device(device)
+        where = check_device(device)
     else:
         where = parameters[0].device if parameters else torch.get_default_device()
     if where.type == "cuda" and where.index is None:

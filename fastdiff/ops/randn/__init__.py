@@ -49,7 +49,12 @@ def randn(
         raise ValueError(f"dtype must be float32, bfloat16 or float16; got {dtype}")
     check_int("draw", draw, 0, (1 << 32) - 1)
     check_int("stream", stream, 0, (1 << 32) - 1)
-    target = torch.device(device) if device is not None else torch.get_default_device()
+    ranks = {torch.contiguous_format: len(shape), torch.channels_last: 4, torch.channels_last_3d: 5}
+    if not isinstance(memory_format, torch.memory_format):
+        raise TypeError(f"memory_format must be a torch.memory_format; got {type(memory_format).__name__}")
+    if ranks.get(memory_format) != len(shape):
+        raise ValueError(f"memory_format must be one of a tensor of {len(shape)} dimensions; got {memory_format}")
+    target = check_device(device)
     key = noise_key(shape[0], target, seed, seeds, sample_offset)
     backend = choose(backend, target.type)
     out = torch.empty(shape, dtype=dtype, device=target, memory_format=memory_format)
@@ -87,6 +92,19 @@ def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     if n > 1 << 34:
         raise ValueError(f"{name} has {n} elements a sample; the noise stream has 2**34")
     return sizes
+
+
+def check_device(device: torch.device | str | None) -> torch.device:
+    """The device, by default torch's; ValueError for one that this machine lacks."""
+    if device is None:
+        return torch.get_default_device()
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}: {error}") from error
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {str(target)!r}, but torch finds {torch.cuda.device_count()} CUDA devices here")
+    return target
 
 
 def _run(
