@@ -1,0 +1,72 @@
+"""What the tests share: the run's seed, hypothesis' profiles, the skip of GPU tests, the CPU's SIMD variants."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+try:
+    from hypothesis import settings
+except ImportError:  # only the tests that need it skip
+    pass
+else:
+    settings.register_profile("local", deadline=None, print_blob=True)
+    settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+    settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+VARIABLE = "FASTDIFF_TEST_SEED"
+SEED = int(os.environ.get(VARIABLE) or int.from_bytes(os.urandom(4), "little"))
+SIMD = ("avx512", "avx2", "portable")
+
+
+def pytest_report_header() -> str:
+    return f"{VARIABLE}={SEED} (set it to repeat this run's random cases)"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def seed() -> int:
+    """The run's seed; torch's and Python's generators start from it."""
+    print(f"{VARIABLE}={SEED}")  # pytest shows it where a test fails
+    torch.manual_seed(SEED)
+    random.seed(SEED)
+    return SEED
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    return random.Random(seed)
+
+
+def _use_simd(name: str) -> Iterator[str]:
+    _C = pytest.importorskip("fastdiff._C", reason="the extension is not built")
+    before = _C.cpu_simd()
+    if not _C.set_cpu_simd(name):
+        pytest.skip(f"this CPU has no {name}")
+    yield name
+    assert _C.set_cpu_simd(before)
+
+
+@pytest.fixture(params=SIMD)
+def simd(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native backend's kernels, compiled for each instruction set that this CPU has."""
+    yield from _use_simd(request.param)
+
+
+@pytest.fixture(params=("reference", *SIMD))
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The CPU's backends: the reference, and native with each instruction set."""
+    if request.param == "reference":
+        yield "reference"
+    else:
+        for _ in _use_simd(request.param):
+            yield "native"

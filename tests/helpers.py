@@ -1,0 +1,77 @@
+"""What several tests use: bit comparison, layouts of a tensor, ulps, and networks."""
+
+import torch
+from torch import Tensor, nn
+
+INTS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+SIZES = ((1,), (2,), (3,), (5,), (127,), (129,), (3, 32, 32))
+LAYOUTS = ("contiguous", "channels_last", "sliced", "offset", "permuted")
+
+
+def assert_same_bits(a: Tensor, b: Tensor, name: str = "tensor") -> None:
+    """Equal to the bit, the sign of zero included; any NaN equals any other."""
+    assert a.dtype == b.dtype, f"{name}: {a.dtype} against {b.dtype}"
+    assert a.shape == b.shape, f"{name}: {list(a.shape)} against {list(b.shape)}"
+    bits = INTS[a.dtype]
+    same = (a.contiguous().view(bits) == b.contiguous().view(bits)) | (a.isnan() & b.isnan())
+    assert bool(same.all()), f"{name}: {int((~same).sum())} of {same.numel()} elements differ"
+
+
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """The same values in another place or order of memory; "permuted" needs three strides inside a sample."""
+    if layout == "contiguous":
+        return tensor.contiguous()
+    if layout == "sliced":  # every other sample, and a gap after each row of elements
+        shape = (2 * tensor.shape[0], *tensor.shape[1:-1], tensor.shape[-1] + 3)
+        view = torch.full(shape, float("nan"), dtype=tensor.dtype)[::2, ..., : tensor.shape[-1]]
+    elif layout == "offset":
+        view = torch.full((tensor.numel() + 1,), float("nan"), dtype=tensor.dtype)[1:].view(tensor.shape)
+    elif tensor.ndim != 4:
+        return tensor.contiguous()
+    elif layout == "channels_last":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    else:
+        batch, channels, height, width = tensor.shape
+        view = torch.full((batch, width, channels + 1, height), float("nan"), dtype=tensor.dtype)
+        view = view[:, :, :channels].permute(0, 2, 3, 1)
+    assert not view.is_contiguous() or layout == "offset" or tensor.numel() <= 1
+    return view.copy_(tensor)
+
+
+def ulp(size: Tensor, dtype: torch.dtype) -> Tensor:
+    """The spacing of ``dtype`` at the magnitudes ``size``, float64."""
+    info = torch.finfo(dtype)
+    _, exponent = torch.frexp(size.to(torch.float64).clamp(min=info.tiny))
+    return torch.ldexp(torch.tensor(info.eps, dtype=torch.float64), exponent - 1)
+
+
+def assert_accurate(got: Tensor, exact: Tensor, textbook: Tensor, size: Tensor, name: str = "result") -> None:
+    """At most twice PyTorch's largest error, or 2 ulp of the output's dtype at Σ|coefficient·term|, where more."""
+    worst = (textbook.to(torch.float64) - exact).abs().amax() if exact.numel() else torch.zeros(())
+    error = (got.to(torch.float64) - exact).abs()
+    allowed = torch.maximum(2 * worst.to(torch.float64), 2 * ulp(size, got.dtype))
+    assert bool((error <= allowed).all()), f"{name}: {float((error / allowed).max())} times the tolerance"
+
+
+class Affine(nn.Module):
+    """A network of one multiplication and one addition: the same bits on every backend, x·t/(t + 1)-like."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.75, dtype=dtype))
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.seen.append((x.clone(), t.clone()))
+        return x * self.weight + 0.125
+
+
+def dummy(x: Tensor, t: Tensor) -> Tensor:
+    """diffusers' test model."""
+    t = t.view(-1, *[1] * (x.ndim - 1))
+    return x * t / (t + 1)
+
+
+def dummy_sample() -> Tensor:
+    """diffusers' test images [4, 3, 8, 8]."""
+    return (torch.arange(768, dtype=torch.float32).reshape(3, 8, 8, 4) / 768).permute(3, 0, 1, 2).contiguous()
