@@ -41,7 +41,12 @@ struct Scalar {
     static FASTDIFF_HD I is_less(F a, F b) { return a < b ? -1 : 0; }
     static FASTDIFF_HD F select(I mask, F a, F b) { return mask ? a : b; }
     static FASTDIFF_HD void mulhilo(U a, uint32_t m, U& hi, U& lo) {
+#ifdef __CUDA_ARCH__
+        uint64_t product;  // nvcc makes a 64-bit multiplication, and needless additions, of what stands below
+        asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(m));
+#else
         const uint64_t product = static_cast<uint64_t>(a) * m;
+#endif
         hi = static_cast<U>(product >> 32);
         lo = static_cast<U>(product);
     }
