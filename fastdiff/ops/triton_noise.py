@@ -84,7 +84,7 @@ def key_of(b, seeds, samples, seed, sample_offset):
 
 @triton.jit
 def normals(first, seed, sample, draw, stream, QUADS: tl.constexpr):
-    """Normals first … first + 4 QUADS − 1 of one sample, float32; first is a multiple of 4, the numbers are integers."""
+    """Normals first … first + 4 QUADS − 1 of one sample, float32. first (int64) is a multiple of 4."""
     quad = (first // 4).to(tl.uint32) + tl.arange(0, QUADS).to(tl.uint32)
     w0, w1, w2, w3 = philox(
         quad, tl.cast(sample, tl.uint32), tl.cast(draw, tl.uint32), tl.cast(stream, tl.uint32),

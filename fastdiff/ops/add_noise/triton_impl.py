@@ -25,14 +25,14 @@ def add_noise_kernel(
     known = (t >= 0) & (t < T)
     alpha = tl.load(coefficients + 2 * t, mask=known, other=float("nan"))
     sigma = tl.load(coefficients + 2 * t + 1, mask=known, other=float("nan"))
-    if noise is not None:
+    if len(noise) > 0:
         z = load(noise, b, first, lane, inside, WIDE)
     else:
         s, number = key_of(b, seeds, samples, seed, sample_offset)
         z = normals(first, s, number, draw, stream, QUADS)
     x_t = load(x0, b, first, lane, inside, WIDE) * alpha + z * sigma
     store(out, b, first, lane, inside, x_t, WIDE)
-    if noise_out is not None:
+    if len(noise_out) > 0:
         store(noise_out, b, first, lane, inside, z, WIDE)
 
 

@@ -1,7 +1,7 @@
 """update as one Triton kernel: csrc/common/row.h's arithmetic, in its order.
 
-A tensor that is None is compiled out. One that is given but not used by the row at hand is skipped by a branch on the
-row's coefficient, which is the same for the whole grid.
+A tensor that is None, or an empty tuple, is compiled out. One that is given but not used by the row at hand is skipped
+by a branch on the row's coefficient, which is the same for the whole grid.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fastdiff.plan import COLUMNS, TERMS
 
 _NEXT_C_IN, _W, _P, _Q, _CLIP, _SCALE, _X, _ANCHOR, _SLOT, _READ, _WRITE = (
     tl.constexpr(COLUMNS.index(name))
-    for name in "next_c_in w0 p q clip scale x.x anchor.x slot.x read0 write".split()
+    for name in ["next_c_in", "w0", "p", "q", "clip", "scale", "x.x", "anchor.x", "slot.x", "read0", "write"]
 )
 _KEEPS_ANCHOR, _LOG_MIN, _LOG_MAX, _KNOWN_ALPHA, _KNOWN_SIGMA, _DRAW, _STREAM = (
     tl.constexpr(COLUMNS.index(name))
-    for name in "keeps_anchor log_min log_max known_alpha known_sigma draw stream".split()
+    for name in ["keeps_anchor", "log_min", "log_max", "known_alpha", "known_sigma", "draw", "stream"]
 )
 _OF_ANCHOR, _OF_SLOT0, _OF_Z, _OF_G = (tl.constexpr(TERMS.index(name)) for name in ("anchor", "slot0", "z", "g"))
 _COLUMNS, _KNOWN = tl.constexpr(len(COLUMNS)), tl.constexpr(KNOWN)
@@ -48,12 +48,11 @@ def _read(row, term: tl.constexpr, source, at, inside, zeros):
 
 @triton.jit
 def _read_slot(row, k: tl.constexpr, slots, at, inside, zeros):
-    """The k-th slot that the row reads, by the number in its table."""
+    """The k-th slot that the row reads, by the number in its table. slots: (pointer, number) of those there are."""
     value = zeros
-    for number in tl.static_range(4):
-        if slots[number] is not None:
-            if (tl.load(row + _READ + k) == number) & _uses(row, _OF_SLOT0 + k):
-                value = tl.load(slots[number] + at, mask=inside)
+    for i in tl.static_range(len(slots)):
+        if (tl.load(row + _READ + k) == slots[i][1]) & _uses(row, _OF_SLOT0 + k):
+            value = tl.load(slots[i][0] + at, mask=inside)
     return value
 
 
@@ -136,7 +135,7 @@ def update_kernel(
     anchor_in, slot0, slot1, slot2, g = None, None, None, None, None
     if anchor is not None:
         anchor_in = _read(row, _OF_ANCHOR, anchor, at, inside, zeros)
-    if slots is not None:
+    if len(slots) > 0:
         slot0 = _read_slot(row, 0, slots, at, inside, zeros)
         slot1 = _read_slot(row, 1, slots, at, inside, zeros)
         slot2 = _read_slot(row, 2, slots, at, inside, zeros)
@@ -148,7 +147,7 @@ def update_kernel(
     else:
         if _uses(row, _OF_Z):
             z = normals(first, s, number, draw, stream, QUADS)
-    if variance is not None:
+    if len(variance) > 0:  # noqa: SIM102 (decided when compiled; the next when run)
         if _uses(row, _OF_Z):
             v = load(variance, b, first, lane, inside, WIDE)
             z = z * _learned_sigma(v, tl.load(row + _LOG_MIN), tl.load(row + _LOG_MAX))
@@ -160,13 +159,12 @@ def update_kernel(
     x0 = _predict_x0(x_in, m, tl.load(row + _P), tl.load(row + _Q), bound, scale)
     terms = (x_in, anchor_in, x0, m, slot0, slot1, slot2, z, g)
     following = _combine(row, _X, terms, zeros)
-    if anchor_out is not None:
+    if anchor_out is not None:  # noqa: SIM102
         if tl.load(row + _KEEPS_ANCHOR) != 0:
             tl.store(anchor_out + at, _combine(row, _ANCHOR, terms, zeros), mask=inside)
-    for k in tl.static_range(4):
-        if slots_out[k] is not None:
-            if tl.load(row + _WRITE) == k:
-                tl.store(slots_out[k] + at, _combine(row, _SLOT, terms, zeros), mask=inside)
+    for i in tl.static_range(len(slots_out)):
+        if tl.load(row + _WRITE) == slots_out[i][1]:
+            tl.store(slots_out[i][0] + at, _combine(row, _SLOT, terms, zeros), mask=inside)
     if mask is not None:
         known_z = zeros
         sigma = tl.load(row + _KNOWN_SIGMA)
@@ -182,8 +180,12 @@ def update_kernel(
         tl.store(x_out + at, following, mask=inside)
     if x0_out is not None:
         tl.store(x0_out + at, x0, mask=inside)
-    if model_input is not None:
+    if len(model_input) > 0:
         store(model_input, b, first, lane, inside, following * tl.load(row + _NEXT_C_IN), WIDE)
+
+
+def _numbered(slots: list[Tensor | None]) -> tuple:
+    return tuple((slot, number) for number, slot in enumerate(slots) if slot is not None)
 
 
 class Update:
@@ -191,7 +193,7 @@ class Update:
 
     def __init__(self, operands: Operands) -> None:
         self.operands = operands
-        self.slots = tuple(operands.slots) if any(slot is not None for slot in operands.slots) else None
+        self.slots, self.slots_out = _numbered(operands.slots), _numbered(operands.slots_out)
         self.model_input, self.key = view(operands.model_input), key_arguments(operands.key)
         self.set_outputs(operands.outputs, operands.variance)
 
@@ -212,5 +214,5 @@ class Update:
         launch(
             update_kernel, o.x, o.table, index, step, self.outputs, self.variance, o.x, o.anchor, self.slots,
             o.noise, o.gain, o.clip, o.gradient, o.mask, o.known, o.known_noise, o.x_out, o.anchor_out,
-            tuple(o.slots_out), o.x0_out, self.model_input, o.nonfinite, *self.key,
+            self.slots_out, o.x0_out, self.model_input, o.nonfinite, *self.key,
         )  # fmt: skip

@@ -1,0 +1,39 @@
+"""Runs the cases of triton_cases.py and triton_update_cases.py in a process where the kernels are what the cases need.
+
+Triton decides when a kernel is decorated whether it is interpreted, and for its own library when it is imported, so
+TRITON_INTERPRET=1 must be set before anything imports triton, and must not stay set for the tests that use a GPU.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def run_cases(**environment: str) -> None:
+    cases = [Path(__file__).with_name(name) for name in ("triton_cases.py", "triton_update_cases.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", *cases],
+        capture_output=True, text=True,
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment,
+    )  # fmt: skip
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout.splitlines()[-1]
+
+
+def test_in_the_interpreter():
+    run_cases(TRITON_INTERPRET="1")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_the_gpu():
+    run_cases()
