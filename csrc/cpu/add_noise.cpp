@@ -11,10 +11,9 @@ namespace FASTDIFF_SIMD {
 
 static void add_noise_range(const void* context, int64_t begin, int64_t end) {
     const AddNoiseParams& p = *static_cast<const AddNoiseParams*>(context);
-    const int64_t groups = (p.n + kGroup - 1) / kGroup;
     const Simd::U quads = first_quads();
-    for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t b = unit / groups, first = unit % groups * kGroup;
+    for (Cursor at(begin, p.n); at.group < end; at.advance()) {
+        const int64_t b = at.b, first = at.first;
         const int64_t t = p.timesteps ? p.timesteps[b] : p.timestep;
         const bool known = t >= 0 && t < p.T;
         const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -37,8 +36,7 @@ static void add_noise_range(const void* context, int64_t begin, int64_t end) {
 }
 
 void add_noise(const AddNoiseParams& params, int threads) {
-    const int64_t groups = (params.n + kGroup - 1) / kGroup;
-    parallel_for(params.batch * groups, 16384 / kGroup, threads, add_noise_range, &params);
+    parallel_for(params.batch * groups_in(params.n), 16384 / kGroup, threads, add_noise_range, &params);
 }
 
 }  // namespace FASTDIFF_SIMD

@@ -9,10 +9,9 @@ namespace FASTDIFF_SIMD {
 
 static void randn_range(const void* context, int64_t begin, int64_t end) {
     const RandnParams& p = *static_cast<const RandnParams*>(context);
-    const int64_t groups = (p.n + kGroup - 1) / kGroup;
     const Simd::U quads = first_quads();
-    for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t b = unit / groups, first = unit % groups * kGroup;
+    for (Cursor at(begin, p.n); at.group < end; at.advance()) {
+        const int64_t b = at.b, first = at.first;
         Simd::F z[4];
         normal4<Simd>(quads + static_cast<uint32_t>(first / 4), sample_of(p.key, b), p.draw, p.stream,
                       seed_of(p.key, b), z);
@@ -25,8 +24,7 @@ static void randn_range(const void* context, int64_t begin, int64_t end) {
 }
 
 void randn(const RandnParams& params, int threads) {
-    const int64_t groups = (params.n + kGroup - 1) / kGroup;
-    parallel_for(params.batch * groups, 16384 / kGroup, threads, randn_range, &params);
+    parallel_for(params.batch * groups_in(params.n), 16384 / kGroup, threads, randn_range, &params);
 }
 
 }  // namespace FASTDIFF_SIMD

@@ -122,7 +122,24 @@ FASTDIFF_HD void transpose4(Simd::F z[4]) {
 // Elements per Philox vector: W lanes of four normals. Work is dealt in groups of this size.
 constexpr int kGroup = 4 * W;
 
-FASTDIFF_HD bool is_plain(const View& v) { return v.dtype == kFloat32 && v.inner_stride == 1; }
+FASTDIFF_HD int64_t groups_in(int64_t n) { return (n + kGroup - 1) / kGroup; }
+
+// Walks the groups of a [batch, n] array: group number `group` begins at element `first` of sample b.
+struct Cursor {
+    int64_t group, n, b, first;
+
+    Cursor(int64_t group, int64_t n) : group(group), n(n), b(group / groups_in(n)), first(group % groups_in(n) * kGroup) {}
+    void advance() {
+        ++group;
+        first += kGroup;
+        if (first < n) return;
+        first = 0;
+        ++b;
+    }
+};
+
+// Whether the n elements of a sample are contiguous.
+FASTDIFF_HD bool is_dense(const View& v, int64_t n) { return v.inner == n && v.inner_stride == 1; }
 
 // The address of element e of sample b, in elements.
 FASTDIFF_HD int64_t offset(const View& v, int64_t b, int64_t e, int64_t n) {
@@ -170,54 +187,60 @@ __attribute__((noinline)) inline void store_slow(const View& v, int64_t b, int64
 
 typedef uint16_t H __attribute__((vector_size(W * 2)));
 
-// count lanes (W, but for a sample's end) from element e of sample b, as float32.
-FASTDIFF_HD Simd::F load(const View& v, int64_t b, int64_t e, int count, int64_t n) {
-    Simd::F result;
-    if (__builtin_expect(count == W && v.inner == n && v.inner_stride == 1, 1)) {
-        const int64_t at = b * v.batch_stride + e;
-        if (v.dtype == kFloat32) {
-            memcpy(&result, static_cast<const float*>(v.data) + at, sizeof(result));
-            return result;
-        }
-        H half;
-        memcpy(&half, static_cast<const uint16_t*>(v.data) + at, sizeof(half));
-        if (v.dtype == kBFloat16) return bit_cast<Simd::F>(__builtin_convertvector(half, Simd::U) << 16);
+// W elements from the one at `at`, as float32; they are contiguous.
+FASTDIFF_HD Simd::F load_dense(const View& v, int64_t at) {
+    Simd::F result = {};
+    if (__builtin_expect(v.dtype == kFloat32, 1)) {
+        memcpy(&result, static_cast<const float*>(v.data) + at, sizeof(result));
+        return result;
+    }
+    H half;
+    memcpy(&half, static_cast<const uint16_t*>(v.data) + at, sizeof(half));
+    if (v.dtype == kBFloat16) return bit_cast<Simd::F>(__builtin_convertvector(half, Simd::U) << 16);
 #if defined(__AVX512F__)
-        return (Simd::F)_mm512_cvtph_ps(bit_cast<__m256i>(half));
+    return (Simd::F)_mm512_cvtph_ps(bit_cast<__m256i>(half));
 #elif defined(__F16C__)
-        return (Simd::F)_mm256_cvtph_ps(bit_cast<__m128i>(half));
+    return (Simd::F)_mm256_cvtph_ps(bit_cast<__m128i>(half));
+#else
+    for (int i = 0; i < W; ++i) result[i] = half_to_float(half[i]);
+    return result;
+#endif
+}
+
+FASTDIFF_HD void store_dense(const View& v, int64_t at, Simd::F f) {
+    if (__builtin_expect(v.dtype == kFloat32, 1)) {
+        memcpy(static_cast<float*>(v.data) + at, &f, sizeof(f));
+        return;
+    }
+    H half = {};
+    if (v.dtype == kBFloat16) {
+        const Simd::U bits = bit_cast<Simd::U>(f);
+        const Simd::U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        const Simd::I nan = f != f;
+        half = __builtin_convertvector((rounded & ~bit_cast<Simd::U>(nan)) | (0x7fc0u & bit_cast<Simd::U>(nan)), H);
+    } else {
+#if defined(__AVX512F__)
+        half = bit_cast<H>(_mm512_cvtps_ph((__m512)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+        half = bit_cast<H>(_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+        for (int i = 0; i < W; ++i) half[i] = float_to_half(f[i]);
 #endif
     }
+    memcpy(static_cast<uint16_t*>(v.data) + at, &half, sizeof(half));
+}
+
+// count lanes (W, but for a sample's end) from element e of sample b, as float32.
+FASTDIFF_HD Simd::F load(const View& v, int64_t b, int64_t e, int count, int64_t n) {
+    if (__builtin_expect(count == W && is_dense(v, n), 1)) return load_dense(v, b * v.batch_stride + e);
     return load_slow(v, b, e, count, n);
 }
 
 FASTDIFF_HD void store(const View& v, int64_t b, int64_t e, int count, int64_t n, Simd::F f) {
-    if (__builtin_expect(count == W && v.inner == n && v.inner_stride == 1, 1)) {
-        const int64_t at = b * v.batch_stride + e;
-        if (v.dtype == kFloat32) {
-            memcpy(static_cast<float*>(v.data) + at, &f, sizeof(f));
-            return;
-        }
-        H half;
-        if (v.dtype == kBFloat16) {
-            const Simd::U bits = bit_cast<Simd::U>(f);
-            const Simd::U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-            const Simd::I nan = f != f;
-            half = __builtin_convertvector((rounded & ~bit_cast<Simd::U>(nan)) | (0x7fc0u & bit_cast<Simd::U>(nan)), H);
-            memcpy(static_cast<uint16_t*>(v.data) + at, &half, sizeof(half));
-            return;
-        }
-#if defined(__AVX512F__)
-        half = bit_cast<H>(_mm512_cvtps_ph((__m512)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-        memcpy(static_cast<uint16_t*>(v.data) + at, &half, sizeof(half));
-        return;
-#elif defined(__F16C__)
-        half = bit_cast<H>(_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-        memcpy(static_cast<uint16_t*>(v.data) + at, &half, sizeof(half));
-        return;
-#endif
-    }
-    store_slow(v, b, e, count, n, f);
+    if (__builtin_expect(count == W && is_dense(v, n), 1))
+        store_dense(v, b * v.batch_stride + e, f);
+    else
+        store_slow(v, b, e, count, n, f);
 }
 
 // The seed and sample number of sample b.

@@ -17,7 +17,7 @@ struct Update {
     const UpdateParams& p;
     Row row;
     int64_t index;
-    bool plain;  // one network output and nothing but x, m and z: the case of DDPM and DDIM
+    bool plain;  // plain_group computes it
 };
 
 F load_at(const float* data, int64_t at, int count) {
@@ -30,10 +30,10 @@ void store_at(float* data, int64_t at, int count, F f) {
     memcpy(data + at, &f, count == W ? sizeof(F) : count * sizeof(float));
 }
 
-// Elements e .. e + count - 1 of sample b. kPlain leaves out what such a row never has. Returns the lanes whose network
-// output is not finite.
-template <bool kPlain>
-FASTDIFF_HD Simd::I update_vector(const Update& u, int64_t b, int64_t e, int count, F z, F known_z) {
+FASTDIFF_HD Simd::I not_finite(F f) { return (bit_cast<Simd::I>(f) & 0x7f800000) == 0x7f800000; }
+
+// Elements e .. e + count - 1 of sample b. Returns the lanes whose network output is not finite.
+Simd::I update_vector(const Update& u, int64_t b, int64_t e, int count, F z, F known_z) {
     const UpdateParams& p = u.p;
     const Row& r = u.row;
     const int64_t at = b * p.n + e;
@@ -43,37 +43,33 @@ FASTDIFF_HD Simd::I update_vector(const Update& u, int64_t b, int64_t e, int cou
     t.z = z;
     if (p.n_outputs > 0) {
         t.m = load(p.outputs[0], b, e, count, p.n);
-        if (!kPlain && p.n_outputs > 1) {
+        if (p.n_outputs > 1) {
             t.m = t.m * r.w0 + load(p.outputs[1], b, e, count, p.n) * r.w1;
             if (p.n_outputs > 2) t.m = t.m + load(p.outputs[2], b, e, count, p.n) * r.w2;
         }
-        bad = (bit_cast<Simd::I>(t.m) & 0x7f800000) == 0x7f800000;
-        if (!kPlain && p.gain) t.m = t.m * p.gain[b];
+        bad = not_finite(t.m);
+        if (p.gain) t.m = t.m * p.gain[b];
     }
     F clip = F{} + r.clip, scale = F{} + r.scale;
-    if (!kPlain && p.clip) {
+    if (p.clip) {
         clip = F{} + p.clip[2 * b];
         scale = F{} + p.clip[2 * b + 1];
     }
     t.x0 = predict_x0<Simd>(t.x, t.m, r.p, r.q, clip, scale);
-    if (!kPlain) {
-        if (p.variance.data && reads_z(r))
-            t.z = t.z * learned_sigma<Simd>(load(p.variance, b, e, count, p.n), r.log_min, r.log_max);
-        if (reads_anchor(r)) t.anchor = load_at(p.anchor, at, count);
-        if (reads_slot0(r)) t.slot0 = load_at(p.slots[static_cast<int>(r.read0)], at, count);
-        if (reads_slot1(r)) t.slot1 = load_at(p.slots[static_cast<int>(r.read1)], at, count);
-        if (reads_slot2(r)) t.slot2 = load_at(p.slots[static_cast<int>(r.read2)], at, count);
-        if (reads_g(r)) t.g = load_at(p.gradient, at, count);
-    }
+    if (p.variance.data && reads_z(r))
+        t.z = t.z * learned_sigma<Simd>(load(p.variance, b, e, count, p.n), r.log_min, r.log_max);
+    if (reads_anchor(r)) t.anchor = load_at(p.anchor, at, count);
+    if (reads_slot0(r)) t.slot0 = load_at(p.slots[static_cast<int>(r.read0)], at, count);
+    if (reads_slot1(r)) t.slot1 = load_at(p.slots[static_cast<int>(r.read1)], at, count);
+    if (reads_slot2(r)) t.slot2 = load_at(p.slots[static_cast<int>(r.read2)], at, count);
+    if (reads_g(r)) t.g = load_at(p.gradient, at, count);
     F next = combine<Simd>(r.x, t);
-    if (!kPlain) {
-        if (r.keeps_anchor != 0) store_at(p.anchor_out, at, count, combine<Simd>(r.anchor, t));
-        if (r.write >= 0) store_at(p.slots_out[static_cast<int>(r.write)], at, count, combine<Simd>(r.slot, t));
-        if (p.mask) {
-            const F w = load_at(p.mask, at, count);
-            const F known = load_at(p.known, at, count) * r.known_alpha + known_z * r.known_sigma;
-            next = w * known + (1.0f - w) * next;
-        }
+    if (r.keeps_anchor != 0) store_at(p.anchor_out, at, count, combine<Simd>(r.anchor, t));
+    if (r.write >= 0) store_at(p.slots_out[static_cast<int>(r.write)], at, count, combine<Simd>(r.slot, t));
+    if (p.mask) {
+        const F w = load_at(p.mask, at, count);
+        const F known = load_at(p.known, at, count) * r.known_alpha + known_z * r.known_sigma;
+        next = w * known + (1.0f - w) * next;
     }
     if (p.x_out) store_at(p.x_out, at, count, next);
     if (p.x0_out) store_at(p.x0_out, at, count, t.x0);
@@ -81,18 +77,55 @@ FASTDIFF_HD Simd::I update_vector(const Update& u, int64_t b, int64_t e, int cou
     return bad;
 }
 
-template <bool kPlain>
+// The same for the four vectors of a whole group, of rows that have one network output and no terms but x, x0, m and z,
+// in contiguous memory: the case of DDPM and DDIM, three times as fast since every question is asked once a group.
+FASTDIFF_HD Simd::I plain_group(const UpdateParams& p, const Row& r, int64_t b, int64_t e, const F z[4]) {
+    const int64_t at = b * p.n + e;
+    F x[4], m[4], x0[4], next[4];
+    Simd::I bad = {};
+    for (int j = 0; j < 4; ++j) {
+        x[j] = load_at(p.x, at + j * W, W);
+        m[j] = load_dense(p.outputs[0], b * p.outputs[0].batch_stride + e + j * W);
+        bad |= not_finite(m[j]);
+        x0[j] = predict_x0<Simd>(x[j], m[j], r.p, r.q, F{} + r.clip, F{} + r.scale);
+        next[j] = F{};
+    }
+    const auto add = [&](const F term[4], float coefficient) {
+        if (coefficient != 0)
+            for (int j = 0; j < 4; ++j) next[j] = next[j] + term[j] * coefficient;
+    };
+    add(x, r.x.x);
+    add(x0, r.x.x0);
+    add(m, r.x.m);
+    add(z, r.x.z);
+    if (p.x_out)
+        for (int j = 0; j < 4; ++j) store_at(p.x_out, at + j * W, W, next[j]);
+    if (p.x0_out)
+        for (int j = 0; j < 4; ++j) store_at(p.x0_out, at + j * W, W, x0[j]);
+    if (p.model_input.data)
+        for (int j = 0; j < 4; ++j)
+            store_dense(p.model_input, b * p.model_input.batch_stride + e + j * W, next[j] * r.next_c_in);
+    return bad;
+}
+
+bool is_plain(const UpdateParams& p, const Row& r) {
+    return p.n_outputs == 1 && !p.gain && !p.clip && !p.mask && !p.variance.data && r.keeps_anchor == 0 &&
+           r.write < 0 && !reads_anchor(r) && !reads_slot0(r) && !reads_slot1(r) && !reads_slot2(r) && !reads_g(r) &&
+           is_dense(p.outputs[0], p.n) && (!p.model_input.data || is_dense(p.model_input, p.n));
+}
+
 void update_range(const void* context, int64_t begin, int64_t end) {
     const Update& u = *static_cast<const Update*>(context);
-    const UpdateParams& p = u.p;
-    const int64_t groups = (p.n + kGroup - 1) / kGroup;
+    const UpdateParams p = u.p;  // copies: the compiler knows that no store changes them
+    const Row r = u.row;
+    const bool plain = u.plain;
     const Simd::U quads = first_quads();
-    const uint32_t draw = static_cast<uint32_t>(u.row.draw), stream = static_cast<uint32_t>(u.row.stream);
-    const bool uses_z = reads_z(u.row), uses_known_z = !kPlain && p.mask && u.row.known_sigma != 0;
+    const uint32_t draw = static_cast<uint32_t>(r.draw), stream = static_cast<uint32_t>(r.stream);
+    const bool uses_z = reads_z(r), uses_known_z = p.mask && r.known_sigma != 0;
     const bool draws = uses_z && !p.noise, draws_known = uses_known_z && !p.known_noise;
     Simd::I bad = {};
-    for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t b = unit / groups, first = unit % groups * kGroup;
+    for (Cursor at(begin, p.n); at.group < end; at.advance()) {
+        const int64_t b = at.b, first = at.first;
         const Simd::U quad = quads + static_cast<uint32_t>(first / 4);
         F z[4] = {}, known_z[4] = {};
         if (draws) {
@@ -103,13 +136,19 @@ void update_range(const void* context, int64_t begin, int64_t end) {
             normal4<Simd>(quad, sample_of(p.key, b), draw, 3, seed_of(p.key, b), known_z);
             transpose4(known_z);
         }
+        if (plain && first + kGroup <= p.n) {
+            if (uses_z && p.noise)
+                for (int j = 0; j < 4; ++j) z[j] = load_at(p.noise, b * p.n + first + j * W, W);
+            bad |= plain_group(p, r, b, first, z);
+            continue;
+        }
         for (int j = 0; j < 4; ++j) {
             const int64_t e = first + j * W;
             if (e >= p.n) break;
             const int count = static_cast<int>(std::min<int64_t>(W, p.n - e));
             if (uses_z && p.noise) z[j] = load_at(p.noise, b * p.n + e, count);
             if (uses_known_z && p.known_noise) known_z[j] = load_at(p.known_noise, b * p.n + e, count);
-            bad |= update_vector<kPlain>(u, b, e, count, z[j], known_z[j]);
+            bad |= update_vector(u, b, e, count, z[j], known_z[j]);
         }
     }
     bool any = false;
@@ -126,12 +165,9 @@ void update_range(const void* context, int64_t begin, int64_t end) {
 
 void update(const UpdateParams& p, int threads) {
     const int64_t index = p.step ? *p.step : p.row;
-    Update u{p, reinterpret_cast<const Row*>(p.table)[index], index, false};
-    const Row& r = u.row;
-    u.plain = p.n_outputs == 1 && !p.gain && !p.clip && !p.mask && !p.variance.data && r.keeps_anchor == 0 &&
-              r.write < 0 && !reads_anchor(r) && !reads_slot0(r) && !reads_slot1(r) && !reads_slot2(r) && !reads_g(r);
-    const int64_t groups = (p.n + kGroup - 1) / kGroup;
-    parallel_for(p.batch * groups, 16384 / kGroup, threads, u.plain ? update_range<true> : update_range<false>, &u);
+    const Row& row = reinterpret_cast<const Row*>(p.table)[index];
+    const Update u{p, row, index, is_plain(p, row)};
+    parallel_for(p.batch * groups_in(p.n), 16384 / kGroup, threads, update_range, &u);
 }
 
 }  // namespace FASTDIFF_SIMD
