@@ -32,9 +32,10 @@ void check(int status, const char* what) {
 #endif
 
 // A property that shows a pointer as its address.
-#define ADDRESS(Params, name)                                                             \
-    def_property(#name, [](const Params& p) { return reinterpret_cast<uintptr_t>(p.name); }, \
-                 [](Params& p, uintptr_t address) { p.name = pointer<std::remove_pointer_t<decltype(p.name)>>(address); })
+#define ADDRESS(Params, name)                                                       \
+    def_property(                                                                   \
+        #name, [](const Params& p) { return reinterpret_cast<uintptr_t>(p.name); }, \
+        [](Params& p, uintptr_t address) { p.name = pointer<std::remove_pointer_t<decltype(p.name)>>(address); })
 
 std::vector<uint32_t> philox4x32(const std::vector<uint32_t>& counter, uint32_t k0, uint32_t k1) {
     if (counter.size() != 4) throw std::invalid_argument("a Philox counter has four words");
@@ -128,15 +129,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 #ifdef FASTDIFF_WITH_CUDA
         true;
     m.attr("cuda_version") = CUDART_VERSION;
-    m.def("randn_cuda", [](const RandnParams& p, uintptr_t stream) {
-        check(randn_cuda(p, pointer<void>(stream)), "randn_cuda");
-    });
+    m.def("randn_cuda",
+          [](const RandnParams& p, uintptr_t stream) { check(randn_cuda(p, pointer<void>(stream)), "randn_cuda"); });
     m.def("add_noise_cuda", [](const AddNoiseParams& p, uintptr_t stream) {
         check(add_noise_cuda(p, pointer<void>(stream)), "add_noise_cuda");
     });
-    m.def("update_cuda", [](const UpdateParams& p, uintptr_t stream) {
-        check(update_cuda(p, pointer<void>(stream)), "update_cuda");
-    });
+    m.def("update_cuda",
+          [](const UpdateParams& p, uintptr_t stream) { check(update_cuda(p, pointer<void>(stream)), "update_cuda"); });
     // The number of devices that this runtime can use under the installed driver; an error says why there are none.
     m.def("cuda_device_count", [] {
         int count = 0;

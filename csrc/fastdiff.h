@@ -1,5 +1,5 @@
-// The native API: one plain struct per operation, and its CPU and CUDA entry points. This page is the table of contents.
-// No tensor library is known here: pointers, sizes and strides come in, and nothing is allocated.
+// The native API: one plain struct per operation, and its CPU and CUDA entry points. This page is the table of
+// contents. No tensor library is known here: pointers, sizes and strides come in, and nothing is allocated.
 #pragma once
 
 #include <stdint.h>
@@ -46,16 +46,16 @@ struct AddNoiseParams {
 };
 
 // One row of a plan applied to the state. csrc/common/row.h has the row, fastdiff/plan.py the formula.
-// Pointers that are not Views are contiguous float32 [batch, n], except gain [batch] and clip [batch, 2] (bound, scale).
-// An output may be the input of the same name. Null means absent; noise that is needed and absent is drawn.
+// Pointers that are not Views are contiguous float32 [batch, n], except gain [batch] and clip [batch, 2] (bound,
+// scale). An output may be the input of the same name. Null means absent; noise that is needed and absent is drawn.
 struct UpdateParams {
     int64_t batch = 0, n = 0;
-    const float* table = nullptr;    // [rows, 48]
-    int64_t row = 0;                 // the row's index, unless
-    const int64_t* step = nullptr;   // this points to it
-    int n_outputs = 0;               // 0 to 3 network outputs; several are combined by the row's guidance weights
+    const float* table = nullptr;   // [rows, 48]
+    int64_t row = 0;                // the row's index, unless
+    const int64_t* step = nullptr;  // this points to it
+    int n_outputs = 0;              // 0 to 3 network outputs; several are combined by the row's guidance weights
     View outputs[3];
-    View variance;                   // the conditional output's second half, under learned variance
+    View variance;  // the conditional output's second half, under learned variance
     const float* x = nullptr;
     const float* anchor = nullptr;
     const float* slots[4] = {};
@@ -72,7 +72,7 @@ struct UpdateParams {
     float* x0_out = nullptr;
     View model_input;
     NoiseKey key;
-    int64_t* nonfinite = nullptr;    // lowered to the row's index where a network output is not finite
+    int64_t* nonfinite = nullptr;  // lowered to the row's index where a network output is not finite
 };
 
 // csrc/cpu/<op>.cpp; threads is an upper bound.

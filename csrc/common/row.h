@@ -13,27 +13,27 @@ struct Combination {
 
 // A row as it lies in the float32 table, 48 floats. Small integers are stored as floats, exactly.
 struct Row {
-    float t;                                      // the timestep; kernels do not read it
-    float next_c_in;                              // scale of the network's next input
-    float w0, w1, w2;                             // guidance: m = w0 o0 + w1 o1 + w2 o2 where there are several outputs
-    float p, q;                                   // x0 = p x + q m
-    float clip, scale;                            // x0 <- scale * clamp(x0, -clip, clip)
-    Combination x, anchor, slot;                  // x', anchor' and the slot that is written
-    float read0, read1, read2;                    // numbers of the slots read, -1 for none
-    float write;                                  // number of the slot written, -1 for none
-    float keeps_anchor;                           // 1: anchor' is written
-    float log_min, log_max;                       // learned variance: logarithms of its two ends
-    float known_alpha, known_sigma;               // the known image's level after this row
-    float draw, stream;                           // the noise's address
-    float calls_model;                            // 0: a change of state without a network call
+    float t;                         // the timestep; kernels do not read it
+    float next_c_in;                 // scale of the network's next input
+    float w0, w1, w2;                // guidance: m = w0 o0 + w1 o1 + w2 o2 where there are several outputs
+    float p, q;                      // x0 = p x + q m
+    float clip, scale;               // x0 <- scale * clamp(x0, -clip, clip)
+    Combination x, anchor, slot;     // x', anchor' and the slot that is written
+    float read0, read1, read2;       // numbers of the slots read, -1 for none
+    float write;                     // number of the slot written, -1 for none
+    float keeps_anchor;              // 1: anchor' is written
+    float log_min, log_max;          // learned variance: logarithms of its two ends
+    float known_alpha, known_sigma;  // the known image's level after this row
+    float draw, stream;              // the noise's address
+    float calls_model;               // 0: a change of state without a network call
 };
 static_assert(sizeof(Row) == 48 * sizeof(float), "the table has 48 columns");
 
 FASTDIFF_HD bool reads_x0(const Row& r) {
     return r.x.x0 != 0 || (r.keeps_anchor != 0 && r.anchor.x0 != 0) || (r.write >= 0 && r.slot.x0 != 0);
 }
-#define FASTDIFF_READS(name)                                                             \
-    FASTDIFF_HD bool reads_##name(const Row& r) {                                        \
+#define FASTDIFF_READS(name)                                                                                       \
+    FASTDIFF_HD bool reads_##name(const Row& r) {                                                                  \
         return r.x.name != 0 || (r.keeps_anchor != 0 && r.anchor.name != 0) || (r.write >= 0 && r.slot.name != 0); \
     }
 FASTDIFF_READS(anchor)

@@ -1,4 +1,5 @@
-// float32 to and from bfloat16 and float16, rounding to nearest even, for the elements that no vector instruction takes.
+// float32 to and from bfloat16 and float16, rounding to nearest even, for the elements that no vector instruction
+// takes.
 #pragma once
 
 #include "common/lane.h"

@@ -21,8 +21,8 @@ struct Job {
     RangeFunction function;
     const void* context;
     int64_t units, chunk;
-    int helpers_wanted;            // guarded by the pool's mutex
-    int helpers_inside = 0;        // guarded by the pool's mutex
+    int helpers_wanted;      // guarded by the pool's mutex
+    int helpers_inside = 0;  // guarded by the pool's mutex
     std::atomic<int64_t> next{0};
 
     void work() {

@@ -128,7 +128,8 @@ FASTDIFF_HD int64_t groups_in(int64_t n) { return (n + kGroup - 1) / kGroup; }
 struct Cursor {
     int64_t group, n, b, first;
 
-    Cursor(int64_t group, int64_t n) : group(group), n(n), b(group / groups_in(n)), first(group % groups_in(n) * kGroup) {}
+    Cursor(int64_t group, int64_t n)
+        : group(group), n(n), b(group / groups_in(n)), first(group % groups_in(n) * kGroup) {}
     void advance() {
         ++group;
         first += kGroup;

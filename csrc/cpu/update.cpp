@@ -1,4 +1,5 @@
-// One row of a plan: guidance, x0, clipping, the linear combinations, the noise and the next network input, in one pass.
+// One row of a plan: guidance, x0, clipping, the linear combinations, the noise and the next network input, in one
+// pass.
 #include <atomic>
 
 #include "common/normal.h"
