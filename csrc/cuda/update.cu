@@ -21,7 +21,7 @@ constexpr int kBlocks = kPlain ? 4 : 3;
 template <bool kPlain, bool kWide>
 __global__ void __launch_bounds__(kThreads, kBlocks<kPlain>) update_kernel(const __grid_constant__ UpdateLaunch u) {
     __shared__ Row row;
-    const int64_t first = int64_t{blockIdx.x} * (kThreads * kQuads<kPlain>)+threadIdx.x;
+    const int64_t first = threadIdx.x + int64_t{blockIdx.x} * kThreads * kQuads<kPlain>;
     UpdateInputs<kPlain> in[kQuads<kPlain>];
 #pragma unroll
     for (int k = 0; k < kQuads<kPlain>; ++k)
