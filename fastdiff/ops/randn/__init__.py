@@ -97,7 +97,7 @@ def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 def check_device(device: torch.device | str | None) -> torch.device:
     """The device, by default torch's; ValueError for one that this machine lacks."""
     if device is None:
-        return torch.get_default_device()
+        return torch.empty(0).device  # torch.get_default_device() cannot be traced by torch.compile
     try:
         target = torch.device(device)
     except RuntimeError as error:
