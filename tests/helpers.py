@@ -34,7 +34,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
         batch, channels, height, width = tensor.shape
         view = torch.full((batch, width, channels + 1, height), float("nan"), dtype=tensor.dtype)
         view = view[:, :, :channels].permute(0, 2, 3, 1)
-    assert not view.is_contiguous() or layout == "offset" or tensor.numel() <= 1
+    assert not view.is_contiguous() or layout == "offset" or len(tensor) <= 1
     return view.copy_(tensor)
 
 
@@ -42,7 +42,7 @@ def ulp(size: Tensor, dtype: torch.dtype) -> Tensor:
     """The spacing of ``dtype`` at the magnitudes ``size``, float64."""
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(size.to(torch.float64).clamp(min=info.tiny))
-    return torch.ldexp(torch.tensor(info.eps, dtype=torch.float64), exponent - 1)
+    return torch.ldexp(torch.full_like(size, info.eps, dtype=torch.float64), exponent - 1)
 
 
 def assert_accurate(got: Tensor, exact: Tensor, textbook: Tensor, size: Tensor, name: str = "result") -> None:
