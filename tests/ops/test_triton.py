@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
@@ -29,11 +28,10 @@ def run_cases(**environment: str) -> None:
     assert "skipped" not in done.stdout.splitlines()[-1]
 
 
-def test_in_the_interpreter():
-    run_cases(TRITON_INTERPRET="1")
+def test_in_the_interpreter(seed):
+    run_cases(FASTDIFF_TEST_SEED=str(seed), TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_the_gpu():
-    run_cases()
+def test_on_the_gpu(seed):
+    run_cases(FASTDIFF_TEST_SEED=str(seed))

@@ -105,9 +105,9 @@ FEATURES = ("anchor", "slots", "noise", "g", "gain", "clip", "mask", "x0", "inpu
 
 
 @pytest.mark.parametrize("case", range(48))
-def test_update(case):
+def test_update(seed, case):
     """Three random rows of a random plan, one after the other, by number or by a counter on the device."""
-    rng = seeded()
+    rng = seeded(seed, case)
     has = {name for name in FEATURES if rng.random() < (0.25, 0.5, 0.9)[case % 3]}
     shape, count = rng.choice(SHAPES) if case else (2, 1, 1, 270_001), case % 4
     plan = Plan([random_row(rng, i, count > 0, has) for i in range(4)])
@@ -129,8 +129,8 @@ def test_update(case):
         assert (int(mine.nonfinite) != UNSEEN) == ("odd" in has and count > 0)
 
 
-def test_noise_given_and_taken_back():
-    rng = seeded()
+def test_noise_given_and_taken_back(seed):
+    rng = seeded(seed)
     shape = (2, 3, 5, 7)
     plan = Plan([Row(0.0, 1.0, 1.0, {"x": 0.5, "z": 0.25})])
     o = operands(rng, set(), shape, plan.table())
