@@ -23,7 +23,15 @@ from fastdiff import data as image_data
 from fastdiff.files import atomic_write, check_writable
 from fastdiff.images import save_grid
 from fastdiff.models import UNet
-from fastdiff.train_config import SAMPLING, SCHEDULES, Settings, scheduler_config, unet_config
+from fastdiff.train_config import (
+    SAMPLING,
+    SCHEDULES,
+    Settings,
+    resolve_device,
+    resolve_dtype,
+    scheduler_config,
+    unet_config,
+)
 
 # A resumed run may change these; every other setting shapes the result. (The images themselves are compared.)
 _FREE_TO_CHANGE = {"data", "size", "steps", "device", "save_every"}
@@ -63,7 +71,7 @@ class Run:
 
     def __init__(self, settings: Settings, out: Path, *, resume: bool) -> None:
         self.settings, self.out = settings, out
-        self.device = _device(settings.device)
+        self.device = resolve_device(settings.device)
         _check_folder(out, resume)
         _check_matplotlib()
 
@@ -76,7 +84,7 @@ class Run:
             self.model = UNet(**unet_config(settings, self.data)).to(self.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, fused=True)
-        self.dtype = _dtype(settings.dtype, self.device)
+        self.dtype = resolve_dtype(settings.dtype, self.device)
         self.losses = torch.zeros(settings.steps, device=self.device)
         self.step = 0
         self.seconds = 0.0
@@ -260,23 +268,6 @@ def _fingerprint(data: image_data.ImageData) -> str:
     if data.labels is not None:
         digest.update(data.labels.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises each of these, by name and by build
-        raise ValueError(f"device {name!r} cannot be used: {error}") from error
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.float32  # bfloat16 took 1.6 times as long, at 0.7 and at 18 million parameters, with AVX512-BF16
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
