@@ -89,6 +89,8 @@ class Row:
             raise ValueError("slot and write go together: give both or neither")
         if self.write is not None and not 0 <= self.write < SLOTS:
             raise ValueError(f"write must be a slot 0 … {SLOTS - 1}; got {self.write}")
+        if not 0 <= self.stream < 1 << 24:  # the device's table is float32
+            raise ValueError(f"stream must be in [0, 2**24); got {self.stream}")
         if not self.calls_model and (self.q or any((c or {}).get("m") for c in (self.x, self.anchor, self.slot))):
             raise ValueError("a row without a network call has no m: q and the coefficients of m must be 0")
 

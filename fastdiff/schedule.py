@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -78,16 +79,22 @@ class NoiseSchedule:
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
         """β evenly spaced from beta_start to beta_end (Ho et al. 2020, Section 4)."""
+        _number("beta_start", beta_start), _number("beta_end", beta_end)
         return cls.from_betas(_linspace(T, beta_start, beta_end))
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
         """√β evenly spaced: latent diffusion's schedule, which its own code calls "linear" (Rombach et al. 2022)."""
+        for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
+            if _number(name, value) < 0:
+                raise ValueError(f"{name} must not be negative; got {value}")
         return cls.from_betas(_linspace(T, math.sqrt(beta_start), math.sqrt(beta_end)) ** 2)
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
         """ᾱ(u) ∝ cos²((u + s)/(1 + s)·π/2), with β clipped at max_beta (Nichol & Dhariwal 2021, Equation 17)."""
+        if _number("s", s) < 0:
+            raise ValueError(f"s must not be negative; got {s}")
         u = torch.arange(_check_T(T) + 1, dtype=torch.float64) / T
         return cls._from_bar(torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2, max_beta)
 
@@ -96,15 +103,19 @@ class NoiseSchedule:
         cls, T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
     ) -> NoiseSchedule:
         """ᾱ(u) a falling sigmoid over [start, end], normalised to 1 … 0 (Jabri et al. 2022, Algorithm 1)."""
-        _positive("tau", tau)
+        if _number("tau", tau) <= 0:
+            raise ValueError(f"tau must be positive; got {tau}")
+        if _number("start", start) == _number("end", end):
+            raise ValueError(f"start and end must differ; got {start}")
         u = torch.arange(_check_T(T) + 1, dtype=torch.float64) / T
-        low, high = (1 / (1 + math.exp(-end / tau)) for end in (start, end))
+        low, high = torch.sigmoid(torch.tensor([start, end], dtype=torch.float64) / tau)
         bar = (high - torch.sigmoid((start + u * (end - start)) / tau)) / (high - low)
         return cls._from_bar(bar, max_beta)
 
     @classmethod
     def sigmoid_betas(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
         """β a rising sigmoid over [−6, 6], scaled to [beta_start, beta_end] (GeoDiff, Xu et al. 2022; diffusers)."""
+        _number("beta_start", beta_start), _number("beta_end", beta_end)
         ramp = torch.sigmoid(_linspace(T, -6.0, 6.0))
         return cls.from_betas(ramp * (beta_end - beta_start) + beta_start)
 
@@ -116,8 +127,8 @@ class NoiseSchedule:
         Raises ValueError for a beta_schedule that has no discrete ᾱ here.
         """
         config = _diffusers_config(scheduler)
-        T = int(config.get("num_train_timesteps", 1000))
-        start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        T = _check_T(config.get("num_train_timesteps", 1000), "num_train_timesteps")
+        start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
         name = config.get("beta_schedule", "linear")
         if config.get("trained_betas") is not None:
             schedule = cls.from_betas(config["trained_betas"])
@@ -144,9 +155,10 @@ class NoiseSchedule:
 
     @classmethod
     def _from_bar(cls, bar: torch.Tensor, max_beta: float) -> NoiseSchedule:
-        if not 0 < max_beta <= 1:
+        if not 0 < _number("max_beta", max_beta) <= 1:
             raise ValueError(f"max_beta must lie in (0, 1]; got {max_beta}")
-        return cls.from_betas((1 - bar[1:] / bar[:-1]).clamp(max=max_beta))
+        ratio = torch.where(bar[:-1] == 0, 0.0, bar[1:] / bar[:-1])
+        return cls.from_betas((1 - ratio).clamp(max=max_beta))
 
 
 def resolve_schedule(schedule: NoiseSchedule | str) -> NoiseSchedule:
@@ -174,17 +186,20 @@ def _vector(name: str, values: Any) -> torch.Tensor:
     return vector
 
 
-def _check_T(T: int) -> int:
+def _check_T(T: int, name: str = "T") -> int:
     if isinstance(T, bool) or not isinstance(T, int):
-        raise TypeError(f"T must be an int; got {type(T).__name__}")
+        raise TypeError(f"{name} must be an int; got {type(T).__name__}")
     if T < 1:
-        raise ValueError(f"T must be at least 1; got {T}")
+        raise ValueError(f"{name} must be at least 1; got {T}")
     return T
 
 
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive; got {value}")
+def _number(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite; got {value}")
+    return value
 
 
 def _linspace(T: int, start: float, end: float) -> torch.Tensor:

@@ -19,8 +19,14 @@ def select(schedule: NoiseSchedule, steps: int | None, spacing: str, timesteps: 
     leading: multiples of T // steps from 0; trailing: from T − 1 down in steps of T / steps; linspace: T − 1 … 0.
     ``timesteps`` lists them instead. ``steps=None`` visits all T. Halves round to even.
     """
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing is {spacing!r}; it must be one of {', '.join(SPACINGS)}")
     T = len(schedule)
     if timesteps is not None:
+        if isinstance(timesteps, str) or not isinstance(timesteps, Sequence):
+            raise TypeError(f"timesteps must be a sequence of ints; got {type(timesteps).__name__}")
         if steps is not None and steps != len(timesteps):
             raise ValueError(f"steps is {steps}, but timesteps has {len(timesteps)} entries; give one of them")
         chosen = [check_int(f"timesteps[{i}]", t, 0, T - 1) for i, t in enumerate(timesteps)]
@@ -32,10 +38,8 @@ def select(schedule: NoiseSchedule, steps: int | None, spacing: str, timesteps: 
         return [i * (T // count) for i in reversed(range(count))]
     if spacing == "trailing":
         return [round(T - i * (T / count)) - 1 for i in range(count)]
-    if spacing == "linspace":
-        gap = (T - 1) / (count - 1) if count > 1 else 0.0
-        return [round(i * gap) for i in reversed(range(count))]
-    raise ValueError(f"spacing is {spacing!r}; it must be one of {', '.join(SPACINGS)}")
+    gap = (T - 1) / (count - 1) if count > 1 else 0.0
+    return [round(i * gap) for i in reversed(range(count))]
 
 
 def x0_terms(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
