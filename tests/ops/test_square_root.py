@@ -1,4 +1,4 @@
-"""Every backend's square root is correctly rounded: all 2**24 float32 significands, over an even and an odd exponent."""
+"""Every backend's square root is correctly rounded: all 2**24 significands of an even and an odd exponent."""
 
 import ctypes
 import platform
@@ -30,7 +30,7 @@ def inputs() -> Tensor:
 
 
 def wrong(x: Tensor, root: Tensor) -> int:
-    """How many roots are not the nearest float32: half-way points have 25 bits, so their squares are exact in float64."""
+    """How many roots are not the nearest float32. Half-way points have 25 bits: their squares are exact in float64."""
     assert root.dtype == torch.float32
     exact, half_ulp = root.double(), 2.0**-24  # in [1, 2]
     return int(((exact - half_ulp).square() >= x.double()).sum() + ((exact + half_ulp).square() <= x.double()).sum())
