@@ -175,11 +175,16 @@ def train(
             levels = tuple(int(part) for part in channels.split(","))
         except ValueError:
             raise ValueError(f"--channels must be numbers with commas between; got {channels!r}") from None
-    run(
-        data, out, steps=steps, batch_size=batch_size, lr=lr, seed=seed, size=size, channels=levels, layers=layers,
-        label_dropout=label_dropout, ema_decay=ema_decay, schedule=schedule, dtype=dtype, device=device,
-        save_every=save_every, resume=resume,
-    )  # fmt: skip
+    try:
+        run(
+            data, out, steps=steps, batch_size=batch_size, lr=lr, seed=seed, size=size, channels=levels, layers=layers,
+            label_dropout=label_dropout, ema_decay=ema_decay, schedule=schedule, dtype=dtype, device=device,
+            save_every=save_every, resume=resume,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if (out / "checkpoint.pt").exists():
+            typer.echo(f"{out} holds the last checkpoint: the same command with --resume goes on from it", err=True)
+        raise
     typer.echo(f"{out}: trained; draw from it with  fastdiff sample --model {out}")
 
 
