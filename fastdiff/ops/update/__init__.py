@@ -108,7 +108,7 @@ def update(
     given |= {"known_noise": known_noise, **{f"slots[{i}]": slot for i, slot in enumerate(slots)}}
     _check_given(x, plan, row, given, gain, clip, len(slots))
     weights = check_guidance(guidance, len(several))
-    several, variance = split_outputs(several, x.shape, plan.learned_variance, x.device, "outputs")
+    several, variance = split_outputs(several, x.shape, plan.learned_variance, x.device, "outputs", x.dtype)
     if plan[row].calls_model != bool(several):
         raise ValueError(
             f"row {row} makes {'a' if plan[row].calls_model else 'no'} network call; got {len(several)} outputs"
@@ -160,7 +160,12 @@ def check_state(x: Tensor, name: str = "x") -> None:
 
 
 def split_outputs(
-    outputs: tuple[Tensor, ...], shape: Sequence[int], learned_variance: bool, device: torch.device, name: str
+    outputs: tuple[Tensor, ...],
+    shape: Sequence[int],
+    learned_variance: bool,
+    device: torch.device,
+    name: str,
+    state_dtype: torch.dtype = torch.float32,
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """The network's outputs, checked and made walkable, with the learned variance (of the last) split off."""
     variance = None
@@ -168,7 +173,7 @@ def split_outputs(
     for output in outputs:
         if not isinstance(output, Tensor):
             raise TypeError(f"{name} must be tensors; got {type(output).__name__}")
-        if output.dtype not in DTYPES and output.dtype != torch.float64:
+        if output.dtype not in DTYPES and (output.dtype != torch.float64 or state_dtype != torch.float64):
             raise TypeError(f"{name} must be float32, bfloat16 or float16; got {output.dtype}")
         if output.device != device:
             raise ValueError(f"{name} must be on the state's device {device}; got {output.device}")
