@@ -158,13 +158,15 @@ def update_kernel(
         bound, scale = tl.load(clip + 2 * b), tl.load(clip + 2 * b + 1)
     x0 = _predict_x0(x_in, m, tl.load(row + _P), tl.load(row + _Q), bound, scale)
     terms = (x_in, anchor_in, x0, m, slot0, slot1, slot2, z, g)
-    following = _combine(row, _X, terms, zeros)
+    if x0_out is not None:
+        tl.store(x0_out + at, x0, mask=inside)
     if anchor_out is not None:  # noqa: SIM102
         if tl.load(row + _KEEPS_ANCHOR) != 0:
             tl.store(anchor_out + at, _combine(row, _ANCHOR, terms, zeros), mask=inside)
     for i in tl.static_range(len(slots_out)):
         if tl.load(row + _WRITE) == slots_out[i][1]:
             tl.store(slots_out[i][0] + at, _combine(row, _SLOT, terms, zeros), mask=inside)
+    following = _combine(row, _X, terms, zeros)
     if mask is not None:
         known_z = zeros
         sigma = tl.load(row + _KNOWN_SIGMA)
@@ -178,8 +180,6 @@ def update_kernel(
         following = weight * image + (1.0 - weight) * following
     if x_out is not None:
         tl.store(x_out + at, following, mask=inside)
-    if x0_out is not None:
-        tl.store(x0_out + at, x0, mask=inside)
     if len(model_input) > 0:
         store(model_input, b, first, lane, inside, following * tl.load(row + _NEXT_C_IN), WIDE)
 
