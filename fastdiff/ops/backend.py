@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from functools import lru_cache
 
-from fastdiff.ops import native
+from fastdiff.ops import native, triton_support
 
 BACKENDS = ("native", "triton", "reference")
 VARIABLE = "FASTDIFF_BACKEND"
@@ -18,11 +17,7 @@ def why_missing(backend: str, device_type: str) -> str | None:
         return None
     if backend == "native":
         return native.missing(device_type)
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
-        return "triton has no CPU kernels (TRITON_INTERPRET=1 interprets them, slowly)"
-    return None
+    return triton_support.why_missing(device_type)
 
 
 def choose(backend: str, device_type: str) -> str:
