@@ -1,0 +1,112 @@
+"""``ops.update`` at t = 500 beside one step of the textbook and of diffusers' schedulers.
+
+The network's output is a random tensor. Where noise is drawn, everyone draws its own; the gate compares fastdiff with
+the float64 formula on its own noise, and looks at the rivals' noise by its moments.
+"""
+
+import pytest
+import torch
+from gates import SCHEDULE, TextbookSchedule, close, gpu_targets, graphed, only_noise
+
+import fastdiff
+from fastdiff import reference
+from fastdiff.noise import SAMPLER, NoiseKey
+from fastdiff.ops.update import bind
+from fastdiff.ops.update.operands import Operands
+
+T, STEPS = 500, 50
+
+
+@pytest.fixture
+def state(device, shape):
+    return torch.randn(shape, device=device), torch.randn(shape, device=device)
+
+
+def bound(x, output, plan, row):
+    """The update as the sampling loop calls it: tensors named once."""
+    table = plan.table().to(x.device, torch.float32)
+    update = bind(Operands(x, torch.empty_like(x), table, NoiseKey(seed=1), (output,)), "native")
+    return lambda: update(row)
+
+
+def contestants(ours, x, output, plan, row, rivals):
+    """fastdiff's, the rivals, and on the CPU for information the update without its function's checks."""
+    mine = graphed(ours, x.device)
+    if x.device.type == "cpu":
+        mine["fastdiff, as in the loop"] = bound(x, output, plan, row)
+    return {**mine, **rivals}
+
+
+def ratio(contestant, goal, stretch=None):
+    return {"kind": "ratio", "contestant": contestant, "goal": goal, "stretch": stretch}
+
+
+@pytest.mark.parametrize("output_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_ddpm(contest, device, diffusers, shape, state, output_dtype):
+    x, output = state[0], state[1].to(output_dtype)
+    plan, schedule = fastdiff.samplers.ddpm(SCHEDULE, clip=1.0), TextbookSchedule(device)
+    exact = TextbookSchedule(device, torch.float64)
+    row = plan.timesteps.index(T)
+
+    def ours():
+        return fastdiff.ops.update(x, output, plan, row, seed=1).x
+
+    def textbook():
+        return reference.ddpm_step(x, output, T, schedule, clip=1.0)
+
+    noise = fastdiff.randn(shape, seed=1, draw=row, stream=SAMPLER, device=device)
+    mean = reference.ddpm_step(x.double(), output.double(), T, exact, torch.zeros_like(x).double(), clip=1.0)
+    sigma = plan[row].x["z"]
+    close(ours().double(), mean + sigma * noise.double())
+
+    rivals = {"textbook": textbook}
+    targets = gpu_targets(shape)
+    if output_dtype == torch.float32:
+        rivals["torch.compile"] = torch.compile(textbook, fullgraph=True)
+        scheduler = diffusers and diffusers.DDPMScheduler(beta_schedule="linear", variance_type="fixed_small")
+        rivals["diffusers"] = diffusers and (lambda: scheduler.step(output, T, x).prev_sample)
+        if device.type == "cpu":
+            small = shape == (64, 3, 32, 32)
+            targets = [ratio("textbook", 8, 12), ratio("torch.compile", 4), ratio("diffusers", 10 if small else 7, 10)]
+    else:
+        targets = []
+    for rival in filter(None, rivals.values()):
+        only_noise(rival(), mean, sigma)
+
+    case = f"DDPM, clip, noise; output {str(output_dtype).removeprefix('torch.')}"
+    moved = 2 * x.nbytes + output.nbytes
+    contest("update", case, contestants(ours, x, output, plan, row, rivals), shape=shape, moved=moved, targets=targets)
+
+
+def test_ddim(contest, device, diffusers, shape, state):
+    x, output = state
+    plan, schedule = fastdiff.samplers.ddim(SCHEDULE, STEPS, clip=1.0), TextbookSchedule(device)
+    row, following = plan.timesteps.index(T), T - len(SCHEDULE) // STEPS
+
+    def ours():
+        return fastdiff.ops.update(x, output, plan, row).x
+
+    def textbook():
+        return reference.ddim_step(x, output, T, following, schedule, clip=1.0)
+
+    compiled = torch.compile(textbook, fullgraph=True)
+    theirs = None
+    if diffusers:
+        scheduler = diffusers.DDIMScheduler(beta_schedule="linear")
+        scheduler.set_timesteps(STEPS)
+        theirs = lambda: scheduler.step(output, T, x).prev_sample  # noqa: E731
+    exact = TextbookSchedule(device, torch.float64)
+    right = reference.ddim_step(x.double(), output.double(), T, following, exact, clip=1.0)
+    rivals = {"textbook": textbook, "torch.compile": compiled, "diffusers": theirs}
+    for contestant in (ours, *filter(None, rivals.values())):
+        close(contestant().double(), right)
+
+    targets = [ratio("textbook", 5), ratio("torch.compile", 1)] if device.type == "cpu" else gpu_targets(shape)
+    contest(
+        "update",
+        "DDIM, η = 0, clip",
+        contestants(ours, x, output, plan, row, rivals),
+        shape=shape,
+        moved=3 * x.nbytes,
+        targets=targets,
+    )
