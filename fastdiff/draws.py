@@ -67,7 +67,8 @@ def resolve_draws(
         return Draws(shape, device, NoiseKey(), noise_fn)
     if generator is not None:
         return Draws(shape, device, NoiseKey(), _torch_noise(generator, shape[0], device, dtype))
-    return Draws(shape, device, noise_key(shape[0], device, seed or 0, seeds, sample_offset or 0))
+    first = 0 if sample_offset is None else sample_offset
+    return Draws(shape, device, noise_key(shape[0], device, 0 if seed is None else seed, seeds, first))
 
 
 def _torch_noise(

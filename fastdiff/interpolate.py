@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff.noise import INITIAL, check_int
+from fastdiff.noise import INITIAL, check_int, noise_key
 from fastdiff.ops.randn import randn
 from fastdiff.run import State
 from fastdiff.sample import describe, resolve_plan, sample
@@ -56,6 +58,10 @@ def interpolate(
             )
     if a.shape != b.shape or a.ndim < 1 or a.device != b.device:
         raise ValueError(f"a and b must have one shape and device; got {list(a.shape)} and {list(b.shape)}")
+    if isinstance(weights, str) or not isinstance(weights, Sequence):
+        raise TypeError(f"weights must be a sequence of numbers; got {type(weights).__name__}")
+    if not all(isinstance(w, Real) for w in weights):
+        raise TypeError(f"weights must be numbers; got {list(weights)}")
     lambdas = [float(w) for w in weights]
     if not lambdas or not all(math.isfinite(w) for w in lambdas):
         raise ValueError(f"weights must be finite numbers, at least one; got {list(weights)}")
@@ -65,16 +71,19 @@ def interpolate(
              "noise_fn"} & set(arguments)  # fmt: skip
     if taken:
         raise ValueError(f"interpolate sets {', '.join(sorted(taken))} itself; leave them out")
+    inspect.signature(sample).bind(model, a.shape, **arguments)  # a TypeError for a name that sample does not know
+    noise_key(2, a.device, seed)
     schedule = resolve_schedule(schedule)
     T = len(schedule)
     t = matched_timesteps(schedule, a.shape[-1]) if t is None else check_int("t", t, 0, T)
+
+    plan_names = ("prediction", "variance", "clip", "sampler_options")
+    plan = resolve_plan("ddpm", schedule=schedule, **{k: arguments.pop(k) for k in plan_names if k in arguments})
 
     mix = torch.tensor(lambdas, dtype=torch.float32, device=a.device).view(-1, *[1] * a.ndim)
     ends = torch.stack([a, b]).to(torch.float32)
     if t == 0:
         return (1 - mix) * ends[0] + mix * ends[1]
-    plan_names = ("prediction", "variance", "clip", "sampler_options")
-    plan = resolve_plan("ddpm", schedule=schedule, **{k: arguments.pop(k) for k in plan_names if k in arguments})
     start = plan.timesteps.index(t - 1)
     row = plan[start]
     shape = (len(lambdas), *a.shape)

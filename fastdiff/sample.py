@@ -189,7 +189,8 @@ def resolve_plan(
         raise ValueError(f"sampler_options repeats {', '.join(sorted(set(given) & set(sampler_options or {})))}")
     taken = inspect.signature(SAMPLERS[sampler]).parameters
     for name, default in (("eta", 0), ("variance", "fixed_small")):
-        if name not in taken and options.get(name) == default:
+        value = options.get(name)
+        if name not in taken and isinstance(value, (int, float, str)) and value == default:
             del options[name]
     unknown = sorted(set(options) - set(taken))
     if unknown:
@@ -229,8 +230,8 @@ def describe(
         where = torch.device("cuda", torch.cuda.current_device())
     if parameters and parameters[0].device != where:
         raise ValueError(f"device is {where}, but the model's parameters are on {parameters[0].device}")
-    dtype = model_dtype or (floating[0].dtype if floating else torch.float32)
-    if dtype not in DTYPES:
+    dtype = (floating[0].dtype if floating else torch.float32) if model_dtype is None else model_dtype
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {dtype}")
     strided = (p for p in floating if p.ndim == 4 and not p.is_contiguous())
     nhwc = len(shape) == 4 and any(p.is_contiguous(memory_format=torch.channels_last) for p in strided)
@@ -238,7 +239,7 @@ def describe(
 
 
 def _check_graph(cuda_graph: object, device: torch.device, draws: Draws, callback: object) -> None:
-    if cuda_graph not in ("auto", True, False):
+    if not isinstance(cuda_graph, bool) and not (isinstance(cuda_graph, str) and cuda_graph == "auto"):
         raise ValueError(f"cuda_graph must be 'auto', True or False; got {cuda_graph!r}")
     if cuda_graph is not True:
         return
@@ -272,7 +273,8 @@ def _start(
         if start_step != 0:
             raise ValueError(f"start_step={start_step} needs x_init, the images to start from")
         x = draws.noise(INITIAL, 0, backend)
-        return 0, x if plan.init_sigma == 1 else x * plan.init_sigma
+        # The run writes to x: a tensor that noise_fn returned stays the caller's.
+        return 0, x if plan.init_sigma == 1 and draws.from_stream else x * plan.init_sigma
     _check_image("x_init", x_init, shape, device)
     row = plan[start_step]
     x = x_init.detach().to(torch.float32).contiguous() * row.alpha + draws.noise(INITIAL, 0, backend) * row.sigma

@@ -79,21 +79,22 @@ class NoiseSchedule:
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
         """β evenly spaced from beta_start to beta_end (Ho et al. 2020, Section 4)."""
-        _number("beta_start", beta_start), _number("beta_end", beta_end)
+        beta_start, beta_end = _number("beta_start", beta_start), _number("beta_end", beta_end)
         return cls.from_betas(_linspace(T, beta_start, beta_end))
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
         """√β evenly spaced: latent diffusion's schedule, which its own code calls "linear" (Rombach et al. 2022)."""
-        for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
-            if _number(name, value) < 0:
-                raise ValueError(f"{name} must not be negative; got {value}")
+        beta_start, beta_end = _number("beta_start", beta_start), _number("beta_end", beta_end)
+        if min(beta_start, beta_end) < 0:
+            raise ValueError(f"beta_start and beta_end must not be negative; got {beta_start} and {beta_end}")
         return cls.from_betas(_linspace(T, math.sqrt(beta_start), math.sqrt(beta_end)) ** 2)
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
         """ᾱ(u) ∝ cos²((u + s)/(1 + s)·π/2), with β clipped at max_beta (Nichol & Dhariwal 2021, Equation 17)."""
-        if _number("s", s) < 0:
+        s = _number("s", s)
+        if s < 0:
             raise ValueError(f"s must not be negative; got {s}")
         u = torch.arange(_check_T(T) + 1, dtype=torch.float64) / T
         return cls._from_bar(torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2, max_beta)
@@ -103,9 +104,10 @@ class NoiseSchedule:
         cls, T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
     ) -> NoiseSchedule:
         """ᾱ(u) a falling sigmoid over [start, end], normalised to 1 … 0 (Jabri et al. 2022, Algorithm 1)."""
-        if _number("tau", tau) <= 0:
+        start, end, tau = _number("start", start), _number("end", end), _number("tau", tau)
+        if tau <= 0:
             raise ValueError(f"tau must be positive; got {tau}")
-        if _number("start", start) == _number("end", end):
+        if start == end:
             raise ValueError(f"start and end must differ; got {start}")
         u = torch.arange(_check_T(T) + 1, dtype=torch.float64) / T
         low, high = torch.sigmoid(torch.tensor([start, end], dtype=torch.float64) / tau)
@@ -115,7 +117,7 @@ class NoiseSchedule:
     @classmethod
     def sigmoid_betas(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
         """β a rising sigmoid over [−6, 6], scaled to [beta_start, beta_end] (GeoDiff, Xu et al. 2022; diffusers)."""
-        _number("beta_start", beta_start), _number("beta_end", beta_end)
+        beta_start, beta_end = _number("beta_start", beta_start), _number("beta_end", beta_end)
         ramp = torch.sigmoid(_linspace(T, -6.0, 6.0))
         return cls.from_betas(ramp * (beta_end - beta_start) + beta_start)
 
@@ -176,6 +178,8 @@ def resolve_schedule(schedule: NoiseSchedule | str) -> NoiseSchedule:
 
 def _vector(name: str, values: Any) -> torch.Tensor:
     try:
+        if isinstance(values, torch.Tensor) and values.is_complex():
+            raise TypeError("complex")
         vector = torch.as_tensor(values, dtype=torch.float64).detach().to("cpu", copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a sequence of numbers; got {type(values).__name__}") from error
@@ -197,9 +201,13 @@ def _check_T(T: int, name: str = "T") -> int:
 def _number(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite; got {value}")
-    return value
+    return number
 
 
 def _linspace(T: int, start: float, end: float) -> torch.Tensor:

@@ -21,13 +21,13 @@ def select(schedule: NoiseSchedule, steps: int | None, spacing: str, timesteps: 
     """
     if not isinstance(schedule, NoiseSchedule):
         raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
-    if spacing not in SPACINGS:
+    if not isinstance(spacing, str) or spacing not in SPACINGS:
         raise ValueError(f"spacing is {spacing!r}; it must be one of {', '.join(SPACINGS)}")
     T = len(schedule)
     if timesteps is not None:
         if isinstance(timesteps, str) or not isinstance(timesteps, Sequence):
             raise TypeError(f"timesteps must be a sequence of ints; got {type(timesteps).__name__}")
-        if steps is not None and steps != len(timesteps):
+        if steps is not None and check_int("steps", steps, 1, T) != len(timesteps):
             raise ValueError(f"steps is {steps}, but timesteps has {len(timesteps)} entries; give one of them")
         chosen = [check_int(f"timesteps[{i}]", t, 0, T - 1) for i, t in enumerate(timesteps)]
         if not chosen or any(a <= b for a, b in pairwise(chosen)):
