@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers import SEED, SEED_VARIABLE
 
 try:
     from hypothesis import settings
@@ -16,13 +17,11 @@ else:
     settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
     settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-VARIABLE = "FASTDIFF_TEST_SEED"
-SEED = int(os.environ.get(VARIABLE) or int.from_bytes(os.urandom(4), "little"))
 SIMD = ("avx512", "avx2", "portable")
 
 
 def pytest_report_header() -> str:
-    return f"{VARIABLE}={SEED} (set it to repeat this run's random cases)"
+    return f"{SEED_VARIABLE}={SEED} (set it to repeat this run's random cases)"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def seed() -> int:
     """The run's seed; torch's and Python's generators start from it."""
-    print(f"{VARIABLE}={SEED}")  # pytest shows it where a test fails
+    print(f"{SEED_VARIABLE}={SEED}")  # pytest shows it where a test fails
     torch.manual_seed(SEED)
     random.seed(SEED)
     return SEED

@@ -1,7 +1,14 @@
-"""What several tests use: bit comparison, layouts of a tensor, ulps, and networks."""
+"""What several tests use: the run's seed, bit comparison, layouts of a tensor, ulps, and networks."""
+
+import os
 
 import torch
 from torch import Tensor, nn
+
+from fastdiff.plan import Plan, Row
+
+SEED_VARIABLE = "FASTDIFF_TEST_SEED"
+SEED = int(os.environ.get(SEED_VARIABLE) or int.from_bytes(os.urandom(4), "little") >> 1)
 
 INTS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 SIZES = ((1,), (2,), (3,), (5,), (127,), (129,), (3, 32, 32))
@@ -75,3 +82,22 @@ def dummy(x: Tensor, t: Tensor) -> Tensor:
 def dummy_sample() -> Tensor:
     """diffusers' test images [4, 3, 8, 8]."""
     return (torch.arange(768, dtype=torch.float32).reshape(3, 8, 8, 4) / 768).permute(3, 0, 1, 2).contiguous()
+
+
+def half(x: Tensor, t: Tensor) -> Tensor:
+    return x * 0.5
+
+
+def history_plan() -> Plan:
+    """Rows with an anchor, slots, other levels and a row without a network call, to be resumed anywhere."""
+    rows = []
+    for i, t in enumerate((40, 30, 20, 20, 10, 0)):
+        rows.append(
+            Row(
+                t=t, alpha=0.5, sigma=0.8, x={"x": 0.5, "slot0": 0.2, "anchor": 0.1, "z": 0.3 if i < 5 else 0.0},
+                p=0.9, q=-0.1 if i != 3 else 0.0, anchor={"x": 1.0} if i == 1 else None,
+                slot={"x0": 1.0, "x": 0.5} if i % 2 == 0 else None, write=i // 2 if i % 2 == 0 else None,
+                reads=(i // 3,), c_in=1 / (i + 1), calls_model=i != 3,
+            )
+        )  # fmt: skip
+    return Plan(tuple(rows))

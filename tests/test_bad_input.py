@@ -41,8 +41,7 @@ def refused_or(check, function, *arguments, **keywords):
     """Call it; it raises what it may, or ``check`` sees the result."""
     try:
         result = function(*arguments, **keywords)
-    except REFUSED as error:
-        assert str(error)
+    except REFUSED:
         return None
     check(result)
     return result

@@ -29,11 +29,9 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def rng() -> random.Random:
-    seed = int.from_bytes(os.urandom(4), "little")
-    print(f"seed {seed}")  # pytest shows it where a test fails
-    torch.manual_seed(seed)
-    return random.Random(seed)
+def rng(rng: random.Random) -> random.Random:
+    """The run's seed, for every test here."""
+    return rng
 
 
 @pytest.fixture

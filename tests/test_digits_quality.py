@@ -2,12 +2,12 @@
 
 import importlib.util
 import json
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import SEED, SEED_VARIABLE
 
 import fastdiff
 from fastdiff.data import load_digits
@@ -16,12 +16,11 @@ from fastdiff.train_config import SAMPLING
 
 ROOT = Path(__file__).parents[1]
 PACKAGED = Path(fastdiff.__file__).parent / "assets" / "digits"
-SEED = random.SystemRandom().randrange(2**31)
 
 
 @pytest.fixture(autouse=True)
 def _tell_the_seed():
-    print(f"seed {SEED}")
+    print(f"{SEED_VARIABLE}={SEED}")
 
 
 @pytest.fixture(scope="module")

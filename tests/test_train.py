@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from helpers import SEED, SEED_VARIABLE
 from PIL import Image
 
 from fastdiff import data as image_data
@@ -19,13 +20,12 @@ from fastdiff.schedule import NoiseSchedule
 from fastdiff.train import train
 from fastdiff.train_config import Settings, scheduler_config
 
-SEED = random.SystemRandom().randrange(2**31)
 TINY = {"channels": (8, 16), "batch_size": 4, "warmup": 2, "seed": SEED, "progress": False, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
 def _tell_the_seed():
-    print(f"seed {SEED}")
+    print(f"{SEED_VARIABLE}={SEED}")
 
 
 @pytest.fixture(scope="module")
