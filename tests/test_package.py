@@ -77,15 +77,16 @@ except RuntimeError as error:
 # ---- the choice of backend
 
 
-def test_the_variable():
-    code = "import fastdiff; fastdiff.randn((1, 3)); print(fastdiff.ops.backend.choose('auto', 'cpu'))"
-    assert python(code, FASTDIFF_BACKEND="reference").split() == ["reference"]
-    assert python(code, FASTDIFF_BACKEND="") == python(code, FASTDIFF_BACKEND="auto")
-    bad = "import fastdiff\ntry:\n    fastdiff.randn((1, 3))\nexcept ValueError as error:\n    print(error)"
-    assert "FASTDIFF_BACKEND is 'fast'" in python(bad, FASTDIFF_BACKEND="fast")
+def test_the_variable(monkeypatch):
+    pytest.importorskip("fastdiff._C", reason="the extension is not built")
+    for value, chosen in (("reference", "reference"), ("native", "native"), ("", "native"), ("auto", "native")):
+        monkeypatch.setenv("FASTDIFF_BACKEND", value)
+        assert backends.choose("auto", "cpu") == chosen
+    monkeypatch.setenv("FASTDIFF_BACKEND", "fast")
+    with pytest.raises(ValueError, match="FASTDIFF_BACKEND is 'fast'"):
+        fastdiff.sample(lambda x, t: x, (1, 3), steps=2)
     # A named backend does not ask the variable.
-    named = "import fastdiff; print(fastdiff.randn((1, 3), backend='reference').shape)"
-    assert "3" in python(named, FASTDIFF_BACKEND="fast")
+    assert fastdiff.randn((1, 3), backend="reference").shape == (1, 3)
 
 
 def test_native_is_chosen_on_the_cpu(monkeypatch):
@@ -97,7 +98,7 @@ def test_native_is_chosen_on_the_cpu(monkeypatch):
 def test_a_named_backend_says_why_it_cannot(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     backends._choose.cache_clear()
-    with pytest.raises(RuntimeError, match=r"backend='triton' cannot serve cpu tensors: triton (has no CPU|is not)"):
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot serve cpu tensors: [Tt]riton (has no|is not)"):
         fastdiff.randn((1, 3), backend="triton")
     with pytest.raises(ValueError, match="backend is 'cpu'; it must be auto, native, triton, reference"):
         fastdiff.randn((1, 3), backend="cpu")
