@@ -44,7 +44,7 @@ def stages(out: Path) -> list[Stage]:
         Stage("tests", 150, [*pytest, "-m", "gpu"]),
         Stage(
             "sanitizer", 90,
-            [find("compute-sanitizer"), "--tool", "memcheck", "--error-exitcode", "3", python, "benchmarks/sanitize.py"],
+            [find("compute-sanitizer"), "--tool=memcheck", "--error-exitcode=3", python, "benchmarks/sanitize.py"],
             "compute-sanitizer",
         ),
         Stage("bench", 240, [*pytest, "benchmarks", f"--benchmark-json={measured}"]),

@@ -70,6 +70,7 @@ class Run:
         stacked = (self.batch * guidance.calls, *x.shape[1:])
         times = torch.tensor(plan.timesteps, dtype=torch.float64)[:, None].expand(-1, stacked[0])
         self.times = times.to(torch.int64 if plan.integer_timesteps else torch.float32).to(device)
+        self.row_times = self.times.unbind()
         # The network reads x itself where that is what it takes; else the update writes its input as it goes.
         self.shares_x = (
             dtype == torch.float32
@@ -112,7 +113,7 @@ class Run:
             raise ValueError("model changed its input in place; it must not, since that is the sampler's state")
         out = out if isinstance(out, Tensor) else _first_tensor(out)
         count = self.guidance.calls
-        if out.ndim == 0 or len(out) != self.batch * count:
+        if out.ndim == 0 or out.shape[0] != self.batch * count:
             raise ValueError(f"model must return [{self.batch * count}, …] for its input; got {list(out.shape)}")
         outputs = (out,) if count == 1 else out.chunk(count) if self.batch else (out,) * count
         outputs, variance = split_outputs(
@@ -126,7 +127,7 @@ class Run:
         """Run row ``index`` eagerly."""
         row = self.plan[index]
         if row.calls_model:
-            self.call(self.times[index])
+            self.call(self.row_times[index])
         else:
             self.update.set_outputs(())
         if not self.draws.from_stream:

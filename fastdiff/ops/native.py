@@ -55,7 +55,8 @@ def view(module: ModuleType, tensor: Tensor | None):  # -> _C.View
 def key(module: ModuleType, noise_key: NoiseKey):  # -> _C.NoiseKey
     result = module.NoiseKey()
     result.seed, result.sample_offset = noise_key.seed, noise_key.sample_offset
-    result.seeds, result.samples = address(noise_key.seeds), address(noise_key.samples)
+    if noise_key.seeds is not None:
+        result.seeds, result.samples = address(noise_key.seeds), address(noise_key.samples)
     return result
 
 

@@ -24,5 +24,8 @@ def traced(*tensors: object) -> bool:
     An eager call on plain tensors runs the kernel directly, since the operator's boundary costs microseconds.
     """
     return torch.compiler.is_compiling() or any(
-        isinstance(t, torch.Tensor) and type(t) not in (torch.Tensor, torch.nn.Parameter) for t in tensors
+        type(t) not in _PLAIN and isinstance(t, torch.Tensor) for t in tensors if t is not None
     )
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -43,4 +43,4 @@ def strides_of(tensor: Tensor) -> Strides | None:
 
 def viewable(tensor: Tensor) -> Tensor:
     """The tensor itself, or a contiguous copy where a kernel cannot see it."""
-    return tensor if strides_of(tensor) is not None else tensor.contiguous()
+    return tensor if tensor.is_contiguous() or strides_of(tensor) is not None else tensor.contiguous()

@@ -83,7 +83,9 @@ def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     """A shape [B, …] of non-negative ints with at most 2³⁴ elements a sample."""
     if isinstance(shape, str) or not isinstance(shape, Sequence):
         raise TypeError(f"{name} must be a sequence of ints; got {type(shape).__name__}")
-    sizes = tuple(check_int(f"{name}[{i}]", size, 0, (1 << 63) - 1) for i, size in enumerate(shape))
+    sizes = tuple(shape)
+    if not isinstance(shape, torch.Size):
+        sizes = tuple(check_int(f"{name}[{i}]", size, 0, (1 << 63) - 1) for i, size in enumerate(shape))
     if not sizes:
         raise ValueError(f"{name} must have a batch dimension first; got ()")
     n = 1

@@ -7,9 +7,9 @@ function ``update`` is its functional form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from fastdiff.ops.randn import DTYPES, check_shape
 from fastdiff.ops.registry import LIBRARY, register, traced
 from fastdiff.ops.update.operands import Operands
 from fastdiff.ops.view import viewable
-from fastdiff.plan import COLUMNS, SLOTS, Plan
+from fastdiff.plan import COLUMNS, SLOTS, Plan, Row
 
 
 class Updated(NamedTuple):
@@ -45,13 +45,18 @@ class BoundUpdate(Protocol):
 
 def bind(operands: Operands, backend: str) -> BoundUpdate:
     """An update on checked tensors through one named backend."""
+    return _implementation(backend)(operands)
+
+
+@lru_cache(maxsize=3)
+def _implementation(backend: str) -> Callable[[Operands], BoundUpdate]:
     if backend == "native":
         from fastdiff.ops.update.native_impl import Update
     elif backend == "triton":
         from fastdiff.ops.update.triton_impl import Update  # type: ignore[assignment]
     else:
         from fastdiff.ops.update.reference import Update  # type: ignore[assignment]
-    return Update(operands)
+    return Update
 
 
 def update(
@@ -104,9 +109,11 @@ def update(
     check_int("row", row, 0, len(plan) - 1)
     check_state(x)
     several = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    given = {"anchor": anchor, "noise": noise, "gradient": gradient, "mask": mask, "known": known}
-    given |= {"known_noise": known_noise, **{f"slots[{i}]": slot for i, slot in enumerate(slots)}}
-    _check_given(x, plan, row, given, gain, clip, len(slots))
+    named = {"anchor": anchor, "noise": noise, "gradient": gradient, "mask": mask, "known": known}
+    named |= {"known_noise": known_noise, "gain": gain, "clip": clip}
+    given = {name: tensor for name, tensor in named.items() if tensor is not None}
+    given |= {f"slots[{i}]": slot for i, slot in enumerate(slots) if slot is not None}
+    _check_given(x, plan[row], row, given, len(slots))
     weights = check_guidance(guidance, len(several))
     several, variance = split_outputs(several, x.shape, plan.learned_variance, x.device, "outputs", x.dtype)
     if plan[row].calls_model != bool(several):
@@ -123,19 +130,22 @@ def update(
     wants += WANTS_ANCHOR * (plan[row].anchor is not None) + WANTS_SLOT * (plan[row].write is not None)
     if model_dtype is not None:
         wants += WANTS_INPUT + (DTYPES.index(model_dtype) << 8)
-    tensors = [x, *several, *given.values(), gain, clip]
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    tensors = [x, *several, *given.values()]
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if needs_grad or x.dtype == torch.float64:
         if backend not in ("auto", "reference"):
             why = "float64" if x.dtype == torch.float64 else "autograd"
             raise ValueError(f"backend={backend!r} has no {why}; take backend='auto' or 'reference'")
         backend = "reference"
     backend = choose(backend, x.device.type)
-    arguments = (
-        x, list(several), variance, plan.table(weights), row, wants, *key.tensors(len(x), x.device), anchor,
-        list(slots), noise, gain, clip, gradient, mask, known, known_noise, backend,
+    run: Callable[..., list[Tensor]] = _compute
+    who: tuple[Any, ...] = (key,)
+    if traced(*tensors) and not needs_grad:
+        run, who = torch.ops.fastdiff.update, key.tensors(len(x), x.device)
+    written = run(
+        x, list(several), variance, plan.table(weights), row, wants, *who, anchor, list(slots), noise, gain, clip,
+        gradient, mask, known, known_noise, backend,
     )  # fmt: skip
-    written = (torch.ops.fastdiff.update if traced(*tensors) and not needs_grad else _compute)(*arguments)
     rest = iter(written)
     return Updated(
         next(rest),
@@ -202,32 +212,26 @@ def check_guidance(guidance: Sequence[float], outputs: int) -> tuple[float, ...]
     return weights
 
 
-def _check_given(
-    x: Tensor, plan: Plan, row: int, given: dict[str, Tensor | None], gain: Tensor | None, clip: Tensor | None,
-    slots: int,
-) -> None:  # fmt: skip
+def _check_given(x: Tensor, r: Row, row: int, given: dict[str, Tensor], slots: int) -> None:
     if slots != SLOTS:
         raise ValueError(f"slots must have {SLOTS} entries; got {slots}")
-    shapes = {name: (tensor, tuple(x.shape)) for name, tensor in given.items()}
-    shapes |= {"gain": (gain, (len(x),)), "clip": (clip, (len(x), 2))}
-    for name, (tensor, shape) in shapes.items():
-        if tensor is None:
-            continue
+    shapes = {"gain": x.shape[:1], "clip": (*x.shape[:1], 2)}
+    for name, tensor in given.items():
+        shape = shapes.get(name, x.shape)
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
         if tensor.dtype != x.dtype or tensor.device != x.device:
             raise ValueError(f"{name} must be {x.dtype} on {x.device}; got {tensor.dtype} on {tensor.device}")
-        if tuple(tensor.shape) != shape or not tensor.is_contiguous():
+        if tensor.shape != shape or not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous of shape {list(shape)}; got {list(tensor.shape)}")
-    if (given["mask"] is None) != (given["known"] is None):
+    if ("mask" in given) != ("known" in given):
         raise ValueError("mask and known go together: give both or neither")
-    r = plan[row]
-    if r.uses("anchor") and given["anchor"] is None:
+    if "anchor" not in given and r.uses("anchor"):
         raise ValueError(f"row {row} reads the anchor, which was not given")
-    if r.uses("g") and given["gradient"] is None:
+    if "gradient" not in given and r.uses("g"):
         raise ValueError(f"row {row} reads the gradient, which was not given")
     for k, slot in enumerate(r.reads):
-        if r.uses(f"slot{k}") and given[f"slots[{slot}]"] is None:
+        if r.uses(f"slot{k}") and f"slots[{slot}]" not in given:
             raise ValueError(f"row {row} reads slot {slot}, which was not given")
 
 
@@ -240,12 +244,10 @@ def _device_table(table: Tensor, device: torch.device) -> Tensor:
 
 
 def _compute(
-    x: Tensor, outputs: list[Tensor], variance: Tensor | None, table: Tensor, row: int, wants: int, seeds: Tensor,
-    samples: Tensor, anchor: Tensor | None, slots: list[Tensor | None], noise: Tensor | None, gain: Tensor | None,
-    clip: Tensor | None, gradient: Tensor | None, mask: Tensor | None, known: Tensor | None,
-    known_noise: Tensor | None, backend: str,
+    x: Tensor, outputs: list[Tensor], variance: Tensor | None, table: Tensor, row: int, wants: int, key: NoiseKey,
+    anchor: Tensor | None, slots: list[Tensor | None], noise: Tensor | None, gain: Tensor | None, clip: Tensor | None,
+    gradient: Tensor | None, mask: Tensor | None, known: Tensor | None, known_noise: Tensor | None, backend: str,
 ) -> list[Tensor]:  # fmt: skip
-    key = NoiseKey(seeds=seeds, samples=samples)
     if backend == "reference":
         from fastdiff.ops.update.reference import Inputs, drawn
         from fastdiff.ops.update.reference import update as reference
@@ -278,6 +280,14 @@ def _compute(
     return result
 
 
+def _run(
+    x: Tensor, outputs: list[Tensor], variance: Tensor | None, table: Tensor, row: int, wants: int, seeds: Tensor,
+    samples: Tensor, *rest: Any,
+) -> list[Tensor]:  # fmt: skip
+    key = NoiseKey(seeds=seeds.contiguous(), samples=samples.contiguous())
+    return _compute(x, outputs, variance, table, row, wants, key, *rest)
+
+
 def _like(x: Tensor, wants: int) -> Tensor:
     layout = torch.channels_last if wants & WANTS_CHANNELS_LAST else torch.contiguous_format
     return torch.empty(x.shape, dtype=DTYPES[wants >> 8], device=x.device, memory_format=layout)
@@ -301,7 +311,7 @@ register(
     "update(Tensor x, Tensor[] outputs, Tensor? variance, Tensor table, int row, int wants, Tensor seeds, "
     "Tensor samples, Tensor? anchor, Tensor?[] slots, Tensor? noise, Tensor? gain, Tensor? clip, Tensor? gradient, "
     "Tensor? mask, Tensor? known, Tensor? known_noise, str backend) -> Tensor[]",
-    _compute,
+    _run,
     _fake,
 )
 torch.library.register_autograd("fastdiff::update", _no_backward, lib=LIBRARY)

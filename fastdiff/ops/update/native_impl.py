@@ -7,6 +7,12 @@ from torch import Tensor
 from fastdiff.ops import native
 from fastdiff.ops.update.operands import Operands
 
+# The operands that cross as an address alone.
+ADDRESSES = (
+    "x", "x_out", "table", "anchor", "anchor_out", "noise", "gain", "clip", "gradient", "mask", "known", "known_noise",
+    "x0_out", "nonfinite",
+)  # fmt: skip
+
 
 class Update:
     """An update whose tensors were checked once: call it with a row (an int, or an int64 tensor [1] on the device)."""
@@ -18,21 +24,30 @@ class Update:
         self.module, self.params, self.device = module, p, o.x.device
         self.empty = o.x.numel() == 0
         self.operands = o  # keeps the tensors alive
-        p.batch, p.n = len(o.x), o.x[0].numel() if len(o.x) else 0
-        p.table, p.key = o.table.data_ptr(), native.key(module, o.key)
-        for name in ("x", "x_out", "anchor", "anchor_out", "noise", "gain", "clip", "gradient", "mask", "known"):
-            setattr(p, name, native.address(getattr(o, name)))
-        p.known_noise, p.x0_out = native.address(o.known_noise), native.address(o.x0_out)
-        p.nonfinite = native.address(o.nonfinite)
-        for slot in range(len(o.slots)):
-            p.set_slot(slot, native.address(o.slots[slot]))
-            p.set_slot_out(slot, native.address(o.slots_out[slot]))
-        p.model_input = native.view(module, o.model_input)
+        p.batch, p.n = o.x.shape[0], 0 if self.empty else o.x.numel() // o.x.shape[0]
+        p.key = native.key(module, o.key)
+        for name in ADDRESSES:
+            tensor = getattr(o, name)
+            if tensor is not None:
+                setattr(p, name, tensor.data_ptr())
+        for slot, (read, written) in enumerate(zip(o.slots, o.slots_out, strict=True)):
+            if read is not None:
+                p.set_slot(slot, read.data_ptr())
+            if written is not None:
+                p.set_slot_out(slot, written.data_ptr())
+        if o.model_input is not None:
+            p.model_input = native.view(module, o.model_input)
+        self.named: object = None  # where the outputs lie that the parameters name
         self.set_outputs(o.outputs, o.variance)
 
     def set_outputs(self, outputs: tuple[Tensor, ...], variance: Tensor | None = None) -> None:
         """Name the network's outputs, where they are not at the addresses of the last call."""
         self.operands.outputs, self.operands.variance = outputs, variance
+        tensors = outputs if variance is None else (*outputs, variance)
+        places = [(t.data_ptr(), t.dtype, t.stride()) for t in tensors]
+        if places == self.named:
+            return
+        self.named = places
         self.params.n_outputs = len(outputs)
         for i, output in enumerate(outputs):
             self.params.set_output(i, native.view(self.module, output))
