@@ -10,19 +10,24 @@
 namespace fastdiff {
 
 template <class L>
-FASTDIFF_HD void philox(typename L::U c[4], typename L::U k0, typename L::U k1) {
+FASTDIFF_HD void philox_round(typename L::U c[4], typename L::U k0, typename L::U k1) {
     using U = typename L::U;
+    U hi0, lo0, hi1, lo1;
+    L::mulhilo(c[0], 0xD2511F53u, hi0, lo0);
+    L::mulhilo(c[2], 0xCD9E8D57u, hi1, lo1);
+    c[0] = hi1 ^ c[1] ^ k0;
+    c[1] = lo1;
+    c[2] = hi0 ^ c[3] ^ k1;
+    c[3] = lo0;
+}
+
+template <class L>
+FASTDIFF_HD void philox(typename L::U c[4], typename L::U k0, typename L::U k1) {
 #ifdef __CUDACC__
 #pragma unroll
 #endif
     for (int round = 0; round < 10; ++round) {
-        U hi0, lo0, hi1, lo1;
-        L::mulhilo(c[0], 0xD2511F53u, hi0, lo0);
-        L::mulhilo(c[2], 0xCD9E8D57u, hi1, lo1);
-        c[0] = hi1 ^ c[1] ^ k0;
-        c[1] = lo1;
-        c[2] = hi0 ^ c[3] ^ k1;
-        c[3] = lo0;
+        philox_round<L>(c, k0, k1);
         k0 = k0 + 0x9E3779B9u;
         k1 = k1 + 0xBB67AE85u;
     }

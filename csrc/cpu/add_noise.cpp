@@ -1,7 +1,6 @@
 // out = sqrt(alphas_cumprod[t]) x0 + sqrt(1 - alphas_cumprod[t]) z, with z given or drawn.
 #include <limits>
 
-#include "common/normal.h"
 #include "cpu/entry.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
@@ -18,13 +17,11 @@ static void add_noise_range(const void* context, int64_t begin, int64_t end) {
         const bool known = t >= 0 && t < p.T;
         const float nan = std::numeric_limits<float>::quiet_NaN();
         const float alpha = known ? p.coefficients[2 * t] : nan, sigma = known ? p.coefficients[2 * t + 1] : nan;
-        Simd::F z[4];
+        Simd::F z[kVectors];
         if (p.noise.data == nullptr) {
-            normal4<Simd>(quads + static_cast<uint32_t>(first / 4), sample_of(p.key, b), p.draw, p.stream,
-                          seed_of(p.key, b), z);
-            transpose4(z);
+            normal_group(quads, first, sample_of(p.key, b), p.draw, p.stream, seed_of(p.key, b), z);
         }
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < kVectors; ++j) {
             const int64_t e = first + j * W;
             if (e >= p.n) break;
             const int count = static_cast<int>(std::min<int64_t>(W, p.n - e));

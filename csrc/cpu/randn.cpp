@@ -1,5 +1,4 @@
 // out[b, e] = the normal at (seed, sample, draw, stream, e).
-#include "common/normal.h"
 #include "cpu/entry.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
@@ -12,11 +11,9 @@ static void randn_range(const void* context, int64_t begin, int64_t end) {
     const Simd::U quads = first_quads();
     for (Cursor at(begin, p.n); at.group < end; at.advance()) {
         const int64_t b = at.b, first = at.first;
-        Simd::F z[4];
-        normal4<Simd>(quads + static_cast<uint32_t>(first / 4), sample_of(p.key, b), p.draw, p.stream,
-                      seed_of(p.key, b), z);
-        transpose4(z);
-        for (int j = 0; j < 4; ++j) {
+        Simd::F z[kVectors];
+        normal_group(quads, first, sample_of(p.key, b), p.draw, p.stream, seed_of(p.key, b), z);
+        for (int j = 0; j < kVectors; ++j) {
             const int64_t e = first + j * W;
             if (e < p.n) store(p.out, b, e, static_cast<int>(std::min<int64_t>(W, p.n - e)), p.n, z[j]);
         }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "common/lane.h"
+#include "common/normal.h"
 #include "cpu/half.h"
 #include "fastdiff.h"
 
@@ -119,8 +120,9 @@ FASTDIFF_HD void transpose4(Simd::F z[4]) {
 #endif
 }
 
-// Elements per Philox vector: W lanes of four normals. Work is dealt in groups of this size.
-constexpr int kGroup = 4 * W;
+// Work is dealt in groups of eight vectors: two Philox blocks of W lanes and four normals each.
+constexpr int kVectors = 8;
+constexpr int kGroup = kVectors * W;
 
 FASTDIFF_HD int64_t groups_in(int64_t n) { return (n + kGroup - 1) / kGroup; }
 
@@ -242,6 +244,28 @@ FASTDIFF_HD void store(const View& v, int64_t b, int64_t e, int count, int64_t n
         store_dense(v, b * v.batch_stride + e, f);
     else
         store_slow(v, b, e, count, n, f);
+}
+
+// The normals of the group that begins at element `first` of a sample. The two blocks take turns round by round: either
+// alone waits for its own multiplications.
+FASTDIFF_HD void normal_group(Simd::U quads, int64_t first, uint32_t sample, uint32_t draw, uint32_t stream,
+                              uint64_t seed, Simd::F z[kVectors]) {
+    using U = Simd::U;
+    const U quad = quads + static_cast<uint32_t>(first / 4);
+    U a[4] = {quad, U{} + sample, U{} + draw, U{} + stream}, b[4] = {quad + W, a[1], a[2], a[3]};
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+        philox_round<Simd>(a, U{} + k0, U{} + k1);
+        philox_round<Simd>(b, U{} + k0, U{} + k1);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    box_muller<Simd>(a[0], a[1], z[0], z[1]);
+    box_muller<Simd>(a[2], a[3], z[2], z[3]);
+    box_muller<Simd>(b[0], b[1], z[4], z[5]);
+    box_muller<Simd>(b[2], b[3], z[6], z[7]);
+    transpose4(z);
+    transpose4(z + 4);
 }
 
 // The seed and sample number of sample b.
