@@ -33,7 +33,8 @@ static void add_noise_range(const void* context, int64_t begin, int64_t end) {
 }
 
 void add_noise(const AddNoiseParams& params, int threads) {
-    parallel_for(params.batch * groups_in(params.n), 16384 / kGroup, threads, add_noise_range, &params);
+    parallel_for(params.batch * groups_in(params.n), (params.noise.data ? kCopyGrain : kNoiseGrain) / kGroup, threads,
+                 add_noise_range, &params);
 }
 
 }  // namespace FASTDIFF_SIMD

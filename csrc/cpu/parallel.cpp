@@ -5,6 +5,7 @@
 #include "cpu/parallel.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,6 +14,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 namespace fastdiff {
 namespace {
@@ -39,8 +41,9 @@ class Pool {
     void run(Job& job) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (threads_ < job.helpers_wanted && start_helper()) ++threads_;
+            while (helpers_.size() < static_cast<size_t>(job.helpers_wanted) && start_helper()) caller_cpu_ = -1;
             jobs_.push_back(&job);
+            keep_off_my_core();
         }
         for (int i = 0; i < job.helpers_wanted; ++i) wake_.notify_one();
         job.work();
@@ -53,11 +56,27 @@ class Pool {
   private:
     bool start_helper() {
         try {
-            std::thread([this] { help(); }).detach();
+            std::thread helper([this] { help(); });
+            helpers_.push_back(helper.native_handle());
+            helper.detach();
             return true;
         } catch (const std::system_error&) {
             return false;  // no thread to be had: the caller does the work
         }
+    }
+
+    // A helper that wakes while torch's team spins on every other core is put behind the caller, on the caller's own,
+    // and the caller does all the work. So helpers may use any core but that one.
+    void keep_off_my_core() {
+#ifdef __linux__
+        const int cpu = sched_getcpu();
+        if (cpu == caller_cpu_) return;
+        caller_cpu_ = cpu;
+        cpu_set_t allowed;
+        if (cpu < 0 || pthread_getaffinity_np(pthread_self(), sizeof(allowed), &allowed) != 0) return;
+        if (CPU_COUNT(&allowed) > 1) CPU_CLR(cpu, &allowed);
+        for (const pthread_t helper : helpers_) pthread_setaffinity_np(helper, sizeof(allowed), &allowed);
+#endif
     }
 
     void help() {
@@ -77,7 +96,8 @@ class Pool {
     std::mutex mutex_;
     std::condition_variable wake_, done_;
     std::deque<Job*> jobs_;
-    int threads_ = 0;
+    std::vector<pthread_t> helpers_;
+    int caller_cpu_ = -1;
 };
 
 // Never destroyed: helpers may sleep in it while the process ends.

@@ -21,7 +21,7 @@ static void randn_range(const void* context, int64_t begin, int64_t end) {
 }
 
 void randn(const RandnParams& params, int threads) {
-    parallel_for(params.batch * groups_in(params.n), 16384 / kGroup, threads, randn_range, &params);
+    parallel_for(params.batch * groups_in(params.n), kNoiseGrain / kGroup, threads, randn_range, &params);
 }
 
 }  // namespace FASTDIFF_SIMD

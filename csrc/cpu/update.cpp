@@ -160,7 +160,8 @@ void update(const UpdateParams& p, int threads) {
     const int64_t index = p.step ? *p.step : p.row;
     const Row& row = reinterpret_cast<const Row*>(p.table)[index];
     const Update u{p, row, index, is_plain(p, row)};
-    parallel_for(p.batch * groups_in(p.n), 16384 / kGroup, threads, update_range, &u);
+    const int64_t grain = reads_z(row) && !p.noise ? kNoiseGrain : kCopyGrain;
+    parallel_for(p.batch * groups_in(p.n), grain / kGroup, threads, update_range, &u);
 }
 
 }  // namespace FASTDIFF_SIMD
