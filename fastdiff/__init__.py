@@ -4,6 +4,7 @@ images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=
 """
 
 from fastdiff import models, ops, reference, samplers
+from fastdiff.continuous import EDMSchedule, FlowSchedule
 from fastdiff.info import info
 from fastdiff.interpolate import interpolate
 from fastdiff.ops import add_noise, randn
@@ -15,6 +16,8 @@ from fastdiff.schedule import NoiseSchedule
 __version__ = "0.1.0"
 
 __all__ = [
+    "EDMSchedule",
+    "FlowSchedule",
     "NoiseSchedule",
     "Plan",
     "Row",

@@ -21,7 +21,7 @@ from fastdiff.ops.randn import DTYPES, check_device, check_shape
 from fastdiff.plan import Plan
 from fastdiff.run import Network, Run, State
 from fastdiff.samplers import SAMPLERS
-from fastdiff.schedule import NoiseSchedule, resolve_schedule
+from fastdiff.samplers.spacing import Schedule, levels, nearest, resolve_any_schedule
 
 
 def sample(
@@ -30,7 +30,7 @@ def sample(
     *,
     sampler: str | Plan = "ddpm",
     steps: int | None = None,
-    schedule: NoiseSchedule | str | None = None,
+    schedule: Schedule | str | None = None,
     prediction: str | None = None,
     variance: str | None = None,
     spacing: str | None = None,
@@ -161,7 +161,7 @@ def _prepare(
 def resolve_plan(
     sampler: str | Plan,
     steps: int | None = None,
-    schedule: NoiseSchedule | str | None = None,
+    schedule: Schedule | str | None = None,
     prediction: str | None = None,
     variance: str | None = None,
     spacing: str | None = None,
@@ -181,13 +181,13 @@ def resolve_plan(
     if not isinstance(sampler, str):
         raise TypeError(f"sampler must be a name or a Plan; got {type(sampler).__name__}")
     if sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}; it must be a Plan or one of {', '.join(SAMPLERS)}")
+        raise ValueError(f"sampler is {sampler!r}" + nearest(sampler, tuple(SAMPLERS)))
     if sampler_options is not None and not isinstance(sampler_options, Mapping):
         raise TypeError(f"sampler_options must be a mapping; got {type(sampler_options).__name__}")
     options = {**given, **(sampler_options or {})}
     if len(options) < len(given) + len(sampler_options or {}):
         raise ValueError(f"sampler_options repeats {', '.join(sorted(set(given) & set(sampler_options or {})))}")
-    taken = inspect.signature(SAMPLERS[sampler]).parameters
+    taken = {*inspect.signature(SAMPLERS[sampler]).parameters, *inspect.signature(levels).parameters} - {"ve", "walk"}
     for name, default in (("eta", 0), ("variance", "fixed_small")):
         value = options.get(name)
         if name not in taken and isinstance(value, (int, float, str)) and value == default:
@@ -195,7 +195,7 @@ def resolve_plan(
     unknown = sorted(set(options) - set(taken))
     if unknown:
         raise ValueError(f"sampler={sampler!r} does not take {', '.join(unknown)}")
-    resolved = resolve_schedule("linear" if schedule is None else schedule)
+    resolved = resolve_any_schedule("linear" if schedule is None else schedule)
     options["steps"] = steps
     frozen = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
     try:
@@ -207,7 +207,7 @@ def resolve_plan(
 
 
 @lru_cache(maxsize=32)
-def _plan(sampler: str, schedule: NoiseSchedule, options: tuple[tuple[str, Any, type], ...]) -> Plan:
+def _plan(sampler: str, schedule: Schedule, options: tuple[tuple[str, Any, type], ...]) -> Plan:
     # A thousand rows take as long as a hundred steps of the loop; runs that differ by seed share them. The types are
     # part of the key because 1 == True == 1.0.
     return SAMPLERS[sampler](schedule, **{name: value for name, value, _ in options})

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fastdiff.levels import Level
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
@@ -60,6 +62,53 @@ class NoiseSchedule:
     def sigmas(self) -> torch.Tensor:
         """√(1 − ᾱ_t), the noise's factor in x_t = α_t x_0 + σ_t ε, float64 [T]."""
         return (1 - self.alphas_cumprod).sqrt()
+
+    # ---- levels: the schedule as samplers walk it
+
+    default_spacing = "trailing"
+
+    @property
+    def sigma_min(self) -> float:
+        """√((1 − ᾱ)/ᾱ) at index 0."""
+        return self.sigma_at(0)
+
+    @property
+    def sigma_max(self) -> float:
+        """√((1 − ᾱ)/ᾱ) at index T − 1, infinite where ᾱ is 0."""
+        return self.sigma_at(len(self) - 1)
+
+    def level(self, t: float, *, ve: bool = False) -> Level:
+        """The level at an index, as a VP state or a VE one; between two indices σ/α is interpolated linearly."""
+        if not ve and float(t).is_integer():
+            bar = float(self.alphas_cumprod[int(t)])
+            return Level(t, math.sqrt(bar), math.sqrt(1 - bar))
+        return _level(t, self.sigma_at(t), ve)
+
+    def at(self, sigma: float, *, ve: bool = False) -> Level:
+        """The level where σ/α is ``sigma``; its timestep is interpolated linearly in ln σ (Karras et al. 2022)."""
+        return _level(self.time_at(sigma), sigma, ve)
+
+    def sigma_at(self, t: float) -> float:
+        """σ/α = √((1 − ᾱ)/ᾱ) at an index, or linearly between two."""
+        low = min(int(t), len(self) - 1)
+        a, b = (self._ratio(i) for i in (low, min(low + 1, len(self) - 1)))
+        return a if t == low else a + (t - low) * (b - a)
+
+    def time_at(self, sigma: float) -> float:
+        """The index whose σ/α is ``sigma``, linearly in ln σ between two, 0 or T − 1 beyond the ends."""
+        bar = 1 / (1 + sigma**2)
+        falling = self.alphas_cumprod
+        above = int(torch.searchsorted(-falling, torch.tensor(-bar, dtype=torch.float64)))  # first with ᾱ <= bar
+        if above == 0 or above == len(self):
+            return float(max(above - 1, 0))
+        a, b = self._ratio(above - 1), self._ratio(above)
+        if a == 0 or not math.isfinite(b):
+            return float(above if sigma >= b else above - 1)
+        return above - 1 + (math.log(sigma) - math.log(a)) / (math.log(b) - math.log(a))
+
+    def _ratio(self, index: int) -> float:
+        bar = float(self.alphas_cumprod[index])
+        return math.sqrt((1 - bar) / bar) if bar else math.inf
 
     # ---- constructors
 
@@ -174,6 +223,13 @@ def resolve_schedule(schedule: NoiseSchedule | str) -> NoiseSchedule:
             )
         return _NAMED[schedule]
     raise TypeError(f"schedule must be a NoiseSchedule or a name; got {type(schedule).__name__}")
+
+
+def _level(t: float, ratio: float, ve: bool) -> Level:
+    scale = 1 / math.sqrt(1 + ratio**2) if math.isfinite(ratio) else 0.0
+    if ve:
+        return Level(t, 1.0, ratio, scale)
+    return Level(t, scale, ratio * scale if scale else 1.0)
 
 
 def _vector(name: str, values: Any) -> torch.Tensor:

@@ -258,15 +258,15 @@ def test_stored_numbers(sampler, steps, prediction, expected):
         ({"steps": 1.5}, TypeError, "steps"),
         ({"steps": True}, TypeError, "steps"),
         ({"prediction": "noise"}, ValueError, "prediction"),
-        ({"spacing": "karras"}, ValueError, "spacing"),
+        ({"spacing": "carras"}, ValueError, "spacing.*did you mean 'karras'"),
         ({"clip": 0.0}, ValueError, "clip"),
         ({"clip": -1.0}, ValueError, "clip"),
         ({"clip": math.nan}, ValueError, "clip"),
         ({"clip": True}, TypeError, "clip"),
         ({"clip": "1"}, TypeError, "clip"),
         ({"timesteps": 5}, TypeError, "timesteps"),
-        ({"timesteps": (5.5,)}, TypeError, "timesteps"),
-        ({"spacing": "karras", "timesteps": (5,)}, ValueError, "spacing"),
+        ({"timesteps": ("5",)}, TypeError, "timesteps"),
+        ({"spacing": "carras", "timesteps": (5,)}, ValueError, "spacing"),
     ],
 )
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
+from fastdiff.levels import check_clip, epsilon_terms, x0_terms
 from fastdiff.plan import Plan, Row
-from fastdiff.samplers.timesteps import check_clip, epsilon_terms, select, x0_terms
-from fastdiff.schedule import NoiseSchedule
+from fastdiff.samplers.spacing import Schedule, levels
 
 
 def ddim(
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     steps: int | None = None,
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
     spacing: str = "leading",
-    timesteps: Sequence[int] | None = None,
     eta: float = 0.0,
     use_clipped_model_output: bool = False,
+    **walk: Any,
 ) -> Plan:
-    """x' = √ᾱ_p x̂_0 + √(1 − ᾱ_p − σ²) ε + σ z, σ = η √((1 − ᾱ_p)/(1 − ᾱ)) √(1 − ᾱ/ᾱ_p) (Equations 12 and 16).
+    """x' = α' x̂_0 + √(σ'² − σ_z²) ε + σ_z z, σ_z = η σ' √(1 − (σ' α / α' σ)²) (Equations 12 and 16).
 
-    ᾱ_p belongs to the next timestep of the list and is 1 after the last.
+    Primes are the next level's; the last level is free of noise.
 
     Args:
-        schedule, steps, prediction, clip, spacing, timesteps: as for ``ddpm``.
+        schedule, steps, prediction, clip, spacing: as for ``ddpm``; any schedule will do.
         eta: 0 ≤ η ≤ 1.
-        use_clipped_model_output: take ε from the clipped x̂_0, (x − √ᾱ x̂_0)/√(1 − ᾱ), rather than from the network.
+        use_clipped_model_output: take ε from the clipped x̂_0, (x − α x̂_0)/σ, rather than from the network.
+        walk: more about the levels (``samplers.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.
@@ -37,24 +39,20 @@ def ddim(
         raise TypeError(f"eta must be a number; got {type(eta).__name__}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1]; got {eta}")
-    chosen = select(schedule, steps, spacing, timesteps)
     bound = check_clip(clip)
-    bars = schedule.alphas_cumprod[chosen].tolist()
-
     rows = []
-    for t, bar, bar_p in zip(chosen, bars, [*bars[1:], 1.0], strict=True):
-        alpha, sigma = math.sqrt(bar), math.sqrt(1 - bar)
-        p, q = x0_terms(prediction, alpha, sigma)
+    for here, there in pairwise(levels(schedule, steps, spacing=spacing, **walk)):
+        p, q = x0_terms(prediction, here)
         noise = 0.0
-        if bar < 1 and bar_p > 0:
-            noise = eta * math.sqrt((1 - bar_p) / (1 - bar)) * math.sqrt(1 - bar / bar_p)
+        if here.sigma and there.alpha:
+            noise = eta * there.sigma * math.sqrt(1 - (there.ratio / here.ratio) ** 2)
         if use_clipped_model_output:
-            epsilon = {"x": 1 / sigma, "x0": -alpha / sigma} if sigma else {}
+            epsilon = {"x": 1 / here.sigma, "x0": -here.alpha / here.sigma} if here.sigma else {}
         else:
-            epsilon = epsilon_terms(prediction, alpha, sigma)
-        direction = math.sqrt(max(1 - bar_p - noise**2, 0.0))
+            epsilon = epsilon_terms(prediction, here)
+        direction = math.sqrt(max(there.sigma**2 - noise**2, 0.0))
         x = {term: direction * value for term, value in epsilon.items()}
-        x["x0"] = x.get("x0", 0.0) + math.sqrt(bar_p)
+        x["x0"] = x.get("x0", 0.0) + there.alpha
         x["z"] = noise
-        rows.append(Row(t=t, alpha=alpha, sigma=sigma, x=x, clip=bound, p=p, q=q))
+        rows.append(Row(t=here.t, alpha=here.alpha, sigma=here.sigma, c_in=here.c_in, x=x, clip=bound, p=p, q=q))
     return Plan(tuple(rows), name="ddim")

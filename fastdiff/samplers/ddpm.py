@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
+from fastdiff.levels import check_clip, x0_terms
 from fastdiff.plan import Plan, Row
-from fastdiff.samplers.timesteps import check_clip, select, x0_terms
+from fastdiff.samplers.spacing import levels
 from fastdiff.schedule import NoiseSchedule
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
@@ -19,8 +20,8 @@ def ddpm(
     prediction: str = "epsilon",
     clip: float | None = None,
     spacing: str = "leading",
-    timesteps: Sequence[int] | None = None,
     variance: str = "fixed_small",
+    **walk: Any,
 ) -> Plan:
     """x' = √ᾱ_p β/(1 − ᾱ)·x̂_0 + √α (1 − ᾱ_p)/(1 − ᾱ)·x + σ z, with α = ᾱ/ᾱ_p, β = 1 − α (Equation 7).
 
@@ -29,21 +30,24 @@ def ddpm(
     Args:
         schedule: the noise schedule, T steps.
         steps: how many timesteps to visit, all T by default.
-        prediction: epsilon, v_prediction or sample.
+        prediction: what the network predicts (``levels.x0_terms``).
         clip: the bound of |x̂_0|, None for none.
-        spacing, timesteps: which timesteps (``timesteps.select``).
+        spacing: which timesteps (``samplers.spacing``).
         variance: σ² = β̃ = (1 − ᾱ_p)/(1 − ᾱ)·β (fixed_small), β (fixed_large), or between the two as the network says
             (learned_range: Nichol & Dhariwal 2021, Equation 15; the network returns twice the channels).
+        walk: more about the levels (``samplers.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance is {variance!r}; it must be one of {', '.join(VARIANCES)}")
-    chosen = select(schedule, steps, spacing, timesteps)
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
     bound = check_clip(clip)
-    bars = schedule.alphas_cumprod[chosen].tolist()
-    following = [*bars[1:], 1.0]
+    *visited, end = levels(schedule, steps, spacing=spacing, **walk)
+    bars = [level.alpha**2 for level in visited]
+    following = [*bars[1:], end.alpha**2]
     betas = [1 - bar / bar_p if bar_p else 1.0 for bar, bar_p in zip(bars, following, strict=True)]
     small = [
         (1 - bar_p) / (1 - bar) * beta if bar < 1 else 0.0
@@ -51,10 +55,9 @@ def ddpm(
     ]
 
     rows = []
-    for i, t in enumerate(chosen):
-        bar, bar_p, beta, last = bars[i], following[i], betas[i], i + 1 == len(chosen)
-        alpha, sigma = math.sqrt(bar), math.sqrt(1 - bar)
-        p, q = x0_terms(prediction, alpha, sigma)
+    for i, level in enumerate(visited):
+        bar, bar_p, beta, last = bars[i], following[i], betas[i], i + 1 == len(visited)
+        p, q = x0_terms(prediction, level)
         x = {"x": 1.0}
         if bar < 1:
             x = {
@@ -70,5 +73,5 @@ def ddpm(
             # β̃ is 0 at the last row: its logarithm is taken from the row before, as in the published code.
             floor = small[i] if not last else (small[i - 1] if i else beta)
             logs = (math.log(max(floor, 1e-20)), math.log(max(beta, 1e-20)))
-        rows.append(Row(t=t, alpha=alpha, sigma=sigma, x=x, clip=bound, log_variance=logs, p=p, q=q))
+        rows.append(Row(t=level.t, alpha=level.alpha, sigma=level.sigma, x=x, clip=bound, log_variance=logs, p=p, q=q))
     return Plan(tuple(rows), name="ddpm", learned_variance=variance == "learned_range")

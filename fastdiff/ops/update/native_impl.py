@@ -40,6 +40,11 @@ class Update:
         self.named: object = None  # where the outputs lie that the parameters name
         self.set_outputs(o.outputs, o.variance)
 
+    def set_state(self, x: Tensor, x_out: Tensor) -> None:
+        """Name the state to read and the one to write, for a caller whose state moves between rows."""
+        self.operands.x, self.operands.x_out = x, x_out
+        self.params.x, self.params.x_out = x.data_ptr(), x_out.data_ptr()
+
     def set_outputs(self, outputs: tuple[Tensor, ...], variance: Tensor | None = None) -> None:
         """Name the network's outputs, where they are not at the addresses of the last call."""
         self.operands.outputs, self.operands.variance = outputs, variance

@@ -152,6 +152,10 @@ class Update:
     def __init__(self, operands: Operands) -> None:
         self.operands = operands
 
+    def set_state(self, x: Tensor, x_out: Tensor) -> None:
+        """Name the state to read and the one to write, for a caller whose state moves between rows."""
+        self.operands.x, self.operands.x_out = x, x_out
+
     def set_outputs(self, outputs: tuple[Tensor, ...], variance: Tensor | None = None) -> None:
         self.operands.outputs, self.operands.variance = outputs, variance
 

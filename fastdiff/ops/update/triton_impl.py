@@ -197,6 +197,10 @@ class Update:
         self.model_input, self.key = view(operands.model_input), key_arguments(operands.key)
         self.set_outputs(operands.outputs, operands.variance)
 
+    def set_state(self, x: Tensor, x_out: Tensor) -> None:
+        """Name the state to read and the one to write, for a caller whose state moves between rows."""
+        self.operands.x, self.operands.x_out = x, x_out
+
     def set_outputs(self, outputs: tuple[Tensor, ...], variance: Tensor | None = None) -> None:
         """Name the network's outputs, where they are not at the addresses of the last call."""
         self.operands.outputs, self.operands.variance = outputs, variance
