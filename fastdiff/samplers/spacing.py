@@ -37,6 +37,7 @@ def levels(
     rho: float | None = None,
     quantize: bool = False,
     final: str = "zero",
+    skip: int = 0,
 ) -> list[Level]:
     """The levels that a walk of ``steps`` network calls stops at, falling in σ: steps + 1 of them.
 
@@ -52,6 +53,7 @@ def levels(
         rho: the exponent of karras (7) and polyexponential (1).
         quantize: round the timesteps that sigma spacings interpolate, for a network that takes integers alone.
         final: "zero", or "sigma_min", the schedule's least σ, where ``sigmas`` does not say.
+        skip: leave out this many levels at the start, as image-to-image does.
 
     Raises:
         TypeError, ValueError: naming the argument; also where two levels coincide.
@@ -74,7 +76,7 @@ def levels(
             raise ValueError(f"levels {i} and {i + 1} have the same timestep {a.t:g}: take fewer steps")
     if not math.isfinite(chosen[0].ratio) and chosen[0].c_in != 1:
         raise ValueError("the schedule's last ᾱ is 0, where this sampler's σ is infinite; take another sampler")
-    return chosen
+    return chosen[check_int("skip", skip, 0, len(chosen) - 2) :]
 
 
 def resolve_any_schedule(schedule: Schedule | str) -> Schedule:
