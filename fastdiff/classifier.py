@@ -20,22 +20,20 @@ def guided_by_gradient(plan: Plan) -> Plan:
     A row that draws from a Gaussian of known variance (``Row.variance``: DDPM's) moves its mean by variance·g
     (Algorithm 1). In any other row ε̂ = ε − σ g (Algorithm 2), which is x̂_0 + σ²/α·g: all that the row makes of x̂_0 and
     m, the history in its slots too, is made of the moved ones. Clipping comes before g, and the x̂_0 that states show is
-    the one before it.
+    the one before it. A row without signal (α = 0: a flow's first) stays as it is, since x_t says nothing of y there.
 
-    Raises ValueError where a row reads a gradient already, or has no signal (α = 0: x_t says nothing of y there).
+    Raises ValueError where a row reads a gradient already.
     """
     if plan.uses_gradient:
         raise ValueError(f"plan {plan.name!r} reads a gradient already")
-    return replace(plan, rows=tuple(_guided(i, row) for i, row in enumerate(plan)))
+    return replace(plan, rows=tuple(_guided(row) for row in plan))
 
 
-def _guided(number: int, row: Row) -> Row:
-    if not row.calls_model:
+def _guided(row: Row) -> Row:
+    if not row.calls_model or (row.alpha == 0 and row.variance is None):
         return row
     if row.variance is not None:
         return replace(row, x={**row.x, "g": row.variance})
-    if row.alpha == 0:
-        raise ValueError(f"cond_fn cannot guide row {number}, where the state holds no signal (α = 0)")
     x0 = row.sigma**2 / row.alpha
     m = x0 / row.q if row.q else 0.0  # x̂_0 = p x + q m moves by x0·g
 

@@ -57,6 +57,7 @@ def test_true_raises_before_the_network_is_called():
         ({"model_kwargs": {"y": [1]}}, "hashable"),
         ({"shape": (0, 3, 8, 8)}, "empty"),
         ({"model": lambda x, t: x}, "torch.nn.Module"),
+        ({"cond_fn": lambda x, t: x}, "cond_fn"),
     ],
 )
 def test_why_eager(options, reason, monkeypatch):
@@ -194,6 +195,7 @@ def test_true_says_why_it_cannot(network):
     for options, reason in (
         ({"generator": torch.Generator()}, "generator"),
         ({"callback": lambda state: None}, "callback"),
+        ({"cond_fn": lambda x, t: x}, "cond_fn"),
         ({"backend": "reference"}, "reference"),
         ({"model_kwargs": {"y": [1]}}, "hashable"),
     ):
