@@ -15,25 +15,29 @@ from fastdiff.schedule import NoiseSchedule
 
 def repaint(
     schedule: NoiseSchedule,
-    steps: int | None = 250,
+    steps: int | None = None,
     *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    spacing: str = "leading",
     jump_length: int = 10,
     jump_n_sample: int = 10,
     eta: float | None = None,
     variance: str | None = None,
-    **options: Any,
+    **walk: Any,
 ) -> Plan:
     """DDPM, or DDIM where ``eta`` is given, with RePaint's jumps; ``sample`` has the mask and the known image.
 
     Args:
-        schedule, steps: as for ``ddpm``; the paper takes 250 steps.
+        schedule, steps, prediction, clip, spacing: as for ``ddpm``; the paper takes 250 steps.
         jump_length, jump_n_sample: j and r of the paper (``resampled``).
         eta: DDIM's η; None takes DDPM, as the paper does, with ``variance``, by default "fixed_small".
-        options: prediction, clip, spacing and more about the levels, as for ``ddpm``.
+        walk: more about the levels (``samplers.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.
     """
+    options = {"prediction": prediction, "clip": clip, "spacing": spacing, **walk}
     if eta is None:
         base = ddpm(schedule, steps, variance="fixed_small" if variance is None else variance, **options)
     elif variance is not None:
