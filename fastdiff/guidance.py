@@ -130,7 +130,11 @@ def _several(uncond_kwargs: Any, count: int) -> dict[str, Mapping[str, Any]]:
 def _merge(name: str, several: Mapping[str, Mapping[str, Any]], cond: Any, batch: int) -> Any:
     """[uncond, …, cond] for tensors of B entries; the value itself where all are equal."""
     unconds = [(f"{whose}[{name!r}]", uncond.get(name, cond)) for whose, uncond in several.items()]
-    if all(isinstance(value, Tensor) and value.ndim and len(value) == batch for _, value in [*unconds, ("", cond)]):
+
+    def stacks(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+
+    if stacks(cond) and all(stacks(value) for _, value in unconds):
         for whose, value in unconds:
             if value.shape != cond.shape or value.dtype != cond.dtype:
                 raise ValueError(
@@ -138,7 +142,7 @@ def _merge(name: str, several: Mapping[str, Mapping[str, Any]], cond: Any, batch
                     f"got {value.dtype} {list(value.shape)}"
                 )
         return torch.cat([*(value for _, value in unconds), cond])
-    for whose, value in unconds:
+    for whose, value in sorted(unconds, key=lambda named: stacks(named[1])):
         tensors = [isinstance(v, Tensor) for v in (value, cond)]
         same = torch.equal(value, cond) if all(tensors) else not any(tensors) and bool(value == cond)
         if not same:
