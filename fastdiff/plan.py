@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -163,11 +163,11 @@ class Plan:
     def uses_anchor(self) -> bool:
         return any(row.anchor is not None or row.uses("anchor") for row in self.rows)
 
-    @property
+    @cached_property
     def uses_gradient(self) -> bool:
         return any(row.uses("g") for row in self.rows)
 
-    @property
+    @cached_property
     def entries(self) -> tuple[int, ...]:
         """The rows at which a run can begin: none from there on reads a slot or an anchor that was written before."""
         entries, needed = [], set[int]()  # −1 stands for the anchor

@@ -84,7 +84,7 @@ def check_start(
     if x_init is None and (start_step != 0 or strength is not None):
         given = "strength" if strength is not None else f"start_step={start_step}"
         raise ValueError(f"{given} needs x_init, the images to start from")
-    if start_step not in (0, *plan.entries):
+    if start_step != 0 and start_step not in plan.entries:
         raise ValueError(
             f"start_step is {start_step}, but from that row on the plan {plan.name!r} reads a history that only "
             "earlier rows write; leave the first levels out of the plan instead (skip=, or strength=)"
