@@ -77,7 +77,7 @@ def test_strength_zero_is_the_image(seed):
 
 @pytest.mark.parametrize("churn", [False, True])
 def test_a_step_of_several_rows(seed, monkeypatch, churn):
-    monkeypatch.setitem(SAMPLERS, "heun", heun)
+    monkeypatch.setitem(SAMPLERS, "heun of the test", heun)
     image, steps = torch.rand(SHAPE), 10
     plan = heun(LINEAR, steps, churn=churn)
     sigmas = [level.sigma for level in levels(LINEAR, steps, ve=True)]
@@ -88,7 +88,7 @@ def test_a_step_of_several_rows(seed, monkeypatch, churn):
             seen.append(int(t[0]))
             return x * 0.5
 
-        got = fastdiff.sample(watch, SHAPE, sampler="heun", steps=steps, sampler_options={"churn": churn},
+        got = fastdiff.sample(watch, SHAPE, sampler="heun of the test", steps=steps, sampler_options={"churn": churn},
                               x_init=image, strength=strength, seed=seed)  # fmt: skip
         first = (3 if churn else 2) * first_of(steps, strength)
         assert plan[first].sigma == sigmas[first_of(steps, strength)]
@@ -101,11 +101,13 @@ def test_a_step_of_several_rows(seed, monkeypatch, churn):
 
 
 def test_a_sampler_with_a_history_begins_anew(seed, monkeypatch):
-    monkeypatch.setitem(SAMPLERS, "multistep", multistep)
+    monkeypatch.setitem(SAMPLERS, "multistep of the test", multistep)
     image = torch.rand(SHAPE)
     plan = multistep(LINEAR, 10)
     assert plan.entries == (0, 9) or plan.entries == (0,)
-    got = fastdiff.sample(half, SHAPE, sampler="multistep", steps=10, x_init=image, strength=0.45, seed=seed)
+    got = fastdiff.sample(
+        half, SHAPE, sampler="multistep of the test", steps=10, x_init=image, strength=0.45, seed=seed
+    )
     # By hand: the last four levels, the first without a history.
     sigmas = [level.sigma for level in levels(LINEAR, 10, ve=True)][6:]
     c_in = [level.c_in for level in levels(LINEAR, 10, ve=True)][6:]
@@ -119,7 +121,7 @@ def test_a_sampler_with_a_history_begins_anew(seed, monkeypatch):
     with pytest.raises(ValueError, match="start_step is 6"):
         fastdiff.sample(half, SHAPE, sampler=plan, x_init=image, start_step=6)
     with pytest.raises(ValueError, match="skip"):
-        fastdiff.sample(half, SHAPE, sampler="multistep", steps=10, x_init=image, strength=0.5,
+        fastdiff.sample(half, SHAPE, sampler="multistep of the test", steps=10, x_init=image, strength=0.5,
                         sampler_options={"skip": 2})  # fmt: skip
 
 
