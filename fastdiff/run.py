@@ -112,6 +112,8 @@ class Run:
         if self.shares_x and self.net_in._version != version:
             raise ValueError("model changed its input in place; it must not, since that is the sampler's state")
         out = out if isinstance(out, Tensor) else _first_tensor(out)
+        if out.stride() != self.net_in.stride() and _share_memory(out, self.net_in):
+            out = out.clone()  # a view of the input, which the update would overwrite while it reads
         count = self.guidance.calls
         if out.ndim == 0 or out.shape[0] != self.batch * count:
             raise ValueError(f"model must return [{self.batch * count}, …] for its input; got {list(out.shape)}")
@@ -209,6 +211,12 @@ class Run:
             if not isinstance(saved, Tensor) or saved.shape != mine.shape:
                 raise ValueError(f"{name} must be a tensor of shape {list(mine.shape)}: is the state of another plan?")
             mine.copy_(saved)
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    if a.layout != torch.strided:
+        return False
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _first_tensor(out: Any) -> Tensor:
