@@ -62,7 +62,7 @@ def noise_key(
         raise ValueError(f"seeds must have one entry a sample, {batch}; got {len(values)}")
     if seed != 0:
         raise ValueError(f"give seed or seeds, not both; got seed={seed}")
-    if sample_offset != 0:
+    if check_int("sample_offset", sample_offset, 0, (1 << 32) - 1) != 0:
         raise ValueError(f"sample_offset goes with seed, not with seeds; got {sample_offset}")
     for i, value in enumerate(values):
         check_int(f"seeds[{i}]", value, 0, _U64)
