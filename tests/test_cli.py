@@ -114,3 +114,13 @@ def test_info_and_help(tmp_path: Path) -> None:
         shown = fastdiff(*arguments, cwd=tmp_path)
         assert shown.returncode == 0
         assert "Usage" in shown.stdout
+    # What is in brackets is shown too.
+    assert "[default: the model's own, or 0]" in " ".join(fastdiff("sample", "--help", cwd=tmp_path).stdout.split())
+
+
+def test_an_option_of_another_sampler_is_refused(tmp_path: Path) -> None:
+    """The folder's own eta goes with its own sampler; one that was asked for is not dropped without a word."""
+    result = fastdiff("sample", "-n", 1, "--sampler", "ddpm", "--steps", 2, "--eta", 0.5, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "sampler='ddpm' does not take eta" in result.stderr
+    assert fastdiff("sample", "-n", 1, "--sampler", "ddpm", "--steps", 2, cwd=tmp_path).returncode == 0

@@ -172,6 +172,22 @@ def test_a_network_that_returns_something_else(backend, model, error, names):
         fastdiff.sample(model, SHAPE, steps=3, backend=backend)
 
 
+VIEWS = {
+    "transposed": lambda x: x.transpose(2, 3),
+    "one channel for all": lambda x: x[:, :1].expand_as(x),
+    "one sample for all": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_network_may_return_a_view_of_its_input(backend, seed, view, dtype):
+    shape = (4, 3, 64, 64)  # larger than what a kernel holds at a time
+    options = {"sampler": "ddim", "steps": 4, "seed": seed, "model_dtype": dtype, "backend": backend}
+    seen = fastdiff.sample(lambda x, t: view(x), shape, **options)
+    assert_same_bits(seen, fastdiff.sample(lambda x, t: view(x).clone(), shape, **options))
+
+
 def test_learned_variance_needs_its_channels():
     with pytest.raises(ValueError, match="6 channels"):
         fastdiff.sample(half, SHAPE, steps=3, variance="learned_range")

@@ -52,10 +52,10 @@ class TrainedModel:
         changes: further arguments in place of the folder's, such as sampler and steps.
         """
         arguments = {**self.sampling, **changes}
-        if arguments.get("sampler", "ddpm") != "ddpm":
-            arguments.pop("variance", None)  # the folder's; only DDPM has one
-        if arguments.get("sampler", "ddpm") != "ddim":
-            arguments.pop("eta", None)
+        for name, owner in (("variance", "ddpm"), ("eta", "ddim")):
+            # The folder's, for its own sampler; one that was asked for goes to `sample`, which says that it cannot be.
+            if name not in changes and arguments.get("sampler", "ddpm") != owner:
+                arguments.pop(name, None)
         if labels is None:
             return arguments
         arguments["model_kwargs"] = {"class_labels": labels}

@@ -187,6 +187,8 @@ def split_outputs(
             raise TypeError(f"{name} must be tensors; got {type(output).__name__}")
         if output.dtype not in DTYPES and (output.dtype != torch.float64 or state_dtype != torch.float64):
             raise TypeError(f"{name} must be float32, bfloat16 or float16; got {output.dtype}")
+        if output.layout != torch.strided:
+            raise TypeError(f"{name} must be dense; got {output.layout}")
         if output.device != device:
             raise ValueError(f"{name} must be on the state's device {device}; got {output.device}")
         if learned_variance and output.ndim >= 2 and output.shape[1] == 2 * shape[1]:
