@@ -1,0 +1,180 @@
+"""Singlestep DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b): the calls of a step start from the step's own x.
+
+A step of order p is p rows from the same state, the anchor, to p levels, the last of which is the step's end. Its
+levels are those of the walk, p at a time ("listed", as in diffusers), or lie between two of them ("inserted", as in
+the papers and in k-diffusion). The formulas stand in ``samplers.exponential``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from fastdiff.continuous import FlowSchedule
+from fastdiff.levels import Level, check_clip
+from fastdiff.noise import check_int
+from fastdiff.plan import Plan, Row
+from fastdiff.samplers.dpm_multistep import ALGORITHMS, SOLVER_TYPES
+from fastdiff.samplers.exponential import (
+    Step,
+    blend,
+    check_choice,
+    check_share,
+    data_step,
+    init_sigma,
+    make_row,
+    model_terms,
+    noise_step,
+)
+from fastdiff.samplers.spacing import Schedule, levels
+
+STAGES = ("listed", "inserted")
+
+
+def dpm_singlestep(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    order: int = 2,
+    algorithm: str = "dpmsolver++",
+    solver_type: str = "midpoint",
+    lower_order_final: bool = True,
+    stages: str = "listed",
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    r: float = 0.5,
+    **walk: Any,
+) -> Plan:
+    """Singlestep DPM-Solver(++) of any order; ``dpm_solver`` names its forms.
+
+    Args:
+        schedule, steps, prediction, clip: as for ``ddim``; ``steps`` are the levels of the walk.
+        order: 1, 2 or 3 network calls a step.
+        algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε.
+        solver_type: order 2's slope weighs half the step ("midpoint"), or is integrated ("heun", which is "exact"
+            here). Order 3 takes the slope to the last call ("midpoint": DPM-Solver-3 of Lu et al. 2022a, Algorithm 2),
+            or the parabola through all calls.
+        lower_order_final: for "listed": end with steps of order 2 and 1, so that any number of levels can be walked;
+            else it must be a multiple of ``order``. A step that leaves or reaches an infinite λ has order 1.
+        stages: "listed" or "inserted": the calls' levels are the walk's, or the step's inner ones lie at λ + r h
+            (order 2), λ + h/3 and λ + 2h/3 (order 3), where the timestep is interpolated.
+        eta: the share of the SDE's noise in each row, as ancestral samplers share it (Algorithm 1 of k-diffusion's
+            dpmpp_sde): a step goes down to σ_down and noise leads back to σ'. 1 is diffusers' "sde-dpmsolver++".
+        s_noise: a factor of the noise, which is drawn by (stream, row). A Brownian tree correlates the noise of
+            a step's rows; here they are independent.
+        r: where the second call of order 2 lies.
+        walk: more about the levels (``samplers.spacing.levels``).
+
+    Raises:
+        TypeError, ValueError: for arguments outside these, eta > 0 with algorithm="dpmsolver" among them.
+    """
+    check_int("order", order, 1, 3)
+    check_choice("algorithm", algorithm, ALGORITHMS)
+    check_choice("solver_type", solver_type, SOLVER_TYPES)
+    check_choice("stages", stages, STAGES)
+    check_share("eta", eta)
+    check_share("s_noise", s_noise, math.inf)
+    if not 0 < check_share("r", r) < 1:
+        raise ValueError(f"r must be between 0 and 1; got {r}")
+    if r != 0.5 and (order != 2 or stages == "listed"):
+        raise ValueError(f"r goes with order=2 and stages='inserted'; got order={order}, stages={stages!r}")
+    if eta and algorithm == "dpmsolver":
+        raise ValueError("eta goes with algorithm='dpmsolver++' in singlestep form; got 'dpmsolver'")
+    bound, noise_form = check_clip(clip), algorithm == "dpmsolver"
+    points = levels(schedule, steps, **walk)
+    if stages == "listed":
+        groups = _listed(points, order, lower_order_final)
+    else:
+        inner = (r,) if order == 2 else (1 / 3, 2 / 3)[: order - 1]
+        groups = [inserted(schedule, a, b, inner, walk) for a, b in pairwise(points)]
+    rows = []
+    for group in groups:
+        # The papers' third order integrates the slope of its second row; diffusers' rows all have the solver's type.
+        types = ["heun" if stages == "inserted" and len(group) == 4 else solver_type, solver_type]
+        rows += step_rows(group, prediction, bound, noise_form, types, eta, s_noise)
+    return Plan(tuple(rows), name="dpm_singlestep", init_sigma=init_sigma(points[0]))
+
+
+def _listed(points: list[Level], order: int, lower_order_final: bool) -> list[list[Level]]:
+    """The walk's levels in groups that share their ends: steps of ``order`` calls, then of fewer."""
+    count = len(points) - 1
+    whole, rest = divmod(count, order)
+    if not lower_order_final and rest:
+        raise ValueError(
+            f"without lower_order_final, order {order} takes a number of steps that {order} divides; got {count}"
+        )
+    sizes = [order] * whole + [rest] * (rest > 0)
+    if (lower_order_final or points[-1].sigma == 0) and sizes[-1] == order > 1:
+        sizes[-1:] = [order - 1, 1]
+    if points[-1].sigma == 0 and sizes[-1] > 1:
+        sizes[-1:] = [sizes[-1] - 1, 1]
+    if points[0].alpha == 0 and sizes[0] > 1:
+        sizes[:1] = [1, sizes[0] - 1]
+    ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
+    return [points[a : b + 1] for a, b in pairwise(ends)]
+
+
+def inserted(
+    schedule: Schedule, here: Level, there: Level, shares: Sequence[float], walk: dict[str, Any]
+) -> list[Level]:
+    """Two levels and, where λ is finite at both, the levels at these shares of the way."""
+    low, high = here.log_snr, there.log_snr
+    if not math.isfinite(high - low):
+        return [here, there]
+    return [here, *(_at(schedule, math.exp(-low - share * (high - low)), walk) for share in shares), there]
+
+
+def _at(schedule: Schedule, ratio: float, walk: dict[str, Any]) -> Level:
+    """The level where σ/α is ``ratio``."""
+    ve = bool(walk.get("ve", False))
+    if isinstance(schedule, FlowSchedule):
+        return schedule.at(ratio / (1 + ratio), ve=ve)
+    level = schedule.at(ratio, ve=ve)
+    return replace(level, t=float(round(level.t))) if walk.get("quantize", False) else level
+
+
+def grown_by(h: float, eta: float) -> float:
+    """What h grows by where σ_down² = σ'² − σ_up², σ_up = η σ' √(1 − e^{−2h}), in states of α = 1."""
+    share = eta**2 * -math.expm1(-2 * h)
+    return -0.5 * math.log1p(-share) if share < 1 else math.inf
+
+
+def step_rows(
+    points: list[Level], prediction: str, bound: float, noise_form: bool, types: list[str], eta: float, s_noise: float
+) -> list[Row]:
+    """One step through its levels; ``types`` are the solver types of its second row and of its last one."""
+    start, calls = points[0], len(points) - 1
+    rows = []
+    for k, (here, there) in enumerate(pairwise(points)):
+        output = model_terms(noise_form, prediction, here, bound)
+        h = there.log_snr - start.log_snr
+        taus = [(level.log_snr - start.log_snr) / h for level in points[1 : k + 1]][::-1]
+        # The newest output is m; slot 0 holds the first call's, slot 1 the second's.
+        if k == 2 and types[1] == "midpoint":
+            taus = taus[:1]
+        rule = types[0 if calls == 3 else 1] if k == 1 else "exact"
+        step = _step(start, there, len(taus), rule, noise_form, eta)
+        first, *others = step.outputs(taus)
+        parts = [(first, output)] if k == 0 else [(first, {"slot0": 1.0}), (others[0], output)]
+        if len(others) == 2:
+            parts.append((others[1], {"slot1": 1.0}))
+        x = blend((step.keep, {"anchor" if k else "x": 1.0}), *parts, (step.noise * s_noise, {"z": 1.0}))
+        keeps = k + 2 <= calls and (k == 0 or types[1] != "midpoint")
+        rows.append(
+            make_row(
+                here, prediction, bound, x, slot=output, write=k if keeps else None,
+                anchor={"x": 1.0} if k == 0 and calls > 1 else None, reads=(0, 1)[: max(1, len(others))] if k else (),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _step(start: Level, there: Level, count: int, rule: str, noise_form: bool, eta: float) -> Step:
+    if noise_form:
+        return noise_step(start, there, count, rule)
+    return data_step(start, there, count, rule, grown_by(there.log_snr - start.log_snr, eta) if eta else 0.0)

@@ -1,0 +1,124 @@
+"""PNDM (Liu et al. 2022): DDIM's transfer of a state, driven by a linear multistep combination of past outputs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastdiff.levels import Level, check_clip, epsilon_terms
+from fastdiff.plan import Plan, Row
+from fastdiff.samplers.exponential import blend, check_choice, init_sigma, make_row, model_terms
+from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.schedule import NoiseSchedule
+
+# Adams & Bashforth's weights of the newest output, the one before it, … at equal steps, whatever the steps are.
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+AVERAGES = ("epsilon", "output")
+
+
+def pndm(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    skip_prk_steps: bool = True,
+    averages: str = "epsilon",
+    **walk: Any,
+) -> Plan:
+    """x' = (α'/α) x + (σ' − α' σ/α) e, with e = (55 e_i − 59 e_{i−1} + 37 e_{i−2} − 9 e_{i−3})/24 (Equations 11, 12).
+
+    PLMS (``skip_prk_steps``, as in latent diffusion) starts with Heun's rule: its second row, at the next level, mends
+    the first step with the mean of both outputs and is then forgotten; two rows of lower order follow. Otherwise
+    three steps of a Runge–Kutta rule, four calls each (Equation 13), give the first outputs.
+
+    Args:
+        schedule, steps, prediction, clip: as for ``ddim``. PLMS makes one call more than ``steps``, Runge–Kutta nine
+            more; the levels between two of the walk lie halfway in t, rounded down between two integers.
+        averages: "epsilon": e is a combination of predicted ε, as published. "output": of the network's outputs as
+            they are, turned to ε by the current x, as diffusers does; the same for prediction="epsilon".
+        walk: more about the levels (``samplers.spacing.levels``). Latent diffusion ends at final="sigma_min".
+
+    Raises:
+        TypeError, ValueError: for arguments outside these; fewer than 4 steps with the Runge–Kutta start; a level
+            without signal.
+    """
+    check_choice("averages", averages, AVERAGES)
+    if not isinstance(skip_prk_steps, bool):
+        raise TypeError(f"skip_prk_steps must be a bool; got {type(skip_prk_steps).__name__}")
+    bound = check_clip(clip)
+    if averages == "output" and math.isfinite(bound):
+        raise ValueError("averages='output' goes without clip, which bounds what ε is derived from")
+    points = levels(schedule, steps, **walk)
+    count = len(points) - 1
+    if points[0].alpha == 0:
+        raise ValueError("pndm divides by √ᾱ, which is 0 at the first level; take timesteps that start lower")
+    if not skip_prk_steps and count < 4:
+        raise ValueError(f"the Runge–Kutta start takes three steps and PLMS one: steps must be at least 4; got {count}")
+
+    def output(level: Level) -> dict[str, float]:
+        return {"m": 1.0} if averages == "output" else model_terms(True, prediction, level, bound)
+
+    def moved(here: Level, there: Level, start: str, *parts: tuple[float, dict[str, float]]) -> dict[str, float]:
+        """The state at ``there`` from ``start``, "x" or "anchor", at ``here``."""
+        mean = blend(*parts)
+        if averages == "output":
+            as_epsilon = epsilon_terms(prediction, here)
+            mean = blend((as_epsilon.get("m", 0.0), mean), (as_epsilon.get("x", 0.0), {start: 1.0}))
+        push = there.sigma - there.alpha * here.ratio
+        return blend((there.alpha / here.alpha, {start: 1.0}), (push, mean))
+
+    def row(level: Level, x: dict[str, float], **more: Any) -> Row:
+        return make_row(level, prediction, bound, x, **more)
+
+    rows: list[Row] = []
+    if skip_prk_steps and count > 1:
+        here, there = points[:2]
+        first, second = output(here), output(there)
+        rows = [
+            row(here, moved(here, there, "x", (1.0, first)), anchor={"x": 1.0}, slot=first, write=0),
+            row(there, moved(here, there, "anchor", (0.5, second), (0.5, {"slot0": 1.0})), reads=(0,)),
+        ]
+    elif not skip_prk_steps:
+        for i in range(3):
+            here, there = points[i], points[i + 1]
+            middle = _halfway(schedule, here, there, walk)
+            first, second, third, fourth = (output(level) for level in (here, middle, middle, there))
+            start, total = {"slot0": 1.0}, {"slot0": 1.0}  # slot i keeps the first output, slot 3 the sum so far
+            rows += [
+                row(here, moved(here, middle, "x", (1.0, first)), anchor={"x": 1.0}, slot=first, write=i),
+                row(
+                    middle, moved(here, middle, "anchor", (1.0, second)),
+                    slot=blend((1 / 6, start), (1 / 3, second)), reads=(i,), write=3,
+                ),
+                row(
+                    middle, moved(here, there, "anchor", (1.0, third)),
+                    slot=blend((1.0, total), (1 / 3, third)), reads=(3,), write=3,
+                ),
+                row(there, moved(here, there, "anchor", (1.0, total), (1 / 6, fourth)), reads=(3,)),
+            ]  # fmt: skip
+    done = len(rows) and (1 if skip_prk_steps else 3)
+    for i in range(done, count):
+        here, there = points[i], points[i + 1]
+        now, *before = ADAMS_BASHFORTH[min(i, 3)]
+        parts = [(now, output(here)), *((value, {f"slot{k}": 1.0}) for k, value in enumerate(before))]
+        reads = tuple((i - k) % 3 for k in range(1, len(before) + 1))
+        wanted = i + 1 < count
+        rows.append(
+            row(here, moved(here, there, "x", *parts), slot=output(here), reads=reads, write=i % 3 if wanted else None)
+        )
+    return Plan(tuple(rows), name="pndm", init_sigma=init_sigma(points[0]))
+
+
+def _halfway(schedule: Schedule, here: Level, there: Level, walk: dict[str, Any]) -> Level:
+    """The level halfway in t between two; at an index where both are."""
+    t = (here.t + there.t) / 2
+    ve = bool(walk.get("ve", False))
+    if not isinstance(schedule, NoiseSchedule):
+        return schedule.at(schedule.sigma_at(t), ve=ve)
+    return schedule.level(math.floor(t) if here.t == int(here.t) and there.t == int(there.t) else t, ve=ve)
