@@ -58,13 +58,14 @@ def from_json(text: str | bytes) -> Plan:
     return Plan(tuple(rows), **values)
 
 
-_KINDS = {field.name: str(field.type) for field in fields(Row)}
-_REQUIRED = {field.name for field in fields(Row) if field.default is MISSING}
+_FIELDS = [field for field in fields(Row) if field.init]
+_KINDS = {field.name: str(field.type) for field in _FIELDS}
+_REQUIRED = {field.name for field in _FIELDS if field.default is MISSING}
 
 
 def _changed(row: Row) -> dict[str, Any]:
     """The fields that differ from their defaults (0.0 and -0.0 differ)."""
-    every = {field.name: (getattr(row, field.name), field.default) for field in fields(row)}
+    every = {field.name: (getattr(row, field.name), field.default) for field in _FIELDS}
     return {name: value for name, (value, default) in every.items() if repr(value) != repr(default)}
 
 

@@ -213,7 +213,7 @@ def test_slots_anchors_and_rows_without_a_call():
 
 
 def test_a_long_plan_is_shortened_in_the_middle():
-    titles, *lines = lines_of(samplers.ddpm(LINEAR))
+    lines = lines_of(samplers.ddpm(LINEAR))[1:]
     assert len(lines) == 41
     assert lines[20].split() == ["⋮", "960", "more", "rows"]
     assert [line.split()[0] for line in lines if "⋮" not in line] == [*map(str, range(20)), *map(str, range(980, 1000))]
