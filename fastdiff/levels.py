@@ -102,11 +102,13 @@ def nearest(name: object, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; it must be one of {', '.join(known)}"
 
 
-def check_number(name: str, value: float, low: float, high: float = math.inf) -> float:
-    """``value`` as a float in [low, high], else TypeError or ValueError naming it."""
+def check_number(name: str, value: float, low: float, high: float | None = None) -> float:
+    """``value`` as a float in [low, high], or finite and at least low; else TypeError or ValueError naming it."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not low <= value <= high:
+    if high is None and not low <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least {low:g}; got {value}")
+    if high is not None and not low <= value <= high:
         raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {value}")
     return float(value)
 
