@@ -197,6 +197,8 @@ def resolve_plan(
         raise ValueError(f"sampler={sampler!r} does not take {', '.join(unknown)}")
     resolved = resolve_any_schedule("linear" if schedule is None else schedule)
     options["steps"] = steps
+    # A tensor is hashed by what it is, not by its numbers, which may change.
+    options = {k: v.tolist() if isinstance(v, Tensor) and v.ndim == 1 else v for k, v in options.items()}
     frozen = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
     try:
         return _plan(sampler, resolved, tuple((n, v, type(v)) for n, v in sorted(frozen.items())))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastdiff.levels import Level
+from fastdiff.levels import Level, nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,11 +232,9 @@ def resolve_schedule(schedule: NoiseSchedule | str) -> NoiseSchedule:
     if isinstance(schedule, NoiseSchedule):
         return schedule
     if isinstance(schedule, str):
-        if schedule not in _NAMED:
-            raise ValueError(
-                f"schedule is {schedule!r}; it must be a NoiseSchedule or one of {', '.join(sorted(_NAMED))}"
-            )
-        return _NAMED[schedule]
+        if schedule not in NAMED:
+            raise ValueError(f"schedule is {schedule!r}" + nearest(schedule, tuple(NAMED)))
+        return NAMED[schedule]
     raise TypeError(f"schedule must be a NoiseSchedule or a name; got {type(schedule).__name__}")
 
 
@@ -312,6 +310,6 @@ def _diffusers_config(scheduler: Any) -> Mapping[str, Any]:
 
 
 # Made once, in a fraction of a millisecond: torch.compile could not trace their making.
-_NAMED = {
+NAMED = {
     name: getattr(NoiseSchedule, name)() for name in ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas")
 }

@@ -164,7 +164,7 @@ def test_sample(shape, options):
 
 def test_sample_iter_checks_at_the_call():
     """Not at the first row."""
-    for options in ({"steps": 0}, {"seed": -1}, {"sampler": "euler"}, {"unknown": 1}):
+    for options in ({"steps": 0}, {"seed": -1}, {"sampler": "eular"}, {"unknown": 1}):
         with pytest.raises(REFUSED):
             fastdiff.sample_iter(Counting(), SHAPE, **options)
 

@@ -16,7 +16,7 @@ from fastdiff.continuous import EDMSchedule, FlowSchedule
 from fastdiff.levels import Level, check_number, nearest
 from fastdiff.noise import check_int
 from fastdiff.samplers.timesteps import SPACINGS, listed, select
-from fastdiff.schedule import NoiseSchedule, resolve_schedule
+from fastdiff.schedule import NAMED, NoiseSchedule, resolve_schedule
 
 __all__ = ["Schedule", "clean", "levels", "nearest", "resolve_any_schedule"]
 
@@ -102,6 +102,8 @@ def resolve_any_schedule(schedule: Schedule | str) -> Schedule:
         return schedule
     if isinstance(schedule, str) and schedule in CONTINUOUS:
         return CONTINUOUS[schedule]
+    if isinstance(schedule, str) and schedule not in NAMED:
+        raise ValueError(f"schedule is {schedule!r}" + nearest(schedule, (*NAMED, *CONTINUOUS)))
     return resolve_schedule(schedule)
 
 
