@@ -1,127 +1,287 @@
-"""How fast every sampler converges, measured where the answer is known: a mixture of Gaussians on the line.
+"""How fast every sampler converges, measured where the answer is known (``mixture.py``), as docs/samplers.md.
 
-    python examples/convergence.py [--out docs]
+    python examples/convergence.py [--out docs]        about a minute on one core
 
-The score of the mixture is exact at every level, and so is the solution of its probability-flow ODE: in one dimension
-the flow keeps every point's quantile. So an error needs no other solver to be measured against.
+Deterministic samplers: the error against steps, as three walks have it. *Exact start*: ln σ falls evenly from σ/α = 8
+to 0.1, outputs before the first step are exact, no step is of lower order than the method. *As shipped*: the sampler's
+defaults over EDM's Karras levels to σ = 0. The order is the slope in a double-logarithmic plot, fitted where the error
+lies in [1e-11, 1e-2].
+
+Stochastic samplers: the same of the variance that they give data N(0, 0.8²). There every row is linear, so the image is
+a known combination of x_T and of every noise, and its variance is the sum of the squares: no sampling error. Beside it
+stand the moments of 100,000 samples of the mixture, and their two-sample Kolmogorov–Smirnov distance from its own.
 """
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from mixture import (
+    DEVIATION,
+    DEVIATIONS,
+    MEANS,
+    WEIGHTS,
+    Array,
+    Network,
+    consistency_network,
+    draw,
+    exact_network,
+    predict_gaussian,
+    quantiles,
+    run,
+)
 
+import fastdiff
 from fastdiff import EDMSchedule, FlowSchedule, NoiseSchedule, Plan, Row
+from fastdiff.files import atomic_write
 from fastdiff.samplers import SAMPLERS
+from fastdiff.samplers.lcm import distilled_timesteps
 from fastdiff.samplers.spacing import Schedule
 
-Array = NDArray[np.float64]
 STEPS = (10, 20, 40, 80, 160, 320, 640)
-FITTED = (1e-11, 1e-2)  # errors outside are rounding, or not yet asymptotic
+FITTED = (1e-11, 1e-2)
+LOW = 0.1  # σ/α where the exact walk ends
+LEAD = 6  # its levels above the first, whose states are given
+POINTS = (np.arange(12) + 0.5) / 12  # the quantiles that are followed
 
-
-# ---- the target
+VP, EDM, FLOW = NoiseSchedule.linear(), EDMSchedule(), FlowSchedule()
+PROCESSES: dict[str, tuple[Schedule, str]] = {
+    "VP": (VP, "epsilon"),
+    "VE": (EDM, "edm"),
+    "flow": (FLOW, "flow_prediction"),
+}
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """Σ weight·N(mean, deviation²), and what becomes of it at x = alpha·x_0 + sigma·ε: a mixture again."""
+class Case:
+    """A deterministic sampler, what it is called with, its order in theory, and what keeps its exact walk exact."""
 
-    weights: Array = field(default_factory=lambda: np.array([0.45, 0.55])[:, None])
-    means: Array = field(default_factory=lambda: np.array([-1.0, 0.9])[:, None])
-    deviations: Array = field(default_factory=lambda: np.array([0.5, 0.6])[:, None])
+    sampler: str
+    order: int
+    options: dict[str, Any] = field(default_factory=dict)
+    whole: dict[str, Any] = field(default_factory=dict)
+    even: bool = False  # steps even in σ/α instead of its logarithm
+    high: float = 8.0  # σ/α where the exact walk starts
 
-    def _parts(self, x: Array, alpha: float, sigma: float) -> tuple[Array, Array, Array]:
-        """Each component's share of the density at x, x's distance from its mean, its variance."""
-        variance = (alpha * self.deviations) ** 2 + sigma**2
-        distance = x - alpha * self.means
-        density = self.weights / np.sqrt(variance) * np.exp(-0.5 * distance**2 / variance)
-        return density, distance, variance
+    @property
+    def title(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"`{self.sampler}`" + (f" {options}" if options else "") + (", even σ/α" if self.even else "")
 
-    def predict(self, x: Array, alpha: float, sigma: float) -> tuple[Array, Array]:
-        """(E[x_0 | x], E[ε | x]), neither by way of the other."""
-        density, distance, variance = self._parts(x, alpha, sigma)
-        share = density / density.sum(0)
-        pull = distance / variance
-        return (share * (self.means + alpha * self.deviations**2 * pull)).sum(0), (share * sigma * pull).sum(0)
-
-    def quantiles(self, u: Array, alpha: float, sigma: float) -> Array:
-        """The x below which a share u of the states at a level lies: the flow's solution for the point of quantile u."""
-        variance = (alpha * self.deviations) ** 2 + sigma**2
-        low = (alpha * self.means - 9 * np.sqrt(variance)).min() * np.ones_like(u)
-        high = (alpha * self.means + 9 * np.sqrt(variance)).max() * np.ones_like(u)
-        x = 0.5 * (low + high)
-        for _ in range(200):  # Newton, with bisection where it would leave the bracket
-            density, distance, _v = self._parts(x, alpha, sigma)
-            excess = (self.weights * _normal_cdf(distance / np.sqrt(variance))).sum(0) - u
-            low, high = np.where(excess < 0, x, low), np.where(excess < 0, high, x)
-            newton = x - excess / np.maximum(density.sum(0) / math.sqrt(2 * math.pi), 1e-300)
-            following = np.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
-            if np.all(np.abs(following - x) <= 4e-16 * np.abs(x)):
-                break
-            x = following
-        return x
+    @property
+    def shipped(self) -> bool:
+        """Whether the options are the sampler's defaults, on a walk that falls."""
+        defaults = inspect.signature(SAMPLERS[self.sampler]).parameters
+        same = all(name in defaults and defaults[name].default == value for name, value in self.options.items())
+        return same and not self.even and self.sampler != "ddim_inverse"
 
 
-_erf = np.vectorize(math.erf, otypes=[float])
+@dataclass(frozen=True)
+class NoisyCase:
+    """A stochastic sampler, its weak order in theory, and the steps that it is sampled in."""
+
+    sampler: str
+    order: int
+    steps: int
+    options: dict[str, Any] = field(default_factory=dict)
+    whole: dict[str, Any] = field(default_factory=dict)
+
+    title = Case.title
+    even, high = False, 1.0
 
 
-def _normal_cdf(x: Array) -> Array:
-    return 0.5 * (1 + _erf(x / math.sqrt(2)))
+WHOLE = {"lower_order_final": False}
+# UniPC's corrected states need an exact start like its outputs: the steps of the lead are left uncorrected.
+UNCORRECTED = {**WHOLE, "disable_corrector": range(LEAD)}
+
+CASES = (
+    Case("ddim", 1),
+    Case("ddim_inverse", 1, high=2.0),
+    Case("euler", 1),
+    Case("heun", 2),
+    Case("dpm2", 2),
+    *(Case("lms", order, {"order": order}) for order in (1, 2, 3, 4)),
+    Case("pndm", 2),  # equal weights for steps that are not (Liu et al. 2022, Section 3.4)
+    Case("pndm", 4, even=True, high=2.0),
+    Case("dpmpp_1s", 1),
+    Case("dpmpp_2s", 2, whole=WHOLE),
+    Case("dpmpp_2m", 2, whole=WHOLE),
+    Case("dpmpp_2m", 2, {"solver_type": "heun"}, WHOLE),
+    Case("dpmpp_3m", 2, whole=WHOLE),  # as published, with half of its quadratic's integral
+    Case("dpmpp_3m", 3, {"solver_type": "exact"}, WHOLE),
+    Case("dpm_solver_2", 2, whole=WHOLE),
+    Case("dpm_solver_2", 2, {"method": "multistep"}, WHOLE),
+    Case("dpm_solver_3", 3, whole=WHOLE),
+    Case("dpm_solver_3", 2, {"method": "multistep"}, WHOLE),
+    Case("dpm_solver_3", 3, {"method": "multistep", "solver_type": "exact"}, WHOLE),
+    Case("dpm_multistep", 2, whole=WHOLE),
+    Case("dpm_singlestep", 2, whole=WHOLE),
+    Case("dpm_singlestep", 3, {"order": 3, "stages": "inserted", "solver_type": "exact"}, WHOLE),
+    *(Case("deis", order, {"order": order}, WHOLE) for order in (1, 2, 3)),
+    *(Case("unipc", order + 1, {"order": order, "solver_type": kind}, UNCORRECTED)
+      for kind in ("bh1", "bh2") for order in (1, 2, 3)),
+    *(Case("unipc", order, {"order": order, "disable_corrector": range(700)}, WHOLE) for order in (2, 3)),
+)  # fmt: skip
+
+NOISY = (
+    NoisyCase("ddpm", 1, 1000),
+    NoisyCase("ddim", 1, 1000, {"eta": 1.0}),
+    NoisyCase("euler_ancestral", 1, 1000),
+    NoisyCase("dpm2_ancestral", 2, 100),
+    NoisyCase("dpmpp_2s_ancestral", 2, 100),
+    NoisyCase("dpmpp_sde", 1, 1000),
+    NoisyCase("dpmpp_2m_sde", 2, 150, whole=WHOLE),
+    NoisyCase("dpmpp_3m_sde", 2, 100, whole=WHOLE),
+    NoisyCase("euler", 1, 1000, {"s_churn": 4.0}),
+    NoisyCase("heun", 2, 150, {"s_churn": 4.0}),
+    NoisyCase("dpm2", 2, 150, {"s_churn": 4.0}),
+)
+
+PAPERS = {
+    "ddpm": "Ho et al. 2020",
+    "ddim": "Song et al. 2021",
+    "ddim_inverse": "Song et al. 2021",
+    "euler": "Karras et al. 2022",
+    "euler_ancestral": "k-diffusion",
+    "heun": "Karras et al. 2022",
+    "dpm2": "k-diffusion; Lu et al. 2022a",
+    "dpm2_ancestral": "k-diffusion",
+    "lcm": "Luo et al. 2023",
+    "tcd": "Zheng et al. 2024",
+    "lms": "k-diffusion; Adams & Bashforth",
+    "pndm": "Liu et al. 2022",
+    "dpm_multistep": "Lu et al. 2022a, b",
+    "dpm_singlestep": "Lu et al. 2022a, b",
+    "dpm_solver_2": "Lu et al. 2022a",
+    "dpm_solver_3": "Lu et al. 2022a",
+    "dpmpp_1s": "Lu et al. 2022b",
+    "dpmpp_2s": "Lu et al. 2022b",
+    "dpmpp_2s_ancestral": "k-diffusion",
+    "dpmpp_sde": "k-diffusion",
+    "dpmpp_2m": "Lu et al. 2022b",
+    "dpmpp_2m_sde": "Lu et al. 2022b; k-diffusion",
+    "dpmpp_3m": "Lu et al. 2022b",
+    "dpmpp_3m_sde": "k-diffusion",
+    "deis": "Zhang & Chen 2023",
+    "unipc": "Zhao et al. 2023",
+}
 
 
-TARGET = Mixture()
-POINTS = (np.arange(12) + 0.5) / 12  # the quantiles that are followed
+# ---- deterministic samplers
 
 
-# ---- a plan, run in float64
+def exact_walk(case: Case | NoisyCase, process: str, steps: int, lead: int = LEAD) -> tuple[Plan, Any]:
+    """The plan to LOW with ``lead`` levels above, and the level where it ends."""
+    schedule, prediction = prediction_of(case, process)
+    share = np.arange(-lead, steps + 1) / steps
+    ratios = case.high + (LOW - case.high) * share if case.even else case.high * (LOW / case.high) ** share
+    ratios[-1] = LOW
+    sigmas = [float(r / (1 + r) if process == "flow" else r) for r in ratios]
+    plan = SAMPLERS[case.sampler](schedule, sigmas=sigmas, prediction=prediction, **case.options, **case.whole)
+    end = schedule.at(sigmas[0 if case.sampler == "ddim_inverse" else -1], ve=plan[0].alpha == 1)
+    return plan, end
 
 
-def output(row: Row, prediction: str, x: Array) -> Array:
-    """What an exact network says at a row's level."""
-    x0, epsilon = TARGET.predict(x, row.alpha, row.sigma)
-    if prediction == "epsilon":
-        return epsilon
-    if prediction == "flow_prediction":
-        return epsilon - x0
-    raise ValueError(prediction)
+def exact_error(case: Case, process: str, steps: int) -> float:
+    """Root mean square over POINTS, of states scaled to α² + σ² = 1."""
+    upwards = case.sampler == "ddim_inverse"
+    plan, end = exact_walk(case, process, steps, 0 if upwards else LEAD)
+
+    def exact(row: Row) -> Array | None:
+        given = row is plan[0] if upwards else row.sigma >= row.alpha * case.high * (1 - 1e-9)
+        return quantiles(POINTS, row.alpha, row.sigma) if given else None
+
+    x = run(plan, exact_network(*prediction_of(case, process)), POINTS, exact=exact)
+    error = x - quantiles(POINTS, end.alpha, end.sigma)
+    return float(np.sqrt(np.mean(error**2)) / math.hypot(end.alpha, end.sigma))
 
 
-def run(
-    plan: Plan,
-    x: Array,
-    network: Callable[[Row, Array], Array],
-    noise: Callable[[int], Array] | None = None,
-    exact: Callable[[Row], Array] | None = None,
-    exact_rows: int = 0,
-) -> Array:
-    """x after every row: the formula of fastdiff/plan.py. The first rows may be given the exact state instead of theirs,
-    so that the history that they leave is exact."""
-    anchor, slots = x, [x] * 4
-    for i, row in enumerate(plan):
-        given = exact is not None and i <= exact_rows
-        if given:
-            x = state = exact(row)
-        m = network(row, x) if row.calls_model else None
-        x0 = row.p * x + (row.q * m if m is not None else 0)
-        if row.clip < math.inf:
-            x0 = np.clip(x0, -row.clip, row.clip)
-        terms = {"x": x, "anchor": anchor, "x0": x0 * row.scale, "m": m}
-        terms |= {f"slot{k}": slots[slot] for k, slot in enumerate(row.reads)}
-        if row.uses("z"):
-            assert noise is not None
-            terms["z"] = noise(i)
-        x, anchor, kept = (
-            None if c is None else sum((value * terms[term] for term, value in c.items() if value), np.zeros_like(x))
-            for c in (row.x, row.anchor or {"anchor": 1.0}, row.slot)
-        )
-        if given and row.anchor is not None:
-            anchor = state
-        if row.write is not None:
-            slots[row.write] = kept
-    return x
+def prediction_of(case: Case | NoisyCase, process: str) -> tuple[Schedule, str]:
+    """The process's schedule and what its network predicts; DDIM's inversion has no form for "edm"."""
+    schedule, prediction = PROCESSES[process]
+    return schedule, "epsilon" if case.sampler == "ddim_inverse" and prediction == "edm" else prediction
+
+
+def shipped_error(case: Case, steps: int) -> float:
+    """Of x_0, by the sampler's defaults on EDM's levels."""
+    plan = SAMPLERS[case.sampler](EDM, steps, prediction="edm", spacing="karras", **case.options)
+    x = run(plan, exact_network(EDM, "edm"), quantiles(POINTS, plan[0].alpha, plan[0].sigma))
+    return float(np.sqrt(np.mean((x - quantiles(POINTS, 1.0, 0.0)) ** 2)))
+
+
+def slope(steps: Sequence[int], errors: Iterable[float]) -> float:
+    """The order: minus the slope of ln error against ln steps, where the error lies in FITTED."""
+    pairs = [(n, e) for n, e in zip(steps, errors, strict=True) if FITTED[0] <= e <= FITTED[1]]
+    if len(pairs) < 2:
+        raise ValueError(f"fewer than two errors lie in {FITTED}: {list(errors)}")
+    return float(-np.polyfit(*np.log(np.array(pairs)).T, 1)[0])
+
+
+# ---- stochastic samplers
+
+
+def variance_error(case: NoisyCase, process: str, steps: int) -> float:
+    """Of the variance over the true one. A state is the vector of its coefficients of x_T and of each row's noise."""
+    plan, end = exact_walk(case, process, steps, 0)
+    schedule, prediction = PROCESSES[process]
+
+    def unit(i: int) -> Array:
+        return np.eye(1, len(plan) + 1, i)[0]
+
+    start = unit(0) * math.hypot(plan[0].alpha * DEVIATION, plan[0].sigma)
+    network = exact_network(schedule, prediction, predict_gaussian)
+    x = run(plan, network, start, noise=lambda row: unit(row + 1))
+    return float(abs(x @ x / ((end.alpha * DEVIATION) ** 2 + end.sigma**2) - 1))
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Of samples of the mixture: errors of mean and standard deviation, skewness, excess kurtosis, and the test."""
+
+    moments: tuple[float, ...]
+    distance: float
+    p: float
+
+
+def sampled(plan: Plan, network: Network, count: int, seed: int = 0) -> Sampled:
+    """Start from the mixture's own states at the first level; the noise is fastdiff's."""
+    from scipy.stats import ks_2samp
+
+    def noise(row: int) -> Array:
+        return fastdiff.randn((1, count), seed=seed, draw=row, stream=plan[row].stream)[0].numpy().astype(np.float64)
+
+    x = run(plan, network, draw(count, seed + 1, plan[0].alpha, plan[0].sigma), noise=noise)
+    test = ks_2samp(x, draw(count, seed + 2))
+    return Sampled(tuple(standard_errors(x)), float(test.statistic), float(test.pvalue))
+
+
+def standard_errors(x: Array) -> list[float]:
+    """How many standard errors the first four moments of samples about 0 are from the mixture's."""
+    return [float((np.mean(x**k) - moment(k)) / math.sqrt((moment(2 * k) - moment(k) ** 2) / len(x)))
+            for k in (1, 2, 3, 4)]  # fmt: skip
+
+
+def moment(k: int) -> float:
+    """E[x_0^k]: of a Gaussian, the sum over even j of C(k, j) mean^(k − j) deviation^j (j − 1)!!."""
+    total = sum(
+        math.comb(k, j) * MEANS ** (k - j) * DEVIATIONS**j * math.prod(range(1, j, 2)) for j in range(0, k + 1, 2)
+    )
+    return float((WEIGHTS * total).sum())
+
+
+def distilled(name: str, steps: int, **options: Any) -> tuple[Plan, Network]:
+    """LCM or TCD, and the network that its distillation aims at, which lands where the flow does."""
+    plan = SAMPLERS[name](VP, steps, **options)
+    times = [*distilled_timesteps(1000, steps, 50), 0]
+    eta = inspect.signature(SAMPLERS["tcd"]).parameters["eta"].default if name == "tcd" else 1.0
+    landing = {a: None if name == "lcm" else b if b == 0 else math.floor((1 - eta) * b + 1e-6)
+               for a, b in pairwise(times)}  # fmt: skip
+    return plan, consistency_network(VP, lambda t: landing[int(t)])

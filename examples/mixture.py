@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff import EDMSchedule, FlowSchedule, NoiseSchedule, Plan, Row
+from fastdiff.samplers.spacing import Schedule
 
 Array = NDArray[np.float64]
+Predictor = Callable[[Array, float, float], tuple[Array, Array]]
 Network = Callable[[Array, float], Array]  # (c_in·x, t) -> m, as fastdiff.sample calls it
 
 WEIGHTS = np.array([[0.45], [0.55]])
 MEANS = np.array([[-1.0], [0.9]])
 DEVIATIONS = np.array([[0.5], [0.6]])
+DEVIATION = 0.8  # of the simpler target, N(0, 0.8²)
 
 
 def _parts(x: Array, alpha: float, sigma: float) -> tuple[Array, Array, Array]:
@@ -32,8 +36,8 @@ def _parts(x: Array, alpha: float, sigma: float) -> tuple[Array, Array, Array]:
 def predict(x: Array, alpha: float, sigma: float) -> tuple[Array, Array]:
     """(E[x_0 | x], E[ε | x]) at a level, neither by way of the other."""
     density, distance, variance = _parts(x, alpha, sigma)
-    pull = density / density.sum(0) * distance / variance
     share = density / density.sum(0)
+    pull = share * distance / variance
     return (share * MEANS + alpha * DEVIATIONS**2 * pull).sum(0), sigma * pull.sum(0)
 
 
@@ -74,59 +78,56 @@ def flow(x: Array, here: tuple[float, float], there: tuple[float, float]) -> Arr
     return np.interp(x, quantiles(_TABLE, *here), quantiles(_TABLE, *there))
 
 
+def predict_gaussian(x: Array, alpha: float, sigma: float) -> tuple[Array, Array]:
+    """The same where the data are N(0, DEVIATION²): linear in x."""
+    total = (alpha * DEVIATION) ** 2 + sigma**2
+    return alpha * DEVIATION**2 / total * x, sigma / total * x
+
+
 # ---- exact networks: each finds its level from the t that it is told
 
 
-def vp_level(schedule: NoiseSchedule, t: float) -> tuple[float, float]:
-    """(α, σ) at a timestep, ln(σ/α) being linear between two indices."""
-    bar = schedule.alphas_cumprod.numpy()
-    ratio = math.exp(np.interp(t, np.arange(len(bar)), 0.5 * np.log((1 - bar) / bar)))
+def level_at(schedule: Schedule, t: float) -> tuple[float, float]:
+    """(alpha, sigma) at what a network is told; between two indices of a table ln(σ/α) is linear."""
+    if isinstance(schedule, EDMSchedule):
+        return 1.0, math.exp(4 * t)
+    if isinstance(schedule, FlowSchedule):
+        return 1 - t / schedule.T, t / schedule.T
+    ratio = math.exp(np.interp(t, *_log_ratios(schedule)))
     alpha = 1 / math.sqrt(1 + ratio**2)
     return alpha, ratio * alpha
 
 
-def epsilon_network(schedule: NoiseSchedule) -> Network:
-    """ε of VP states, which a walk of VE states shows it as well."""
+@lru_cache(maxsize=4)
+def _log_ratios(schedule: NoiseSchedule) -> tuple[Array, Array]:
     bar = schedule.alphas_cumprod.numpy()
-    log_ratios, indices = 0.5 * np.log((1 - bar) / bar), np.arange(len(bar))
+    return np.arange(len(bar)), 0.5 * np.log((1 - bar) / bar)
+
+
+def exact_network(schedule: Schedule, prediction: str, expected: Predictor = predict) -> Network:
+    """A network without error, which predicts "epsilon", "flow_prediction" or "edm"."""
 
     def network(x: Array, t: float) -> Array:
-        ratio = math.exp(np.interp(t, indices, log_ratios))
-        alpha = 1 / math.sqrt(1 + ratio**2)
-        return predict(x, alpha, ratio * alpha)[1]
-
-    return network
-
-
-def edm_network(schedule: EDMSchedule) -> Network:
-    """F of Karras et al. 2022, Equation 7: D = c_skip·x + c_out·F(c_in·x)."""
-
-    def network(x: Array, t: float) -> Array:
-        sigma, data = math.exp(4 * t), schedule.sigma_data
-        x = x * math.hypot(sigma, data)
-        denoised, _ = predict(x, 1.0, sigma)
-        return (denoised - data**2 / (sigma**2 + data**2) * x) * math.hypot(sigma, data) / (sigma * data)
-
-    return network
-
-
-def velocity_network(schedule: FlowSchedule) -> Network:
-    """ε − x_0 at σ = t/T."""
-
-    def network(x: Array, t: float) -> Array:
-        x0, epsilon = predict(x, 1 - t / schedule.T, t / schedule.T)
-        return epsilon - x0
+        alpha, sigma = level_at(schedule, t)
+        if isinstance(schedule, EDMSchedule):
+            data = schedule.sigma_data
+            x = x * math.hypot(sigma, data)
+        x0, epsilon = expected(x, alpha, sigma)
+        if prediction == "flow_prediction":
+            return epsilon - x0
+        if prediction == "edm":  # D = c_skip·x + c_out·F (Karras et al. 2022, Equation 7)
+            return (x0 - data**2 / (sigma**2 + data**2) * x) * math.hypot(sigma, data) / (sigma * data)
+        return epsilon
 
     return network
 
 
 def consistency_network(schedule: NoiseSchedule, landing: Callable[[float], float | None]) -> Network:
-    """The ε with which DDIM's step from t ends exactly where the flow does: at landing(t), or at x_0 where it is None."""
+    """The ε with which DDIM's step from t ends where the flow does: at landing(t), or at x_0 where that is None."""
 
     def network(x: Array, t: float) -> Array:
-        alpha, sigma = vp_level(schedule, t)
-        to = landing(t)
-        signal, noise = (1.0, 0.0) if to is None else vp_level(schedule, to)
+        (alpha, sigma), to = level_at(schedule, t), landing(t)
+        signal, noise = (1.0, 0.0) if to is None else level_at(schedule, to)
         return (signal / alpha * x - flow(x, (alpha, sigma), (signal, noise))) / (signal * sigma / alpha - noise)
 
     return network
