@@ -1,11 +1,10 @@
-"""How fast every sampler converges, measured where the answer is known (``mixture.py``), as docs/samplers.md.
+"""How fast every sampler converges, measured where the answer is known (``mixture.py``).
 
-    python examples/convergence.py [--out docs]        about a minute on one core
+``samplers_page.py`` renders the measurements as docs/samplers.md; tests/test_convergence.py asserts them.
 
-Deterministic samplers: the error against steps, as three walks have it. *Exact start*: ln σ falls evenly from σ/α = 8
-to 0.1, outputs before the first step are exact, no step is of lower order than the method. *As shipped*: the sampler's
-defaults over EDM's Karras levels to σ = 0. The order is the slope in a double-logarithmic plot, fitted where the error
-lies in [1e-11, 1e-2].
+Deterministic samplers: the error against steps. *Exact*: ln σ falls evenly from σ/α = 8 to 0.1, outputs before the
+first step are exact, no step is of lower order than the method. *As shipped*: the sampler's defaults over EDM's levels
+to σ = 0. The order is the slope in a double-logarithmic plot, fitted where the error lies in [1e-11, 1e-2].
 
 Stochastic samplers: the same of the variance that they give data N(0, 0.8²). There every row is linear, so the image is
 a known combination of x_T and of every noise, and its variance is the sum of the squares: no sampling error. Beside it
@@ -14,13 +13,11 @@ stand the moments of 100,000 samples of the mixture, and their two-sample Kolmog
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +38,7 @@ from mixture import (
 
 import fastdiff
 from fastdiff import EDMSchedule, FlowSchedule, NoiseSchedule, Plan, Row
-from fastdiff.files import atomic_write
+from fastdiff.levels import Level
 from fastdiff.samplers import SAMPLERS
 from fastdiff.samplers.lcm import distilled_timesteps
 from fastdiff.samplers.spacing import Schedule
@@ -94,8 +91,14 @@ class NoisyCase:
     options: dict[str, Any] = field(default_factory=dict)
     whole: dict[str, Any] = field(default_factory=dict)
 
+    even: bool = False
+
     title = Case.title
-    even, high = False, 1.0
+
+    @property
+    def high(self) -> float:
+        """σ/α where the walk starts: low enough that the larger errors of order 1 are small in 640 steps."""
+        return 1.0 if self.order == 1 else 2.0
 
 
 WHOLE = {"lower_order_final": False}
@@ -109,7 +112,7 @@ CASES = (
     Case("heun", 2),
     Case("dpm2", 2),
     *(Case("lms", order, {"order": order}) for order in (1, 2, 3, 4)),
-    Case("pndm", 2),  # equal weights for steps that are not (Liu et al. 2022, Section 3.4)
+    Case("pndm", 2),  # equal weights for steps that are not (Liu et al. 2022)
     Case("pndm", 4, even=True, high=2.0),
     Case("dpmpp_1s", 1),
     Case("dpmpp_2s", 2, whole=WHOLE),
@@ -132,57 +135,30 @@ CASES = (
 )  # fmt: skip
 
 NOISY = (
-    NoisyCase("ddpm", 1, 1000),
-    NoisyCase("ddim", 1, 1000, {"eta": 1.0}),
-    NoisyCase("euler_ancestral", 1, 1000),
-    NoisyCase("dpm2_ancestral", 2, 100),
-    NoisyCase("dpmpp_2s_ancestral", 2, 100),
-    NoisyCase("dpmpp_sde", 1, 1000),
-    NoisyCase("dpmpp_2m_sde", 2, 150, whole=WHOLE),
-    NoisyCase("dpmpp_3m_sde", 2, 100, whole=WHOLE),
-    NoisyCase("euler", 1, 1000, {"s_churn": 4.0}),
-    NoisyCase("heun", 2, 150, {"s_churn": 4.0}),
-    NoisyCase("dpm2", 2, 150, {"s_churn": 4.0}),
+    NoisyCase("ddpm", 1, 500),
+    NoisyCase("ddim", 1, 500, {"eta": 1.0}),
+    NoisyCase("euler_ancestral", 1, 500),
+    NoisyCase("dpm2_ancestral", 2, 80),
+    NoisyCase("dpmpp_2s_ancestral", 2, 80),
+    NoisyCase("dpmpp_sde", 1, 600),
+    NoisyCase("dpmpp_2m_sde", 2, 80, whole=WHOLE),
+    NoisyCase("dpmpp_3m_sde", 2, 80, whole=WHOLE),
+    NoisyCase("euler", 1, 500, {"s_churn": 4.0}),
+    NoisyCase("heun", 2, 80, {"s_churn": 4.0}),
+    NoisyCase("dpm2", 2, 80, {"s_churn": 4.0}),
 )
-
-PAPERS = {
-    "ddpm": "Ho et al. 2020",
-    "ddim": "Song et al. 2021",
-    "ddim_inverse": "Song et al. 2021",
-    "euler": "Karras et al. 2022",
-    "euler_ancestral": "k-diffusion",
-    "heun": "Karras et al. 2022",
-    "dpm2": "k-diffusion; Lu et al. 2022a",
-    "dpm2_ancestral": "k-diffusion",
-    "lcm": "Luo et al. 2023",
-    "tcd": "Zheng et al. 2024",
-    "lms": "k-diffusion; Adams & Bashforth",
-    "pndm": "Liu et al. 2022",
-    "dpm_multistep": "Lu et al. 2022a, b",
-    "dpm_singlestep": "Lu et al. 2022a, b",
-    "dpm_solver_2": "Lu et al. 2022a",
-    "dpm_solver_3": "Lu et al. 2022a",
-    "dpmpp_1s": "Lu et al. 2022b",
-    "dpmpp_2s": "Lu et al. 2022b",
-    "dpmpp_2s_ancestral": "k-diffusion",
-    "dpmpp_sde": "k-diffusion",
-    "dpmpp_2m": "Lu et al. 2022b",
-    "dpmpp_2m_sde": "Lu et al. 2022b; k-diffusion",
-    "dpmpp_3m": "Lu et al. 2022b",
-    "dpmpp_3m_sde": "k-diffusion",
-    "deis": "Zhang & Chen 2023",
-    "unipc": "Zhao et al. 2023",
-}
-
 
 # ---- deterministic samplers
 
 
-def exact_walk(case: Case | NoisyCase, process: str, steps: int, lead: int = LEAD) -> tuple[Plan, Any]:
+def exact_walk(
+    case: Case | NoisyCase, process: str, steps: int, lead: int = LEAD, high: float | None = None
+) -> tuple[Plan, Level]:
     """The plan to LOW with ``lead`` levels above, and the level where it ends."""
     schedule, prediction = prediction_of(case, process)
     share = np.arange(-lead, steps + 1) / steps
-    ratios = case.high + (LOW - case.high) * share if case.even else case.high * (LOW / case.high) ** share
+    high = case.high if high is None else high
+    ratios = high + (LOW - high) * share if case.even else high * (LOW / high) ** share
     ratios[-1] = LOW
     sigmas = [float(r / (1 + r) if process == "flow" else r) for r in ratios]
     plan = SAMPLERS[case.sampler](schedule, sigmas=sigmas, prediction=prediction, **case.options, **case.whole)
@@ -244,44 +220,48 @@ def variance_error(case: NoisyCase, process: str, steps: int) -> float:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Of samples of the mixture: errors of mean and standard deviation, skewness, excess kurtosis, and the test."""
+    """How samples compare with the mixture: the first four moments, in standard errors, and the two-sample test."""
 
     moments: tuple[float, ...]
     distance: float
     p: float
 
 
-def sampled(plan: Plan, network: Network, count: int, seed: int = 0) -> Sampled:
-    """Start from the mixture's own states at the first level; the noise is fastdiff's."""
+def sampled(case: NoisyCase, count: int = 100_000) -> Sampled:
+    """Samples from σ/α = 4 down, the states there being the mixture's own."""
+    plan, end = exact_walk(case, "VP", case.steps, 0, high=4.0)
+    return compared(plan, exact_network(*PROCESSES["VP"]), count, end.alpha, end.sigma)
+
+
+def distilled(name: str, steps: int, count: int = 100_000) -> Sampled:
+    """LCM and TCD, with the network that distillation aims at: it lands where the flow does."""
+    plan = SAMPLERS[name](VP, steps)
+    times = [*distilled_timesteps(len(VP), steps, 50), 0]
+    eta = inspect.signature(SAMPLERS["tcd"]).parameters["eta"].default
+    landing = {here: math.floor((1 - eta) * there + 1e-6) for here, there in pairwise(times)}
+    network = consistency_network(VP, lambda t: landing[int(t)] if name == "tcd" else None)
+    end = VP.level(0) if name == "tcd" else VP.at(0.0)
+    return compared(plan, network, count, end.alpha, end.sigma)
+
+
+def compared(plan: Plan, network: Network, count: int, alpha: float, sigma: float) -> Sampled:
+    """The plan's samples beside states of the level where it ends; its noise is fastdiff's."""
     from scipy.stats import ks_2samp
 
     def noise(row: int) -> Array:
-        return fastdiff.randn((1, count), seed=seed, draw=row, stream=plan[row].stream)[0].numpy().astype(np.float64)
+        return fastdiff.randn((1, count), seed=0, draw=row, stream=plan[row].stream)[0].numpy().astype(np.float64)
 
-    x = run(plan, network, draw(count, seed + 1, plan[0].alpha, plan[0].sigma), noise=noise)
-    test = ks_2samp(x, draw(count, seed + 2))
-    return Sampled(tuple(standard_errors(x)), float(test.statistic), float(test.pvalue))
-
-
-def standard_errors(x: Array) -> list[float]:
-    """How many standard errors the first four moments of samples about 0 are from the mixture's."""
-    return [float((np.mean(x**k) - moment(k)) / math.sqrt((moment(2 * k) - moment(k) ** 2) / len(x)))
-            for k in (1, 2, 3, 4)]  # fmt: skip
+    x = run(plan, network, draw(count, 1, plan[0].alpha, plan[0].sigma), noise=noise)
+    test = ks_2samp(x, draw(count, 2, alpha, sigma))
+    expected = [moment(k, alpha, sigma) for k in range(9)]
+    errors = [
+        (np.mean(x**k) - expected[k]) / math.sqrt((expected[2 * k] - expected[k] ** 2) / count) for k in range(1, 5)
+    ]
+    return Sampled(tuple(map(float, errors)), float(test.statistic), float(test.pvalue))
 
 
-def moment(k: int) -> float:
-    """E[x_0^k]: of a Gaussian, the sum over even j of C(k, j) mean^(k − j) deviation^j (j − 1)!!."""
-    total = sum(
-        math.comb(k, j) * MEANS ** (k - j) * DEVIATIONS**j * math.prod(range(1, j, 2)) for j in range(0, k + 1, 2)
-    )
-    return float((WEIGHTS * total).sum())
-
-
-def distilled(name: str, steps: int, **options: Any) -> tuple[Plan, Network]:
-    """LCM or TCD, and the network that its distillation aims at, which lands where the flow does."""
-    plan = SAMPLERS[name](VP, steps, **options)
-    times = [*distilled_timesteps(1000, steps, 50), 0]
-    eta = inspect.signature(SAMPLERS["tcd"]).parameters["eta"].default if name == "tcd" else 1.0
-    landing = {a: None if name == "lcm" else b if b == 0 else math.floor((1 - eta) * b + 1e-6)
-               for a, b in pairwise(times)}  # fmt: skip
-    return plan, consistency_network(VP, lambda t: landing[int(t)])
+def moment(k: int, alpha: float, sigma: float) -> float:
+    """E[x^k] at a level. A Gaussian's is the sum over even j of C(k, j) mean^(k − j) deviation^j (j − 1)!!."""
+    mean, deviation = alpha * MEANS, np.sqrt((alpha * DEVIATIONS) ** 2 + sigma**2)
+    parts = [math.comb(k, j) * mean ** (k - j) * deviation**j * math.prod(range(1, j, 2)) for j in range(0, k + 1, 2)]
+    return float((WEIGHTS * sum(parts)).sum())

@@ -35,10 +35,12 @@ def _parts(x: Array, alpha: float, sigma: float) -> tuple[Array, Array, Array]:
 
 def predict(x: Array, alpha: float, sigma: float) -> tuple[Array, Array]:
     """(E[x_0 | x], E[ε | x]) at a level, neither by way of the other."""
-    density, distance, variance = _parts(x, alpha, sigma)
-    share = density / density.sum(0)
-    pull = share * distance / variance
-    return (share * MEANS + alpha * DEVIATIONS**2 * pull).sum(0), sigma * pull.sum(0)
+    variance = (alpha * DEVIATIONS) ** 2 + sigma**2
+    pull = (x - alpha * MEANS) / variance
+    log_density = np.log(WEIGHTS / np.sqrt(variance)) - 0.5 * variance * pull**2
+    second = 0.5 + 0.5 * np.tanh(0.5 * (log_density[1] - log_density[0]))  # the second component's share
+    x0 = MEANS + alpha * DEVIATIONS**2 * pull
+    return x0[0] + second * (x0[1] - x0[0]), sigma * (pull[0] + second * (pull[1] - pull[0]))
 
 
 def quantiles(u: Array, alpha: float, sigma: float) -> Array:
