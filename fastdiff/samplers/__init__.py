@@ -28,6 +28,7 @@ from fastdiff.samplers.heun import heun
 from fastdiff.samplers.lcm import lcm
 from fastdiff.samplers.lms import lms
 from fastdiff.samplers.pndm import pndm
+from fastdiff.samplers.repaint import repaint
 from fastdiff.samplers.tcd import tcd
 from fastdiff.samplers.unipc import unipc
 
@@ -40,8 +41,6 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     "heun": heun,
     "dpm2": dpm2,
     "dpm2_ancestral": dpm2_ancestral,
-    "lcm": lcm,
-    "tcd": tcd,
     "lms": lms,
     "pndm": pndm,
     "dpm_multistep": dpm_multistep,
@@ -58,10 +57,14 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     "dpmpp_3m_sde": dpmpp_3m_sde,
     "deis": deis,
     "unipc": unipc,
+    "lcm": lcm,
+    "tcd": tcd,
+    "repaint": repaint,
 }
 
 __all__ = [
     "SAMPLERS", "ddim", "ddim_inverse", "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpm_multistep", "dpm_singlestep",
     "dpm_solver_2", "dpm_solver_3", "dpmpp_1s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral",
-    "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm", "lms", "pndm", "tcd", "unipc",
+    "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm", "lms", "pndm", "repaint",
+    "tcd", "unipc",
 ]  # fmt: skip

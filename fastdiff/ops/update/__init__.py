@@ -116,7 +116,7 @@ def update(
     _check_given(x, r, row, given, len(slots))
     weights = check_guidance(guidance, len(several))
     several, variance = split_outputs(several, shape, plan.learned_variance, device, "outputs", x.dtype)
-    if r.calls_model != bool(several):
+    if r.calls_model != (len(several) > 0):  # older compilers cannot trace bool(tuple)
         raise ValueError(f"row {row} makes {'a' if r.calls_model else 'no'} network call; got {len(several)} outputs")
     if model_dtype is not None and model_dtype not in DTYPES:
         raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {model_dtype}")
@@ -206,12 +206,12 @@ def _hint(output: Tensor, shape: Sequence[int]) -> str:
 
 
 def check_guidance(guidance: Sequence[float], outputs: int) -> tuple[float, ...]:
-    if not guidance and outputs < 2:
+    if len(guidance) == 0 and outputs < 2:
         return ()
     weights = tuple(float(w) for w in guidance)
     if outputs > 3:
         raise ValueError(f"at most three outputs can be guided; got {outputs}")
-    if (outputs > 1) != bool(weights) or (weights and len(weights) != outputs):
+    if (outputs > 1) != (len(weights) > 0) or (len(weights) > 0 and len(weights) != outputs):
         raise ValueError(f"guidance must hold one weight for each of several outputs; got {len(weights)} for {outputs}")
     return weights
 
