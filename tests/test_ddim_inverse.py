@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff import NoiseSchedule, samplers
-from fastdiff.continuous import FlowSchedule
+from fastdiff.continuous import EDMSchedule, FlowSchedule
 from fastdiff.run import State
 
 LINEAR = NoiseSchedule.linear()
@@ -86,3 +86,20 @@ def test_inversion_clips_as_ddim_does(seed):
     row, after = up[4], up[5]
     x0 = ((x - row.sigma * m) / row.alpha).clamp(-0.5, 0.5)
     torch.testing.assert_close(fastdiff.ops.update(x, m, up, 4).x, after.alpha * x0 + after.sigma * m)
+
+
+def test_inversion_of_ve_states(seed):
+    """EDM's: the network is told and shown what ddim's row between the same two levels tells and shows it."""
+    schedule = EDMSchedule()
+    for prediction, walk in (("epsilon", {}), ("sample", {"final": "sigma_min"})):
+        up = samplers.ddim_inverse(schedule, 6, prediction=prediction, spacing="karras", **walk)
+        down = samplers.ddim(schedule, 6, prediction=prediction, spacing="karras", **walk)
+        for a, b in zip(up, reversed(down), strict=True):
+            assert (a.t, a.c_in) == (b.t, b.c_in)
+        for row, after in zip(up.rows[1:], reversed(down.rows[1:]), strict=True):
+            assert (row.alpha, row.sigma) == (after.alpha, after.sigma)
+        assert up[0].sigma == (0.002 if walk else 0)
+        x, m, _ = tensors(3)
+        epsilon = m if prediction == "epsilon" else (x - m) / up[3].sigma
+        exact = x + (up[4].sigma - up[3].sigma) * epsilon
+        torch.testing.assert_close(fastdiff.ops.update(x, m, up, 3).x, exact, rtol=1e-9, atol=1e-9)
