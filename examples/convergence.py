@@ -31,6 +31,7 @@ from mixture import (
     consistency_network,
     draw,
     exact_network,
+    predict,
     predict_gaussian,
     quantiles,
     run,
@@ -143,6 +144,7 @@ NOISY = (
     NoisyCase("dpmpp_sde", 1, 600),
     NoisyCase("dpmpp_2m_sde", 2, 80, whole=WHOLE),
     NoisyCase("dpmpp_3m_sde", 2, 80, whole=WHOLE),
+    NoisyCase("repaint", 1, 500, {"jump_n_sample": 2}),
     NoisyCase("euler", 1, 500, {"s_churn": 4.0}),
     NoisyCase("heun", 2, 80, {"s_churn": 4.0}),
     NoisyCase("dpm2", 2, 80, {"s_churn": 4.0}),
@@ -191,6 +193,12 @@ def shipped_error(case: Case, steps: int) -> float:
     plan = SAMPLERS[case.sampler](EDM, steps, prediction="edm", spacing="karras", **case.options)
     x = run(plan, exact_network(EDM, "edm"), quantiles(POINTS, plan[0].alpha, plan[0].sigma))
     return float(np.sqrt(np.mean((x - quantiles(POINTS, 1.0, 0.0)) ** 2)))
+
+
+def last_jump() -> float:
+    """What is left of an error as shipped in many steps: x̂_0 at EDM's σ_min is not yet the flow's x_0."""
+    x0, _ = predict(quantiles(POINTS, 1.0, EDM.sigma_min), 1.0, EDM.sigma_min)
+    return float(np.sqrt(np.mean((x0 - quantiles(POINTS, 1.0, 0.0)) ** 2)))
 
 
 def slope(steps: Sequence[int], errors: Iterable[float]) -> float:

@@ -6,20 +6,20 @@ python examples/samplers_page.py [--out docs]        about a minute on one core;
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from convergence import (
     CASES,
+    EDM,
     NOISY,
     PROCESSES,
     STEPS,
     VP,
-    Case,
     distilled,
     exact_error,
+    last_jump,
     sampled,
     shipped_error,
     slope,
@@ -31,6 +31,7 @@ from fastdiff.samplers import SAMPLERS
 
 PAPERS = {
     "ddpm": "Ho et al. 2020",
+    "repaint": "Lugmayr et al. 2022",
     "ddim": "Song et al. 2021",
     "ddim_inverse": "Song et al. 2021",
     "euler": "Karras et al. 2022",
@@ -61,9 +62,9 @@ PAPERS = {
 INTRODUCTION = """\
 # Samplers
 
-Every sampler is a function of a schedule that returns a `Plan`: `fastdiff plan --sampler NAME` prints one. This page was
-written by `python examples/samplers_page.py`, which measured every number on it; `tests/test_convergence.py` asserts
-them.
+Every sampler is a function of a schedule that returns a `Plan`: `fastdiff plan --sampler NAME` prints one. This page
+was written by `python examples/samplers_page.py`, which measured every number on it; `tests/test_convergence.py`
+asserts them.
 
 The target is a mixture of two Gaussians on the line. Its score is known at every level, and so is the solution of its
 probability-flow ODE, since in one dimension the flow keeps every point's quantile. States are float64.
@@ -72,29 +73,49 @@ probability-flow ODE, since in one dimension the flow keeps every point's quanti
 
 ## Deterministic samplers
 
-The order is the slope of ln error against ln steps, {first} to {last}, where the error lies in [1e-11, 1e-2]. *Exact*: ln σ
-falls evenly from σ/α = 8 to 0.1, the history before the first step is exact, and no step is of lower order than the method
-(`lower_order_final=False`). The three columns are the linear schedule with an ε network, EDM's with an F network, and
-flow matching's with a velocity network. *As shipped*: the defaults, over EDM's Karras levels to σ = 0, the walk's own start
-and end included; the sampler's last jump, from σ = 0.002, alone errs by about 3e-6.
+The order is the slope of ln error against ln steps, {first} to {last}, where the error lies in [1e-11, 1e-2].
+
+*Exact*: ln σ falls evenly from σ/α = 8 to 0.1 (`ddim_inverse`, `even σ/α`: 2), the history before the first step is
+exact, and no step is of lower order than the method (`lower_order_final=False`). The three columns are the linear
+schedule with an ε network, EDM's with an F network, and flow matching's with a velocity network.
+
+*As shipped*: the defaults over EDM's Karras levels to σ = 0, with the walk's own start and end. The last jump, from
+σ = {sigma_min} to 0, is of order 1 and does not shrink with the steps: it alone errs by {floor:.0e}, which shows in the
+third-order ones.
 
 """
 
 NOTES = """
 - Published multistep third order (`dpmpp_3m`, `dpm_solver_3` with `method="multistep"`) has half of its quadratic's
   integral, and therefore converges with order 2; `solver_type="exact"` has the whole integral and order 3.
-- `pndm` weighs past outputs as if steps were equal. Where they are equal in σ/α it is Adams & Bashforth's method of order 4;
-  elsewhere its order is 2, as its paper says.
+- `pndm` weighs past outputs as if steps were equal. Where they are equal in σ/α it is Adams & Bashforth's method of
+  order 4; elsewhere its order is 2, as its paper says.
 - UniPC's corrector raises the order of its predictor by one.
 
 ## Stochastic samplers
 
-The weak order is the slope of the error of the variance that data N(0, 0.8²) come out with, from σ/α = 1 to 0.1. Every
-row is linear there, so that variance is known without sampling. The other columns are of 100,000 samples of the mixture
-from σ/α = 4 to 0.1 (LCM and TCD, as shipped, with the network that their distillation aims at): the largest error of the
-first four moments, in standard errors, and the Kolmogorov–Smirnov distance from as many draws of the mixture, with its p.
+The weak order is the slope of the error of the variance that data N(0, 0.8²) come out with at σ/α = 0.1, started at 1
+(order 1) or 2. Every row is linear there, so that variance is known without sampling. The other columns are of 100,000
+samples of the mixture from σ/α = 4 to 0.1 (LCM and TCD: as shipped, with the network that their distillation aims at):
+the worst of the first four moments, in standard errors, and the Kolmogorov–Smirnov distance from as many draws of the
+mixture, with its p.
 
 """
+
+DRAWN = {
+    "ddim": "DDIM, Euler",
+    "heun": "Heun",
+    "dpmpp_2s": "DPM-Solver++(2S)",
+    "dpmpp_2m": "DPM-Solver++(2M)",
+    "dpmpp_3m": "DPM-Solver++(3M)",
+    "dpmpp_3m solver_type='exact'": "DPM-Solver++(3M), exact",
+    "dpm_solver_3": "DPM-Solver-3",
+    "deis order=3": "DEIS-3",
+    "lms order=4": "LMS-4",
+    "pndm": "PNDM",
+    "unipc order=2, solver_type='bh2'": "UniPC-2",
+    "unipc order=3, solver_type='bh2'": "UniPC-3",
+}
 
 
 def deterministic() -> tuple[list[list[str]], dict[str, list[float]]]:
@@ -145,35 +166,26 @@ def table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def plot(errors: dict[str, list[float]], path: Path) -> None:
-    """Error against steps of the exact walk, one colour an order."""
+    """Error against steps on the exact walk, one colour an order in theory."""
     from matplotlib.figure import Figure
 
-    shown: dict[str, Case] = {case.title: case for case in CASES if case.options.get("order") != 1}
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    orders = {case.title.replace("`", ""): (case.order, errors[case.title]) for case in CASES}
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    markers, used = "osD^vP*X<>", {order: 0 for order in range(1, 5)}
-    for title, case in shown.items():
-        values = errors[title]
-        if title.replace("`", "") in ("euler", "dpmpp_1s", "dpm_multistep", "dpm_singlestep"):
-            continue  # the same curve as another's
-        marker = markers[used[case.order] % len(markers)]
-        used[case.order] += 1
-        axes.loglog(STEPS, values, color=f"C{case.order - 1}", marker=marker, markersize=4, linewidth=0.9,
-                    label=f"{case.order}: {title.replace('`', '')}")  # fmt: skip
-    for order in range(1, 5):
-        start = (0.2, 0.06, 0.008, 0.004)[order - 1]
-        axes.loglog(STEPS, [start * (STEPS[0] / n) ** order for n in STEPS], "k--", linewidth=0.7, alpha=0.6)
-    axes.set(xlabel="steps", ylabel="error", title="Error on the Gaussian mixture; dashed: slopes of 1 to 4")
+    for order in (1, 2, 3, 4):
+        names = [name for name in DRAWN if orders[name][0] == order]
+        for name, marker in zip(names, "osD^vP", strict=False):
+            axes.loglog(STEPS, orders[name][1], color=f"C{order - 1}", marker=marker, markersize=4, linewidth=1,
+                        label=f"{DRAWN[name]}, order {order}")  # fmt: skip
+        last = max(orders[name][1][-1] for name in names) * 2
+        axes.loglog(STEPS, [last * (STEPS[-1] / n) ** order for n in STEPS], "--", color=f"C{order - 1}", linewidth=0.7)
+    axes.set(xlabel="steps", ylabel="error", title="Error on the Gaussian mixture; dashed: the slope of theory")
     axes.set_xticks(STEPS, [str(n) for n in STEPS])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    ordered = sorted(zip(labels, handles, strict=True), key=lambda pair: pair[0][0])
-    figure.legend([h for _, h in ordered], [name for name, _ in ordered], loc="outside right upper", fontsize=7)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+    figure.legend(loc="outside right upper", fontsize=8)
     with atomic_write(path) as file:
-        file.write(picture.getvalue())
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
 
 
 def main() -> None:
@@ -183,18 +195,9 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     lines, errors = deterministic()
     titles = ["sampler", "paper", "network calls", "order in theory", "exact, VP", "VE", "flow", "as shipped"]
-    page = INTRODUCTION.format(first=STEPS[0], last=STEPS[-1]) + table(titles, lines) + NOTES
-    titles = [
-        "sampler",
-        "paper",
-        "network calls",
-        "weak order in theory",
-        "measured",
-        "steps",
-        "moments",
-        "distance",
-        "p",
-    ]
+    known = {"first": STEPS[0], "last": STEPS[-1], "sigma_min": EDM.sigma_min, "floor": last_jump()}
+    page = INTRODUCTION.format(**known) + table(titles, lines) + NOTES
+    titles = [*titles[:3], "weak order in theory", "measured", "steps", "moments", "distance", "p"]
     page += table(titles, stochastic())
     plot(errors, out / "convergence.png")
     with atomic_write(out / "samplers.md") as file:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from helpers import history_plan
 
-from fastdiff import NoiseSchedule, ops, samplers
+from fastdiff import NoiseSchedule, samplers
+from fastdiff.ops.update import update
 from fastdiff.plan import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,16 +74,14 @@ def test_the_denoiser_is_bayes_rule():
 
 def test_rows_are_run_as_the_update_runs_them(seed):
     """``mixture.run`` beside ``ops.update`` on float64, for every kind of term."""
-    plans = [dataclasses.replace(history_plan()), samplers.unipc(NoiseSchedule.linear(), 6, order=3),
+    plans = [history_plan(), samplers.unipc(NoiseSchedule.linear(), 6, order=3),
              samplers.heun(NoiseSchedule.linear(), 4, s_churn=3.0, clip=1.0)]  # fmt: skip
     for plan in plans:
         start, noises = torch.randn(1, 7, dtype=torch.float64), torch.randn(len(plan), 1, 7, dtype=torch.float64)
         x, anchor, slots = start.clone(), torch.zeros_like(start), [torch.zeros_like(start) for _ in range(4)]
         for i, row in enumerate(plan):
             outputs = (torch.cos(row.c_in * x) + 0.01 * row.t,) if row.calls_model else ()
-            done = ops.update.update(x, outputs, plan, i, anchor=anchor, slots=slots, noise=noises[i]) if callable(
-                getattr(ops.update, "update", None)) else ops.update(
-                x, outputs, plan, i, anchor=anchor, slots=slots, noise=noises[i])  # fmt: skip
+            done = update(x, outputs, plan, i, anchor=anchor, slots=slots, noise=noises[i])
             x, anchor = done.x, anchor if done.anchor is None else done.anchor
             if done.slot is not None:
                 slots[row.write] = done.slot
