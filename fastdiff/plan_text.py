@@ -194,18 +194,18 @@ def _columns(plan: Plan) -> list[tuple[str, Callable[[int, Row], str]]]:
             columns.append((name, lambda i, row, name=name: _short(getattr(row, name))))  # type: ignore[misc]
     columns.append(("call", lambda i, row: "yes" if row.calls_model else "no"))
     columns += [("p", lambda i, row: _blank(row.p)), ("q", lambda i, row: _blank(row.q))]
-    named = [_named(row, row.x) for row in plan]
+    of_row = [named(row, row.x) for row in plan]
     order = [*TERMS[:4], *(f"slot {k}" for k in range(4)), "g", "z"]
     for term in order:
-        if any(coefficients.get(term) for coefficients in named):
+        if any(coefficients.get(term) for coefficients in of_row):
             title = "noise" if term == "z" else f"·{term}"
-            columns.append((title, lambda i, row, term=term: _blank(named[i].get(term, 0.0))))  # type: ignore[misc]
+            columns.append((title, lambda i, row, term=term: _blank(of_row[i].get(term, 0.0))))  # type: ignore[misc]
     if any(row.anchor is not None or row.slot is not None for row in plan):
         columns.append(("keeps", lambda i, row: _keeps(row)))
     return columns
 
 
-def _named(row: Row, coefficients: Mapping[str, float]) -> dict[str, float]:
+def named(row: Row, coefficients: Mapping[str, float]) -> dict[str, float]:
     """Coefficients by what is read: slot0, slot1, slot2 under the numbers of their slots."""
     result: dict[str, float] = {}
     for term, value in coefficients.items():
@@ -219,7 +219,7 @@ def _keeps(row: Row) -> str:
     written = [("anchor", row.anchor)] if row.anchor is not None else []
     if row.slot is not None:
         written.append((f"slot {row.write}", row.slot))
-    return "; ".join(f"{name} = {_sum(_named(row, c))}" for name, c in written)
+    return "; ".join(f"{name} = {_sum(named(row, c))}" for name, c in written)
 
 
 def _sum(coefficients: Mapping[str, float]) -> str:

@@ -51,11 +51,13 @@ class TrainedModel:
         guidance_scale: in place of the folder's; 1 is none.
         changes: further arguments in place of the folder's, such as sampler and steps.
         """
-        arguments = {**self.sampling, **changes}
-        if arguments.get("sampler", "ddpm") != "ddpm":
+        arguments = dict(self.sampling)
+        sampler = changes.get("sampler", arguments.get("sampler", "ddpm"))
+        if sampler != "ddpm":
             arguments.pop("variance", None)  # the folder's; only DDPM has one
-        if arguments.get("sampler", "ddpm") != "ddim":
+        if sampler != "ddim":
             arguments.pop("eta", None)
+        arguments |= changes
         if labels is None:
             return arguments
         arguments["model_kwargs"] = {"class_labels": labels}
