@@ -48,9 +48,12 @@ def save_plot(plan: Plan, path: str | os.PathLike[str]) -> Path:
             # Rows that do not read a term leave a gap; a marker shows a value that stands alone.
             terms.plot(rows, values, marker=marker or ",", label=term)
     terms.set(ylabel="coefficients of x'")
-    noise.plot(rows, [c.get("z", 0.0) for c in coefficients], marker=marker, color="C7")
+    drawn = [c.get("z", 0.0) for c in coefficients]
+    noise.bar(rows, drawn, color="C7", width=0.8 if marker else 1.0)
     noise.set(ylabel="noise", xlabel="row")
-    noise.set_ylim(bottom=0)
+    if not any(drawn):
+        noise.set_ylim(0, 1)
+        noise.text(0.5, 0.5, "none", transform=noise.transAxes, ha="center", va="center")
     noise.xaxis.get_major_locator().set_params(integer=True)
     for axes in (level, terms, noise):
         axes.grid(alpha=0.3)

@@ -57,6 +57,8 @@ class TrainedModel:
             arguments.pop("variance", None)  # the folder's; only DDPM has one
         if sampler != "ddim":
             arguments.pop("eta", None)
+        if sampler in ("lcm", "tcd"):
+            arguments.pop("spacing", None)  # they walk the timesteps that networks were distilled on
         arguments |= changes
         if labels is None:
             return arguments
