@@ -58,7 +58,7 @@ def noise_key(
     values = seeds.tolist() if isinstance(seeds, Tensor) else list(seeds)
     if len(values) != batch:
         raise ValueError(f"seeds must have one entry a sample, {batch}; got {len(values)}")
-    if sample_offset != 0:
+    if check_int("sample_offset", sample_offset, 0, (1 << 32) - 1) != 0:
         raise ValueError(f"sample_offset goes with seed, not with seeds; got {sample_offset}")
     for i, value in enumerate(values):
         check_int(f"seeds[{i}]", value, 0, _U64)
