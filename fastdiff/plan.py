@@ -17,11 +17,15 @@ coefficient is 0 is neither read nor added.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
+
+from fastdiff.files import atomic_write, check_writable
 
 TERMS = ("x", "anchor", "x0", "m", "slot0", "slot1", "slot2", "z", "g")
 SLOTS = 4
@@ -150,6 +154,47 @@ class Plan:
 
     def __getitem__(self, index: int) -> Row:
         return self.rows[index]
+
+    def __repr__(self) -> str:
+        return f"Plan(name={self.name!r}, rows={len(self)})"
+
+    def __str__(self) -> str:
+        """An aligned table of the rows; of a long plan the middle is left out."""
+        from fastdiff.plan_text import table_text
+
+        return table_text(self)
+
+    # ---- kept as text
+
+    def to_json(self) -> str:
+        """The plan as JSON (format "fastdiff.plan"), which ``from_json`` gives back with every float64 to the bit."""
+        from fastdiff.plan_text import to_json
+
+        return to_json(self)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Plan:
+        """The plan that ``to_json`` wrote. Raises ValueError, saying what is wrong, for any other text."""
+        from fastdiff.plan_text import from_json
+
+        return from_json(text)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write ``to_json`` to a file, whole or not at all; returns its path. Raises OSError."""
+        path = check_writable(path, suffix=".json")
+        with atomic_write(path) as file:
+            file.write(self.to_json().encode())
+        return path
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """The plan of a file that ``save`` wrote. Raises OSError, or ValueError naming the file and what is wrong."""
+        try:
+            return Plan.from_json(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    # ---- what a run needs to know
 
     @property
     def integer_timesteps(self) -> bool:

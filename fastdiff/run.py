@@ -149,12 +149,12 @@ class Run:
         m = mixed(outputs, row)
         if o.gain is not None:
             if len(outputs) > 1:
-                self.guidance.gain(outputs[-1].flatten(1).to(torch.float32), m, o.gain)
+                self.guidance.gain(mixed(outputs[-1:], row), m, o.gain)
             else:
                 o.gain.fill_(1.0)
             m = m * o.gain[:, None]
         if self.thresholding is not None and o.clip is not None:
-            self.thresholding.bounds(self.x.flatten(1) * row[P] + m * row[Q], o.clip)
+            self.thresholding.bounds(self.x.view(self.batch, -1) * row[P] + m * row[Q], o.clip)
 
     def step(self, index: int) -> None:
         """Run row ``index`` eagerly."""

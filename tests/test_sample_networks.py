@@ -1,6 +1,7 @@
 """The networks that sample takes: what they are given, what they may return, and what goes wrong."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -199,3 +200,28 @@ def test_a_network_may_change_a_private_copy_of_its_input(seed):
     assert_same_bits(
         fastdiff.sample(lambda x, t: x.mul_(0.5), SHAPE, **options), fastdiff.sample(half, SHAPE, **options)
     )
+
+
+def test_two_runs_at_once_hold_a_training_module_in_eval_mode():
+    """The first run to end does not put the module back into training mode under the other."""
+    barrier, modes = threading.Barrier(2), []
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t):
+            modes.append(self.training)
+            return x
+
+    net = Net().train()
+
+    def run(steps):
+        barrier.wait()
+        fastdiff.sample(net, (1, 3), sampler="ddim", steps=steps, device="cpu")
+
+    threads = [threading.Thread(target=run, args=(steps,)) for steps in (2, 400)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(modes) == 402
+    assert not any(modes)
+    assert net.training

@@ -110,7 +110,8 @@ def update(
     r = plan.rows[check_int("row", row, 0, len(plan.rows) - 1)]
     check_state(x)
     shape, device = x.shape, x.device
-    several = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    several = (outputs,) if isinstance(outputs, Tensor) else _sequence("outputs", outputs)
+    slots, guidance = _sequence("slots", slots), _sequence("guidance", guidance)
     named = (anchor, noise, gradient, mask, known, known_noise, gain, clip, *slots)
     given = {name: t for name, t in zip(_NAMES, named, strict=False) if t is not None}
     _check_given(x, r, row, given, len(slots))
@@ -159,6 +160,12 @@ WANTS_ANCHOR, WANTS_SLOT, WANTS_X0, WANTS_INPUT, WANTS_CHANNELS_LAST = 1, 2, 4, 
 
 
 # ---- checks
+
+
+def _sequence(name: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple or list; got {type(values).__name__}")
+    return tuple(values)
 
 
 def check_state(x: Tensor, name: str = "x") -> None:
