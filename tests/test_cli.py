@@ -136,7 +136,7 @@ def test_info_and_help(tmp_path: Path) -> None:
         assert shown.exit_code == 0
         assert "Usage" in shown.output
     # What is in brackets is shown too.
-    assert "[default: the model's own, or 0]" in " ".join(fastdiff("sample", "--help", cwd=tmp_path).stdout.split())
+    assert "[default: the model's or sampler's]" in " ".join(fastdiff("sample", "--help", cwd=tmp_path).stdout.split())
 
 
 def test_an_option_of_another_sampler_is_refused(tmp_path: Path) -> None:

@@ -326,5 +326,5 @@ def test_rescale_of_a_constant_output_changes_nothing(shape):
 
 
 def test_rescale_needs_an_unconditional_call():
-    with pytest.raises(ValueError, match="guidance_rescale=0.5 needs uncond_kwargs"):
+    with pytest.raises(ValueError, match=r"guidance_rescale=0\.5 needs uncond_kwargs"):
         fastdiff.sample(lambda x, t: x, (1, 3), sampler="ddim", steps=2, guidance_rescale=0.5)
