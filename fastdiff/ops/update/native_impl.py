@@ -63,6 +63,11 @@ class Update:
         self.operands.noise, self.operands.known_noise = noise, known_noise
         self.params.noise, self.params.known_noise = native.address(noise), native.address(known_noise)
 
+    def set_results(self, x0_out: Tensor | None, anchor_out: Tensor | None) -> None:
+        """Name where x̂_0 and anchor' go, for a caller who wants new tensors of them."""
+        self.operands.x0_out, self.operands.anchor_out = x0_out, anchor_out
+        self.params.x0_out, self.params.anchor_out = native.address(x0_out), native.address(anchor_out)
+
     def __call__(self, row: int | Tensor) -> None:
         if self.empty:
             return
