@@ -59,11 +59,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         .ADDRESS(View, data);
 
     py::class_<NoiseKey>(m, "NoiseKey")
-        .def(py::init<>())
-        .ADDRESS(NoiseKey, seeds)
-        .ADDRESS(NoiseKey, samples)
-        .def_readwrite("seed", &NoiseKey::seed)
-        .def_readwrite("sample_offset", &NoiseKey::sample_offset);
+        .def(py::init([](uint64_t seed, int64_t sample_offset, uintptr_t seeds, uintptr_t samples) {
+                 return NoiseKey{pointer<const int64_t>(seeds), pointer<const int64_t>(samples), seed, sample_offset};
+             }),
+             py::arg("seed") = 0, py::arg("sample_offset") = 0, py::arg("seeds") = 0, py::arg("samples") = 0);
 
     py::class_<RandnParams>(m, "RandnParams")
         .def(py::init<>())

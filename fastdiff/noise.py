@@ -16,7 +16,7 @@ from torch import Tensor
 INITIAL, SAMPLER, TRAINING, KNOWN = 0, 1, 2, 3
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class NoiseKey:
     """The seeds and sample numbers of a batch: one seed and consecutive numbers, or two int64 tensors [B]."""
 
@@ -75,6 +75,8 @@ def _signed(seed: int) -> int:
 
 def check_int(name: str, value: object, low: int, high: int) -> int:
     """``value`` if it is an int in [low, high], else TypeError or ValueError naming it."""
+    if type(value) is int and low <= value <= high:
+        return value
     if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     number = value.__index__()

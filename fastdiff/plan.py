@@ -68,6 +68,7 @@ class Row:
     log_variance: tuple[float, float] | None = None
     stream: int = 1
     calls_model: bool = True
+    reads_terms: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("x", "anchor", "slot"):
@@ -93,10 +94,12 @@ class Row:
             raise ValueError(f"stream must be in [0, 2**24); got {self.stream}")
         if not self.calls_model and (self.q or any((c or {}).get("m") for c in (self.x, self.anchor, self.slot))):
             raise ValueError("a row without a network call has no m: q and the coefficients of m must be 0")
+        read = {term for c in (self.x, self.anchor, self.slot) for term, value in (c or {}).items() if value}
+        object.__setattr__(self, "reads_terms", frozenset(read))
 
     def uses(self, term: str) -> bool:
         """Whether any of the row's outputs reads this term."""
-        return any((c or {}).get(term, 0) != 0 for c in (self.x, self.anchor, self.slot))
+        return term in self.reads_terms
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -22,6 +22,7 @@ class NoiseSchedule:
     """
 
     alphas_cumprod: torch.Tensor
+    _hash: int = field(init=False)
 
     def __post_init__(self) -> None:
         values = _vector("alphas_cumprod", self.alphas_cumprod)
@@ -31,6 +32,7 @@ class NoiseSchedule:
             index = int((values[1:] > values[:-1]).nonzero()[0]) + 1
             raise ValueError(f"alphas_cumprod must not increase; it does at index {index}")
         object.__setattr__(self, "alphas_cumprod", values)
+        object.__setattr__(self, "_hash", hash(values.numpy().tobytes()))
 
     # ---- properties
 
@@ -38,10 +40,12 @@ class NoiseSchedule:
         return self.alphas_cumprod.numel()
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         return isinstance(other, NoiseSchedule) and torch.equal(self.alphas_cumprod, other.alphas_cumprod)
 
     def __hash__(self) -> int:
-        return hash(self.alphas_cumprod.numpy().tobytes())
+        return self._hash
 
     def __repr__(self) -> str:
         first, last = self.alphas_cumprod[0].item(), self.alphas_cumprod[-1].item()

@@ -108,16 +108,14 @@ class Both:
             setattr(self.emulated, name, value)
 
     def key(self, rng: random.Random, batch: int) -> None:
-        a, b = _C.NoiseKey(), NoiseKey()
-        seed = rng.getrandbits(64)
-        a.seed = b.seed = seed
-        a.sample_offset = b.sample_offset = rng.choice((0, 5, 2**32 - 1))
+        b = NoiseKey()
+        b.seed, b.sample_offset = rng.getrandbits(64), rng.choice((0, 5, 2**32 - 1))
         self.keys = [torch.randint(-(2**63), 2**63 - 1, (batch,)), torch.randint(0, 2**32, (batch,))]
         if rng.random() < 0.5:
-            a.seeds = b.seeds = self.keys[0].data_ptr()
+            b.seeds = self.keys[0].data_ptr()
         if rng.random() < 0.5:
-            a.samples = b.samples = self.keys[1].data_ptr()
-        self.cpu.key = a
+            b.samples = self.keys[1].data_ptr()
+        self.cpu.key = _C.NoiseKey(b.seed, b.sample_offset, b.seeds or 0, b.samples or 0)
         self.emulated.key = b
 
     def assert_equal(self) -> None:

@@ -9,8 +9,10 @@ namespace fastdiff {
 namespace FASTDIFF_SIMD {
 
 static void add_noise_range(const void* context, int64_t begin, int64_t end) {
-    const AddNoiseParams& p = *static_cast<const AddNoiseParams*>(context);
+    const AddNoiseParams p = *static_cast<const AddNoiseParams*>(context);  // a copy: no store changes it
     const Simd::U quads = first_quads();
+    const bool dense = is_dense(p.x0, p.n) && is_dense(p.out, p.n) && (!p.noise.data || is_dense(p.noise, p.n)) &&
+                       (!p.noise_out.data || is_dense(p.noise_out, p.n));
     for (Cursor at(begin, p.n); at.group < end; at.advance()) {
         const int64_t b = at.b, first = at.first;
         const int64_t t = p.timesteps ? p.timesteps[b] : p.timestep;
@@ -20,6 +22,16 @@ static void add_noise_range(const void* context, int64_t begin, int64_t end) {
         Simd::F z[kVectors];
         if (p.noise.data == nullptr) {
             normal_group(quads, first, sample_of(p.key, b), p.draw, p.stream, seed_of(p.key, b), z);
+        }
+        if (dense && first + kGroup <= p.n) {
+            for (int j = 0; j < kVectors; ++j) {
+                const int64_t e = first + j * W;
+                if (p.noise.data) z[j] = load_dense(p.noise, b * p.noise.batch_stride + e);
+                const Simd::F x0 = load_dense(p.x0, b * p.x0.batch_stride + e);
+                store_dense(p.out, b * p.out.batch_stride + e, x0 * alpha + z[j] * sigma);
+                if (p.noise_out.data) store_dense(p.noise_out, b * p.noise_out.batch_stride + e, z[j]);
+            }
+            continue;
         }
         for (int j = 0; j < kVectors; ++j) {
             const int64_t e = first + j * W;

@@ -1,11 +1,10 @@
-// The caller works too, and waits only for chunks that a helper has begun: a helper that wakes late, or whose core is
-// taken by another process or by torch's spinning OpenMP team, costs nothing but its help. (Handing the work to that
-// team instead was measured: its closing barrier waits for every member to be scheduled, 8 ms on a busy core.)
-// Helpers sleep between jobs. A forked child has none of its parent's threads, so it starts a pool of its own.
+// Work is handed to torch's own OpenMP team, whose threads are awake while a network runs: no second pool spins beside
+// it. Where torch has no such team, and in a forked child, which has none of its parent's threads, a small pool of
+// helpers that sleep between jobs takes its place.
 #include "cpu/parallel.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -14,7 +13,6 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
-#include <vector>
 
 namespace fastdiff {
 namespace {
@@ -36,14 +34,25 @@ struct Job {
     }
 };
 
+// The entry point of OpenMP's runtime (GNU's, or another that speaks its language) which torch has loaded.
+using ParallelRegion = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+ParallelRegion torchs_team() {
+    static const ParallelRegion found = [] {
+        void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+        return reinterpret_cast<ParallelRegion>(torch ? dlsym(torch, "GOMP_parallel") : nullptr);
+    }();
+    return found;
+}
+
+// The caller works too, and waits only for chunks that a helper has begun.
 class Pool {
   public:
     void run(Job& job) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (helpers_.size() < static_cast<size_t>(job.helpers_wanted) && start_helper()) caller_cpu_ = -1;
+            while (helpers_ < job.helpers_wanted && start_helper()) ++helpers_;
             jobs_.push_back(&job);
-            keep_off_my_core();
         }
         for (int i = 0; i < job.helpers_wanted; ++i) wake_.notify_one();
         job.work();
@@ -56,27 +65,11 @@ class Pool {
   private:
     bool start_helper() {
         try {
-            std::thread helper([this] { help(); });
-            helpers_.push_back(helper.native_handle());
-            helper.detach();
+            std::thread([this] { help(); }).detach();
             return true;
         } catch (const std::system_error&) {
             return false;  // no thread to be had: the caller does the work
         }
-    }
-
-    // A helper that wakes while torch's team spins on every other core is put behind the caller, on the caller's own,
-    // and the caller does all the work. So helpers may use any core but that one.
-    void keep_off_my_core() {
-#ifdef __linux__
-        const int cpu = sched_getcpu();
-        if (cpu == caller_cpu_) return;
-        caller_cpu_ = cpu;
-        cpu_set_t allowed;
-        if (cpu < 0 || pthread_getaffinity_np(pthread_self(), sizeof(allowed), &allowed) != 0) return;
-        if (CPU_COUNT(&allowed) > 1) CPU_CLR(cpu, &allowed);
-        for (const pthread_t helper : helpers_) pthread_setaffinity_np(helper, sizeof(allowed), &allowed);
-#endif
     }
 
     void help() {
@@ -96,21 +89,16 @@ class Pool {
     std::mutex mutex_;
     std::condition_variable wake_, done_;
     std::deque<Job*> jobs_;
-    std::vector<pthread_t> helpers_;
-    int caller_cpu_ = -1;
+    int helpers_ = 0;
 };
 
 // Never destroyed: helpers may sleep in it while the process ends.
-std::atomic<Pool*> pool{nullptr};
-
-Pool& the_pool() {
-    static std::once_flag once;
-    std::call_once(once, [] {
-        pool = new Pool;
-        pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
-    });
-    return *pool;
-}
+std::atomic<Pool*> pool{new Pool};
+std::atomic<bool> forked{false};
+const int in_children = pthread_atfork(nullptr, nullptr, [] {
+    forked = true;
+    pool = new Pool;
+});
 
 }  // namespace
 
@@ -123,7 +111,11 @@ void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction funct
     // Eight chunks a thread: what the last one leaves to wait for is small.
     const int64_t chunk = std::max<int64_t>(1, units / (useful * 8));
     Job job{function, context, units, chunk, static_cast<int>(useful) - 1};
-    the_pool().run(job);
+    const ParallelRegion team = forked ? nullptr : torchs_team();
+    if (team)
+        team([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(useful), 0);
+    else
+        pool.load()->run(job);
 }
 
 }  // namespace fastdiff

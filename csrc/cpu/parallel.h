@@ -1,13 +1,13 @@
-// parallel_for: work dealt in chunks to the calling thread and a small pool of sleeping helpers. See parallel.cpp.
+// parallel_for: work dealt in chunks to the calling thread and torch's own team, or a pool of ours. See parallel.cpp.
 #pragma once
 
 #include <stdint.h>
 
 namespace fastdiff {
 
-// The least elements that are worth a thread of their own, where each draws a normal and where none does: some 65 and
-// 80 microseconds of work, since a helper takes 30 to 60 to wake.
-constexpr int64_t kNoiseGrain = 65536, kCopyGrain = 262144;
+// The least elements that are worth a thread of their own, where each draws a normal and where none does: some 8
+// microseconds of work, since an awake team takes 2 to 3 to begin and end.
+constexpr int64_t kNoiseGrain = 16384, kCopyGrain = 65536;
 
 using RangeFunction = void (*)(const void* context, int64_t begin, int64_t end);
 

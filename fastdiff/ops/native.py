@@ -43,21 +43,20 @@ def missing(device_type: str) -> str | None:
     return None if count else "its CUDA runtime finds no device"
 
 
-def view(module: ModuleType, tensor: Tensor | None):  # -> _C.View
+def view(module: ModuleType, tensor: Tensor):  # -> _C.View
     """The View of a [B, …] tensor whose strides a kernel can walk (ops.view.viewable)."""
-    if tensor is None:
-        return module.View(0, 0, 0, 1, 0, 1)
+    if tensor.is_contiguous():
+        n = tensor.numel() // (tensor.shape[0] or 1)
+        return module.View(tensor.data_ptr(), DTYPES[tensor.dtype], n, n or 1, 0, 1)
     strides: Strides | None = strides_of(tensor)
     assert strides is not None
     return module.View(tensor.data_ptr(), DTYPES[tensor.dtype], *strides)
 
 
 def key(module: ModuleType, noise_key: NoiseKey):  # -> _C.NoiseKey
-    result = module.NoiseKey()
-    result.seed, result.sample_offset = noise_key.seed, noise_key.sample_offset
-    if noise_key.seeds is not None:
-        result.seeds, result.samples = address(noise_key.seeds), address(noise_key.samples)
-    return result
+    if noise_key.seeds is None:
+        return module.NoiseKey(noise_key.seed, noise_key.sample_offset)
+    return module.NoiseKey(0, 0, address(noise_key.seeds), address(noise_key.samples))
 
 
 def address(tensor: Tensor | None) -> int:

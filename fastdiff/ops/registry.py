@@ -23,9 +23,9 @@ def traced(*tensors: object) -> bool:
 
     An eager call on plain tensors runs the kernel directly, since the operator's boundary costs microseconds.
     """
-    return torch.compiler.is_compiling() or any(
-        type(t) not in _PLAIN and isinstance(t, torch.Tensor) for t in tensors if t is not None
-    )
+    if torch.compiler.is_compiling():
+        return True
+    return any(type(t) not in _PLAIN and isinstance(t, torch.Tensor) for t in tensors)
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))

@@ -91,7 +91,8 @@ def _check_timesteps(t: int | Tensor, batch: int, device: torch.device, T: int) 
     if t.device != device:
         raise ValueError(f"t must be on x0's device {device}; got {t.device}")
     if device.type == "cpu" and batch and not traced(t):
-        low, high = int(t.min()), int(t.max())
+        numbers = t.tolist()
+        low, high = min(numbers), max(numbers)
         if low < 0 or high >= T:
             raise ValueError(f"t must be in [0, {T - 1}]; got {low if low < 0 else high}")
     return t

@@ -26,14 +26,18 @@ def add_noise(
         t: an index, or int64 [B] on the tensors' device.
         coefficients: float32 [T, 2], contiguous, on the tensors' device.
     """
-    if out.numel() == 0:
+    elements, batch = out.numel(), out.shape[0]
+    if elements == 0:
         return
     module = native.extension()
     assert not isinstance(module, str)
     params = module.AddNoiseParams()
-    params.batch, params.n, params.T = len(out), out[0].numel(), len(coefficients)
-    params.x0, params.noise = native.view(module, x0), native.view(module, noise)
-    params.out, params.noise_out = native.view(module, out), native.view(module, noise_out)
+    params.batch, params.n, params.T = batch, elements // batch, coefficients.shape[0]
+    params.x0, params.out = native.view(module, x0), native.view(module, out)
+    if noise is not None:
+        params.noise = native.view(module, noise)
+    if noise_out is not None:
+        params.noise_out = native.view(module, noise_out)
     params.coefficients = coefficients.data_ptr()
     if isinstance(t, Tensor):
         params.timesteps = t.data_ptr()

@@ -49,11 +49,12 @@ def randn(
         raise ValueError(f"dtype must be float32, bfloat16 or float16; got {dtype}")
     check_int("draw", draw, 0, (1 << 32) - 1)
     check_int("stream", stream, 0, (1 << 32) - 1)
-    ranks = {torch.contiguous_format: len(shape), torch.channels_last: 4, torch.channels_last_3d: 5}
-    if not isinstance(memory_format, torch.memory_format):
-        raise TypeError(f"memory_format must be a torch.memory_format; got {type(memory_format).__name__}")
-    if ranks.get(memory_format) != len(shape):
-        raise ValueError(f"memory_format must be one of a tensor of {len(shape)} dimensions; got {memory_format}")
+    if memory_format is not torch.contiguous_format:
+        ranks = {torch.channels_last: 4, torch.channels_last_3d: 5}
+        if not isinstance(memory_format, torch.memory_format):
+            raise TypeError(f"memory_format must be a torch.memory_format; got {type(memory_format).__name__}")
+        if ranks.get(memory_format) != len(shape):
+            raise ValueError(f"memory_format must be one of a tensor of {len(shape)} dimensions; got {memory_format}")
     target = check_device(device)
     key = noise_key(shape[0], target, seed, seeds, sample_offset)
     backend = choose(backend, target.type)
@@ -84,7 +85,7 @@ def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(shape, str) or not isinstance(shape, Sequence):
         raise TypeError(f"{name} must be a sequence of ints; got {type(shape).__name__}")
     sizes = tuple(shape)
-    if not isinstance(shape, torch.Size):
+    if not all([type(size) is int and size >= 0 for size in sizes]):  # a compiler's symbols are checked by their tensor
         sizes = tuple(check_int(f"{name}[{i}]", size, 0, (1 << 63) - 1) for i, size in enumerate(shape))
     if not sizes:
         raise ValueError(f"{name} must have a batch dimension first; got ()")

@@ -108,46 +108,45 @@ def update(
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan; got {type(plan).__name__}")
-    check_int("row", row, 0, len(plan) - 1)
+    r = plan.rows[check_int("row", row, 0, len(plan.rows) - 1)]
     check_state(x)
+    shape, device = x.shape, x.device
     several = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    named = {"anchor": anchor, "noise": noise, "gradient": gradient, "mask": mask, "known": known}
-    named |= {"known_noise": known_noise, "gain": gain, "clip": clip}
-    given = {name: tensor for name, tensor in named.items() if tensor is not None}
-    given |= {f"slots[{i}]": slot for i, slot in enumerate(slots) if slot is not None}
-    _check_given(x, plan[row], row, given, len(slots))
+    named = (anchor, noise, gradient, mask, known, known_noise, gain, clip, *slots)
+    given = {name: t for name, t in zip(_NAMES, named, strict=False) if t is not None}
+    _check_given(x, r, row, given, len(slots))
     weights = check_guidance(guidance, len(several))
-    several, variance = split_outputs(several, x.shape, plan.learned_variance, x.device, "outputs", x.dtype)
-    if plan[row].calls_model != bool(several):
-        raise ValueError(
-            f"row {row} makes {'a' if plan[row].calls_model else 'no'} network call; got {len(several)} outputs"
-        )
+    several, variance = split_outputs(several, shape, plan.learned_variance, device, "outputs", x.dtype)
+    if r.calls_model != bool(several):
+        raise ValueError(f"row {row} makes {'a' if r.calls_model else 'no'} network call; got {len(several)} outputs")
     if model_dtype is not None and model_dtype not in DTYPES:
         raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {model_dtype}")
     if channels_last and x.ndim != 4:
         raise ValueError(f"channels_last needs x of four dimensions; got {x.ndim}")
 
-    key = noise_key(len(x), x.device, seed, seeds, sample_offset)
+    key = noise_key(shape[0], device, seed, seeds, sample_offset)
     wants = WANTS_X0 * return_x0 + WANTS_CHANNELS_LAST * channels_last
-    wants += WANTS_ANCHOR * (plan[row].anchor is not None) + WANTS_SLOT * (plan[row].write is not None)
+    wants += WANTS_ANCHOR * (r.anchor is not None) + WANTS_SLOT * (r.write is not None)
     if model_dtype is not None:
         wants += WANTS_INPUT + (DTYPES.index(model_dtype) << 8)
-    tensors = [x, *several, *given.values()]
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    tensors = (x, *several, *given.values())
+    needs_grad = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
     if needs_grad or x.dtype == torch.float64:
         if backend not in ("auto", "reference"):
             why = "float64" if x.dtype == torch.float64 else "autograd"
             raise ValueError(f"backend={backend!r} has no {why}; take backend='auto' or 'reference'")
         backend = "reference"
-    backend = choose(backend, x.device.type)
+    backend = choose(backend, device.type)
     run: Callable[..., list[Tensor]] = _compute
     who: tuple[Any, ...] = (key,)
     if traced(*tensors) and not needs_grad:
-        run, who = torch.ops.fastdiff.update, key.tensors(len(x), x.device)
+        run, who = torch.ops.fastdiff.update, key.tensors(shape[0], device)
     written = run(
         x, list(several), variance, plan.table(weights), row, wants, *who, anchor, list(slots), noise, gain, clip,
         gradient, mask, known, known_noise, backend,
     )  # fmt: skip
+    if len(written) == 1:
+        return Updated(written[0], None, None, None, None)
     rest = iter(written)
     return Updated(
         next(rest),
@@ -155,6 +154,8 @@ def update(
     )
 
 
+_NAMES = ("anchor", "noise", "gradient", "mask", "known", "known_noise", "gain", "clip",
+          *(f"slots[{i}]" for i in range(SLOTS)))  # fmt: skip
 WANTS_ANCHOR, WANTS_SLOT, WANTS_X0, WANTS_INPUT, WANTS_CHANNELS_LAST = 1, 2, 4, 8, 16  # then the input's dtype << 8
 
 
@@ -206,6 +207,8 @@ def _hint(output: Tensor, shape: Sequence[int]) -> str:
 
 
 def check_guidance(guidance: Sequence[float], outputs: int) -> tuple[float, ...]:
+    if not guidance and outputs < 2:
+        return ()
     weights = tuple(float(w) for w in guidance)
     if outputs > 3:
         raise ValueError(f"at most three outputs can be guided; got {outputs}")
@@ -214,9 +217,14 @@ def check_guidance(guidance: Sequence[float], outputs: int) -> tuple[float, ...]
     return weights
 
 
+_FROM_OUTSIDE = frozenset(("anchor", "slot0", "slot1", "slot2", "g"))
+
+
 def _check_given(x: Tensor, r: Row, row: int, given: dict[str, Tensor], slots: int) -> None:
     if slots != SLOTS:
         raise ValueError(f"slots must have {SLOTS} entries; got {slots}")
+    if not given and not r.reads_terms & _FROM_OUTSIDE:
+        return
     shapes = {"gain": x.shape[:1], "clip": (*x.shape[:1], 2)}
     for name, tensor in given.items():
         shape = shapes.get(name, x.shape)
@@ -298,10 +306,9 @@ def _like(x: Tensor, wants: int) -> Tensor:
 def _fake(
     x: Tensor, outputs: list[Tensor], variance: Tensor | None, table: Tensor, row: int, wants: int, *_: object
 ) -> list[Tensor]:
-    result = [
-        torch.empty_like(x),
-        *(torch.empty_like(x) for bit in (WANTS_ANCHOR, WANTS_SLOT, WANTS_X0) if wants & bit),
-    ]
+    result = [torch.empty_like(x)]
+    if wants:
+        result += [torch.empty_like(x) for bit in (WANTS_ANCHOR, WANTS_SLOT, WANTS_X0) if wants & bit]
     return [*result, _like(x, wants)] if wants & WANTS_INPUT else result
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fastdiff.ops import native
 from fastdiff.ops.update.operands import Operands
+from fastdiff.plan import SLOTS
 
 # The operands that cross as an address alone.
 ADDRESSES = (
@@ -22,22 +25,24 @@ class Update:
         assert not isinstance(module, str)
         o, p = operands, module.UpdateParams()
         self.module, self.params, self.device = module, p, o.x.device
-        self.empty = o.x.numel() == 0
         self.operands = o  # keeps the tensors alive
-        p.batch, p.n = o.x.shape[0], 0 if self.empty else o.x.numel() // o.x.shape[0]
+        elements, batch = o.x.numel(), o.x.shape[0]
+        self.empty = elements == 0
+        p.batch, p.n = batch, elements // (batch or 1)
         p.key = native.key(module, o.key)
         for name in ADDRESSES:
             tensor = getattr(o, name)
             if tensor is not None:
                 setattr(p, name, tensor.data_ptr())
-        for slot, (read, written) in enumerate(zip(o.slots, o.slots_out, strict=True)):
+        for slot in range(SLOTS):
+            read, written = o.slots[slot], o.slots_out[slot]
             if read is not None:
                 p.set_slot(slot, read.data_ptr())
             if written is not None:
                 p.set_slot_out(slot, written.data_ptr())
         if o.model_input is not None:
             p.model_input = native.view(module, o.model_input)
-        self.named: object = None  # where the outputs lie that the parameters name
+        self.named: list[Any] = []  # where the outputs lie that the parameters name, the variance last
         self.set_outputs(o.outputs, o.variance)
 
     def set_state(self, x: Tensor, x_out: Tensor) -> None:
@@ -56,7 +61,8 @@ class Update:
         self.params.n_outputs = len(outputs)
         for i, output in enumerate(outputs):
             self.params.set_output(i, native.view(self.module, output))
-        self.params.variance = native.view(self.module, variance)
+        if variance is not None:
+            self.params.variance = native.view(self.module, variance)
 
     def set_noise(self, noise: Tensor | None, known_noise: Tensor | None = None) -> None:
         """Name the noise to use in place of the stream's."""
