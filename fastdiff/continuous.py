@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastdiff.levels import Level
+from fastdiff.levels import Level, check_number
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class EDMSchedule:
             raise ValueError(f"sigma_min must be below sigma_max; got {self.sigma_min} and {self.sigma_max}")
 
     def at(self, sigma: float, *, ve: bool = True) -> Level:
-        """The level of noise σ."""
-        if sigma == 0:
+        """The level of noise σ ≥ 0. ``ve`` is there for ``NoiseSchedule.at``'s sake: these states are VE."""
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"sigma must be finite and not negative; got {sigma}")
+        if sigma == 0:  # t = ln 0 is nothing to tell a network: no sampler calls it there
             return Level(0.0, 1.0, 0.0, 1 / self.sigma_data, self.sigma_data)
         c_in = 1 / math.hypot(sigma, self.sigma_data)
         return Level(math.log(sigma) / 4, 1.0, sigma, c_in, self.sigma_data)
@@ -65,7 +67,15 @@ class FlowSchedule:
         max_shift: float = 1.15,
         T: int = 1000,
     ) -> FlowSchedule:
-        """The resolution-dependent shift exp(μ), μ linear in the number of image tokens (as FLUX.1 is sampled)."""
+        """The resolution-dependent shift exp(μ), μ linear in the number of image tokens (as FLUX.1 is sampled).
+
+        μ is base_shift at base_tokens and max_shift at max_tokens; the tokens are the latents' patches.
+        """
+        _positive(tokens=tokens, base_tokens=base_tokens, max_tokens=max_tokens)
+        for name, value in (("base_shift", base_shift), ("max_shift", max_shift)):
+            check_number(name, value, -100.0, 100.0)
+        if base_tokens == max_tokens:
+            raise ValueError(f"base_tokens and max_tokens must differ; got {base_tokens}")
         slope = (max_shift - base_shift) / (max_tokens - base_tokens)
         return cls(math.exp(base_shift + slope * (tokens - base_tokens)), T)
 
@@ -83,7 +93,7 @@ class FlowSchedule:
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
     def at(self, sigma: float, *, ve: bool = False) -> Level:
-        """The level of noise σ in [0, 1], shift included."""
+        """The level of noise σ in [0, 1], shift included. ``ve`` is there for ``NoiseSchedule.at``'s sake alone."""
         if not 0 <= sigma <= 1:
             raise ValueError(f"a flow's sigma must be in [0, 1]; got {sigma}")
         return Level(sigma * self.T, 1.0 - sigma, sigma)

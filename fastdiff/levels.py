@@ -6,7 +6,9 @@ page to serve VP states (x = √ᾱ x_0 + √(1−ᾱ) ε), VE states (x = x_0 +
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction", "edm", "score")
@@ -70,11 +72,14 @@ def x0_terms(prediction: str, level: Level) -> tuple[float, float]:
         if alpha == 0:
             raise ValueError("a score says nothing of x_0 where ᾱ is 0; take prediction='v_prediction' or 'sample'")
         return 1 / alpha, level.c_in * sigma**2 / alpha
-    raise ValueError(f"prediction is {prediction!r}; it must be one of {', '.join(PREDICTIONS)}")
+    raise ValueError(f"prediction is {prediction!r}" + nearest(prediction, PREDICTIONS))
 
 
 def epsilon_terms(prediction: str, level: Level) -> dict[str, float]:
-    """ε as a combination of the terms x and m, for the same network; empty where the state holds no noise."""
+    """ε as a combination of the terms x and m, for the same network.
+
+    Empty where the state holds no noise and the network does not name it (sample, edm).
+    """
     alpha, sigma = level.alpha, level.sigma
     if prediction == "epsilon":
         return {"m": 1.0}
@@ -89,6 +94,23 @@ def epsilon_terms(prediction: str, level: Level) -> dict[str, float]:
         return {}
     p, q = x0_terms(prediction, level)
     return {"x": (1 - alpha * p) / sigma, "m": -alpha * q / sigma}
+
+
+def nearest(name: object, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the known one that is meant, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
+    return f"; did you mean {close[0]!r}?" if close else f"; it must be one of {', '.join(known)}"
+
+
+def check_number(name: str, value: float, low: float, high: float | None = None) -> float:
+    """``value`` as a float in [low, high], or finite and at least low; else TypeError or ValueError naming it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if high is None and not low <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least {low:g}; got {value}")
+    if high is not None and not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {value}")
+    return float(value)
 
 
 def check_clip(clip: float | None) -> float:

@@ -82,7 +82,11 @@ class NoiseSchedule:
         return self.sigma_at(len(self) - 1)
 
     def level(self, t: float, *, ve: bool = False) -> Level:
-        """The level at an index, as a VP state or a VE one; between two indices σ/α is interpolated linearly."""
+        """The level at an index, as a VP state or a VE one; between two indices σ/α is interpolated linearly.
+
+        Raises ValueError for t outside [0, T − 1].
+        """
+        self._check_time(t)
         if not ve and float(t).is_integer():
             bar = float(self.alphas_cumprod[int(t)])
             return Level(t, math.sqrt(bar), math.sqrt(1 - bar))
@@ -93,13 +97,16 @@ class NoiseSchedule:
         return _level(self.time_at(sigma), sigma, ve)
 
     def sigma_at(self, t: float) -> float:
-        """σ/α = √((1 − ᾱ)/ᾱ) at an index, or linearly between two."""
-        low = min(int(t), len(self) - 1)
+        """σ/α = √((1 − ᾱ)/ᾱ) at an index t of [0, T − 1], or linearly between two; infinite where ᾱ is 0."""
+        self._check_time(t)
+        low = int(t)
         a, b = (self._ratio(i) for i in (low, min(low + 1, len(self) - 1)))
         return a if t == low else a + (t - low) * (b - a)
 
     def time_at(self, sigma: float) -> float:
-        """The index whose σ/α is ``sigma``, linearly in ln σ between two, 0 or T − 1 beyond the ends."""
+        """The index whose σ/α is ``sigma`` ≥ 0, linearly in ln σ between two, 0 or T − 1 beyond the ends."""
+        if not sigma >= 0:
+            raise ValueError(f"sigma must not be negative; got {sigma}")
         bar = 1 / (1 + sigma**2)
         falling = self.alphas_cumprod
         above = int(torch.searchsorted(-falling, torch.tensor(-bar, dtype=torch.float64)))  # first with ᾱ <= bar
@@ -109,6 +116,10 @@ class NoiseSchedule:
         if a == 0 or not math.isfinite(b):
             return float(above if sigma >= b else above - 1)
         return above - 1 + (math.log(sigma) - math.log(a)) / (math.log(b) - math.log(a))
+
+    def _check_time(self, t: float) -> None:
+        if not 0 <= t <= len(self) - 1:
+            raise ValueError(f"t must be in [0, {len(self) - 1}]; got {t}")
 
     def _ratio(self, index: int) -> float:
         bar = float(self.alphas_cumprod[index])

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from fastdiff.plan import Plan
 from fastdiff.samplers.ddim import ddim
+from fastdiff.samplers.ddim_inverse import ddim_inverse
 from fastdiff.samplers.ddpm import ddpm
 from fastdiff.samplers.deis import deis
+from fastdiff.samplers.dpm2 import dpm2, dpm2_ancestral
 from fastdiff.samplers.dpm_singlestep import (
     dpm_singlestep,
     dpm_solver_2,
@@ -16,13 +18,24 @@ from fastdiff.samplers.dpm_singlestep import (
     dpmpp_sde,
 )
 from fastdiff.samplers.dpm_solver import dpm_multistep, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
+from fastdiff.samplers.euler import euler
+from fastdiff.samplers.euler_ancestral import euler_ancestral
+from fastdiff.samplers.heun import heun
+from fastdiff.samplers.lcm import lcm
 from fastdiff.samplers.lms import lms
 from fastdiff.samplers.pndm import pndm
+from fastdiff.samplers.tcd import tcd
 from fastdiff.samplers.unipc import unipc
 
 SAMPLERS: dict[str, Callable[..., Plan]] = {
     "ddpm": ddpm,
     "ddim": ddim,
+    "ddim_inverse": ddim_inverse,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpm2": dpm2,
+    "dpm2_ancestral": dpm2_ancestral,
     "lms": lms,
     "pndm": pndm,
     "dpm_multistep": dpm_multistep,
@@ -39,10 +52,12 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     "dpmpp_3m_sde": dpmpp_3m_sde,
     "deis": deis,
     "unipc": unipc,
+    "lcm": lcm,
+    "tcd": tcd,
 }
 
 __all__ = [
-    "SAMPLERS", "ddim", "ddpm", "deis", "dpm_multistep", "dpm_singlestep", "dpm_solver_2", "dpm_solver_3", "dpmpp_1s",
-    "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "lms",
-    "pndm", "unipc",
+    "SAMPLERS", "ddim", "ddim_inverse", "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpm_multistep", "dpm_singlestep",
+    "dpm_solver_2", "dpm_solver_3", "dpmpp_1s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral",
+    "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm", "lms", "pndm", "tcd", "unipc",
 ]  # fmt: skip

@@ -6,7 +6,8 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.levels import check_clip, epsilon_terms, x0_terms
+from fastdiff.continuous import EDMSchedule
+from fastdiff.levels import check_clip, check_number, epsilon_terms, x0_terms
 from fastdiff.plan import Plan, Row
 from fastdiff.samplers.spacing import Schedule, levels
 
@@ -35,13 +36,11 @@ def ddim(
     Raises:
         TypeError, ValueError: for arguments outside these.
     """
-    if isinstance(eta, bool) or not isinstance(eta, (int, float)):
-        raise TypeError(f"eta must be a number; got {type(eta).__name__}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1]; got {eta}")
+    check_number("eta", eta, 0, 1)
     bound = check_clip(clip)
     rows = []
-    for here, there in pairwise(levels(schedule, steps, spacing=spacing, **walk)):
+    points = levels(schedule, steps, spacing=spacing, **walk)
+    for here, there in pairwise(points):
         p, q = x0_terms(prediction, here)
         noise = 0.0
         if here.sigma and there.alpha:
@@ -55,4 +54,6 @@ def ddim(
         x["x0"] = x.get("x0", 0.0) + there.alpha
         x["z"] = noise
         rows.append(Row(t=here.t, alpha=here.alpha, sigma=here.sigma, c_in=here.c_in, x=x, clip=bound, p=p, q=q))
-    return Plan(tuple(rows), name="ddim")
+    # A VP state's variance is 1 at the start, and a flow's; EDM's x_T is σ_max z.
+    start = points[0].sigma if isinstance(schedule, EDMSchedule) else 1.0
+    return Plan(tuple(rows), name="ddim", init_sigma=start)

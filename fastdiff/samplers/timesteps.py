@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+from fastdiff.levels import nearest
 from fastdiff.noise import check_int
 from fastdiff.schedule import NoiseSchedule
 
@@ -27,24 +30,23 @@ def select(
     if not isinstance(schedule, NoiseSchedule):
         raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
     if not isinstance(spacing, str) or spacing not in SPACINGS:
-        raise ValueError(f"spacing is {spacing!r}; it must be one of {', '.join(SPACINGS)}")
+        raise ValueError(f"spacing is {spacing!r}" + nearest(spacing, SPACINGS))
     T = len(schedule)
+    if steps_offset and (spacing != "leading" or timesteps is not None):
+        raise ValueError(f"steps_offset goes with spacing='leading' alone; got {steps_offset}")
     if timesteps is not None:
-        if isinstance(timesteps, str) or not isinstance(timesteps, Sequence):
-            raise TypeError(f"timesteps must be a sequence of numbers; got {type(timesteps).__name__}")
-        if steps is not None and check_int("steps", steps, 1, T) != len(timesteps):
-            raise ValueError(f"steps is {steps}, but timesteps has {len(timesteps)} entries; give one of them")
-        chosen = [_index(f"timesteps[{i}]", t, T) for i, t in enumerate(timesteps)]
-        if not chosen or any(a <= b for a, b in pairwise(chosen)):
-            raise ValueError("timesteps must fall strictly and hold at least one index")
+        chosen = listed("timesteps", timesteps, steps)
+        for i, t in enumerate(chosen):
+            if not 0 <= t <= T - 1:
+                raise ValueError(f"timesteps[{i}] must be in [0, {T - 1}]; got {t:g}")
+        if any(a <= b for a, b in pairwise(chosen)):
+            raise ValueError("timesteps must fall strictly")
         return chosen
     count = T if steps is None else check_int("steps", steps, 1, T)
     gap = (T - 1) / (count - 1) if count > 1 else 0.0
     if spacing == "leading":
         offset = check_int("steps_offset", steps_offset, 0, T - 1 - (count - 1) * (T // count))
         return [i * (T // count) + offset for i in reversed(range(count))]
-    if steps_offset:
-        raise ValueError(f"steps_offset goes with spacing='leading', not with {spacing!r}")
     if spacing == "trailing":
         return [round(T - i * (T / count)) - 1 for i in range(count)]
     if spacing == "quadratic":
@@ -55,9 +57,21 @@ def select(
     return [round(i * gap) for i in reversed(range(count))]
 
 
-def _index(name: str, t: float, T: int) -> float:
-    if not isinstance(t, float) or t.is_integer():
-        return check_int(name, int(t) if isinstance(t, float) else t, 0, T - 1)
-    if not 0 <= t <= T - 1:
-        raise ValueError(f"{name} must be in [0, {T - 1}]; got {t}")
-    return t
+def listed(name: str, values: Any, steps: int | None = None) -> list[float]:
+    """A list of finite numbers as floats: a sequence, array or tensor of one dimension, one entry a step."""
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise TypeError(f"{name} must be a sequence of numbers; got {type(values).__name__}")
+    entries = values.tolist() if hasattr(values, "tolist") else list(values)
+    numbers = []
+    for i, value in enumerate(entries):
+        value = value.item() if hasattr(value, "item") else value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a sequence of numbers; entry {i} is {type(value).__name__}")
+        if not -math.inf < value < math.inf:
+            raise ValueError(f"{name} must be finite; entry {i} is {value}")
+        numbers.append(float(value))
+    if not numbers:
+        raise ValueError(f"{name} must hold at least one number")
+    if steps is not None and check_int("steps", steps, 1, 1 << 20) != len(numbers):
+        raise ValueError(f"steps is {steps}, but {name} is for {len(numbers)}; give one of them")
+    return numbers

@@ -1,0 +1,60 @@
+"""DDIM inversion: the deterministic DDIM walked upward, from an image to the noise that gives it back."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from fastdiff.levels import check_clip, epsilon_terms, x0_terms
+from fastdiff.plan import Plan, Row
+from fastdiff.samplers.spacing import Schedule, levels
+
+
+def ddim_inverse(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    spacing: str = "leading",
+    **walk: Any,
+) -> Plan:
+    """x' = α' x̂_0 + σ' ε over the levels of ``ddim``, from the last to the first (Song et al. 2021, Section 4.3).
+
+    Each row undoes the row of ``ddim`` between the same two levels: the network is told (and shown c_in of) the noisier
+    one, where that row called it, but sees the state of the cleaner one, since the other is not known yet. For ε that
+    depends on t alone the two are inverse to rounding; otherwise the difference falls with the number of steps.
+
+    A plan to be started from images, without noise::
+
+        latents = fastdiff.sample(model, x.shape, sampler=ddim_inverse(schedule, 50), x_init=x)
+        again = fastdiff.sample(model, x.shape, sampler=ddim(schedule, 50),
+                                resume=State(latents, None, None, (None,) * 4, 0))
+
+    The result is the state at the walk's noisiest level. Under final="sigma_min" the walk starts at the schedule's
+    least σ, to which ``x_init`` would be noised: hand the image over by ``resume``, as above, instead.
+
+    ε is the network's (``levels.epsilon_terms``) and not (x − α x̂_0)/σ, since σ is 0 at the start.
+
+    Args:
+        schedule, steps, prediction, clip, spacing, walk: as for ``ddim``. prediction "sample" names no noise in a clean
+            image and needs final="sigma_min"; "edm" and "score" are scaled for one σ, and are refused.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    bound = check_clip(clip)
+    if prediction in ("edm", "score"):
+        raise ValueError(
+            f"ddim_inverse takes no prediction={prediction!r}: the state's σ is not what the network is told"
+        )
+    points = levels(schedule, steps, spacing=spacing, **walk)[::-1]
+    rows = []
+    for here, there in pairwise(points):
+        p, q = x0_terms(prediction, here)
+        epsilon = epsilon_terms(prediction, here)
+        if not epsilon:
+            raise ValueError(f"prediction={prediction!r} says nothing of the noise of a clean image: final='sigma_min'")
+        x = {term: there.sigma * value for term, value in epsilon.items()} | {"x0": there.alpha}
+        rows.append(Row(t=there.t, alpha=here.alpha, sigma=here.sigma, c_in=there.c_in, x=x, p=p, q=q, clip=bound))
+    return Plan(tuple(rows), name="ddim_inverse")

@@ -1,0 +1,102 @@
+"""DPM-Solver-2's midpoint steps in σ, plain and ancestral, as k-diffusion has them."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+from fastdiff.continuous import FlowSchedule
+from fastdiff.levels import Level, check_clip, check_number
+from fastdiff.plan import Plan, Row
+from fastdiff.samplers.euler_ancestral import down_and_up
+from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.samplers.stages import Churn, call, level_at, moved
+
+
+def dpm2(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+    **walk: Any,
+) -> Plan:
+    """A step by the slope half-way in ln σ (Lu et al. 2022, DPM-Solver-2 with r = ½; Karras et al. 2022, Appendix C).
+
+        first row: x' = x + (σ_m − σ)(x − x̂_0)/σ, anchor' = x, σ_m = √(σ σ')
+        second row, at σ_m: x' = anchor + (σ' − σ)(x − x̂_0)/σ_m
+
+    A last step to σ' = 0 is Euler's, one row. n steps are so 2n − 1 network calls. The timestep of σ_m lies between two
+    indices unless ``quantize`` rounds it. Schedules, states and x_T are ``euler``'s.
+
+    Args:
+        schedule, prediction, clip, s_churn, s_tmin, s_tmax, s_noise, walk: as for ``euler``.
+        steps: steps, not network calls.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    bound, churn = check_clip(clip), Churn(s_churn, s_tmin, s_tmax, s_noise)
+    quantize = bool(walk.get("quantize"))
+    points = levels(schedule, steps, ve=True, **walk)
+    rows: list[Row] = []
+    for here, there in pairwise(points):
+        added, here = churn.raise_noise(schedule, here, len(points) - 1, quantize)
+        rows += [*added, *_step(schedule, here, there, there.sigma, 0.0, prediction, bound, quantize)]
+    return Plan(tuple(rows), name="dpm2", init_sigma=points[0].sigma)
+
+
+def dpm2_ancestral(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    **walk: Any,
+) -> Plan:
+    """``dpm2``'s step to σ_down, and noise back up to σ' in its second row (k-diffusion; ``euler_ancestral``'s σs).
+
+    Args:
+        schedule: a NoiseSchedule or EDMSchedule; a flow's states are not x_0 + σ ε.
+        steps, prediction, clip, walk: as for ``dpm2``. eta, s_noise: as for ``euler_ancestral``.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    if isinstance(schedule, FlowSchedule):
+        raise ValueError("dpm2_ancestral takes no FlowSchedule; take euler_ancestral or dpm2")
+    bound = check_clip(clip)
+    check_number("eta", eta, 0, 1)
+    check_number("s_noise", s_noise, 0)
+    points = levels(schedule, steps, ve=True, **walk)
+    rows: list[Row] = []
+    for here, there in pairwise(points):
+        down, up = down_and_up(here, there, eta)
+        rows += _step(schedule, here, there, down, s_noise * up, prediction, bound, bool(walk.get("quantize")))
+    return Plan(tuple(rows), name="dpm2_ancestral", init_sigma=points[0].sigma)
+
+
+def _step(
+    schedule: Schedule,
+    here: Level,
+    there: Level,
+    down: float,
+    noise: float,
+    prediction: str,
+    clip: float,
+    quantize: bool,
+) -> list[Row]:
+    if down == 0:
+        return [call(here, prediction, clip, moved(here, there.alpha, 0.0) | {"z": noise})]
+    middle = level_at(schedule, math.sqrt(here.sigma * down), quantize)
+    share = (down - here.sigma) / middle.sigma
+    first = call(here, prediction, clip, moved(here, middle.alpha, middle.sigma), {"x": 1.0})
+    second = call(middle, prediction, clip, {"anchor": 1.0, "x": share, "x0": -share, "z": noise})
+    return [first, second]

@@ -1,0 +1,50 @@
+"""Euler's method for the probability-flow ODE: k-diffusion's, EDM's with churn, and flow matching's."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+from fastdiff.levels import check_clip
+from fastdiff.plan import Plan, Row
+from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.samplers.stages import Churn, call, moved
+
+
+def euler(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+    **walk: Any,
+) -> Plan:
+    """x' = x + (σ' − σ)(x − x̂_0)/σ (Karras et al. 2022, Algorithm 2 without its lines 9 to 11).
+
+    A NoiseSchedule's states are x_0 + σ ε here, σ = √((1 − ᾱ)/ᾱ), the network's input x/√(1 + σ²); x_T is σ z at the
+    first level. A FlowSchedule's are (1 − σ) x_0 + σ ε, where this is x + (σ' − σ) v.
+
+    Args:
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``levels.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        s_churn, s_tmin, s_tmax, s_noise: EDM's stochasticity: noise added before a step, in a row of its own, which
+            makes no network call. The network then sees the noised state at its level, as Algorithm 2 has it
+            (diffusers shows it the state before the noise).
+        walk: more about the levels (``samplers.spacing.levels``).
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    bound, churn = check_clip(clip), Churn(s_churn, s_tmin, s_tmax, s_noise)
+    points = levels(schedule, steps, ve=True, **walk)
+    rows: list[Row] = []
+    for here, there in pairwise(points):
+        added, here = churn.raise_noise(schedule, here, len(points) - 1, bool(walk.get("quantize")))
+        rows += [*added, call(here, prediction, bound, moved(here, there.alpha, there.sigma))]
+    return Plan(tuple(rows), name="euler", init_sigma=points[0].sigma)

@@ -1,0 +1,67 @@
+"""What the one- and two-stage samplers share: a step along the probability-flow ODE, and EDM's churn.
+
+With ε = (x − α x̂_0)/σ, a step that holds x̂_0 and ε goes from (α, σ) to α' x̂_0 + σ' ε. On the straight lines of VE
+states (α = 1) and of a flow (α = 1 − σ) this is Euler's method for dx/dσ = (x − x̂_0)/σ (Karras et al. 2022, Equation 3;
+Lipman et al. 2023), and a second-order method for the one is a second-order method for the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from fastdiff.continuous import FlowSchedule
+from fastdiff.levels import Level, check_number, x0_terms
+from fastdiff.plan import Row
+from fastdiff.samplers.spacing import Schedule
+
+
+def moved(here: Level, alpha: float, sigma: float) -> dict[str, float]:
+    """α' x̂_0 + σ' ε in the terms x and x̂_0."""
+    share = sigma / here.sigma
+    return {"x": share, "x0": alpha - here.alpha * share}
+
+
+def call(
+    here: Level, prediction: str, clip: float, x: Mapping[str, float], anchor: Mapping[str, float] | None = None
+) -> Row:
+    """A row that calls the network at a level."""
+    p, q = x0_terms(prediction, here)
+    level = {"t": here.t, "alpha": here.alpha, "sigma": here.sigma, "c_in": here.c_in}
+    return Row(**level, p=p, q=q, clip=clip, x=x, anchor=anchor)
+
+
+def level_at(schedule: Schedule, sigma: float, quantize: bool) -> Level:
+    """The level of a σ between those of the walk, the timestep rounded where the walk's are."""
+    level = schedule.at(sigma, ve=True)
+    return replace(level, t=float(round(level.t))) if quantize else level
+
+
+@dataclass(frozen=True)
+class Churn:
+    """Noise added before a step (Karras et al. 2022, Algorithm 2, lines 4 to 6), in σ/α, for a flow too.
+
+    γ = min(s_churn/steps, √2 − 1) where s_tmin ≤ σ ≤ s_tmax; σ̂ = (1 + γ) σ; x̂ = x + s_noise √(σ̂² − σ²) z.
+    """
+
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("s_churn", "s_tmin", "s_noise"):
+            check_number(name, getattr(self, name), 0)
+        check_number("s_tmax", self.s_tmax, self.s_tmin, math.inf)
+
+    def raise_noise(self, schedule: Schedule, here: Level, steps: int, quantize: bool) -> tuple[list[Row], Level]:
+        """The row that adds the noise, without a network call, and the level after it; no row where none is added."""
+        gamma = min(self.s_churn / steps, math.sqrt(2) - 1)
+        if gamma == 0 or not self.s_tmin <= here.ratio <= self.s_tmax or here.ratio == math.inf:
+            return [], here
+        ratio = here.ratio * (1 + gamma)
+        there = level_at(schedule, ratio / (1 + ratio) if isinstance(schedule, FlowSchedule) else ratio, quantize)
+        noise = self.s_noise * there.alpha * math.sqrt(ratio**2 - here.ratio**2)
+        x = {"x": there.alpha / here.alpha, "z": noise}
+        return [Row(t=here.t, alpha=here.alpha, sigma=here.sigma, c_in=here.c_in, x=x, calls_model=False)], there

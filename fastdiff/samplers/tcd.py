@@ -1,0 +1,52 @@
+"""Trajectory consistency distillation's strategic stochastic sampling (Zheng et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+from fastdiff.levels import check_clip, check_number
+from fastdiff.plan import Plan
+from fastdiff.samplers.lcm import distilled_levels
+from fastdiff.samplers.stages import call, moved
+from fastdiff.schedule import NoiseSchedule
+
+
+def tcd(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    eta: float = 0.3,
+    original_inference_steps: int = 50,
+    **walk: Any,
+) -> Plan:
+    """A step of DDIM to s = ⌊(1 − η) t'⌋, and noise from there up to t' (Zheng et al. 2024, Algorithm 4).
+
+    x_s = α_s x̂_0 + σ_s ε; x' = (α'/α_s) x_s + √(1 − (α'/α_s)²) z. The paper's γ is η here: 0 is deterministic, 1 is
+    consistency sampling. The walk ends at index 0, without noise added, not at x̂_0 (final="zero" for that).
+
+    Args:
+        schedule, steps, prediction, clip, original_inference_steps, walk: as for ``lcm``.
+        eta: γ, 0 ≤ γ ≤ 1.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    check_number("eta", eta, 0, 1)
+    bound = check_clip(clip)
+    if walk.get("sigmas") is None:
+        walk = {"final": "sigma_min"} | walk
+    points = distilled_levels(schedule, steps, original_inference_steps, walk)
+    rows = []
+    for here, there in pairwise(points):
+        x = moved(here, there.alpha, there.sigma)
+        if eta and there is not points[-1]:
+            # 0.7·10 must not fall below 7 by rounding.
+            landing = schedule.level(math.floor((1 - eta) * there.t + 1e-6))
+            kept = there.alpha / landing.alpha
+            x = moved(here, there.alpha, kept * landing.sigma) | {"z": math.sqrt(max(1 - kept**2, 0.0))}
+        rows.append(call(here, prediction, bound, x))
+    return Plan(tuple(rows), name="tcd")
