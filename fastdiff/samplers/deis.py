@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastdiff.plan import Plan
-from fastdiff.samplers.dpm_solver import dpm_multistep
+from fastdiff.samplers.dpm_multistep import dpm_multistep
 from fastdiff.samplers.spacing import Schedule
 
 

@@ -17,7 +17,7 @@ from fastdiff.continuous import FlowSchedule
 from fastdiff.levels import Level, check_clip
 from fastdiff.noise import check_int
 from fastdiff.plan import Plan, Row
-from fastdiff.samplers.dpm_solver import ALGORITHMS, SOLVER_TYPES, dpm_multistep
+from fastdiff.samplers.dpm_multistep import ALGORITHMS, SOLVER_TYPES
 from fastdiff.samplers.exponential import (
     Step,
     blend,
@@ -28,11 +28,10 @@ from fastdiff.samplers.exponential import (
     make_row,
     model_terms,
     noise_step,
-)  # fmt: skip
+)
 from fastdiff.samplers.spacing import Schedule, levels
 
 STAGES = ("listed", "inserted")
-METHODS = ("singlestep", "multistep")
 
 
 def dpm_singlestep(
@@ -52,7 +51,7 @@ def dpm_singlestep(
     r: float = 0.5,
     **walk: Any,
 ) -> Plan:
-    """Singlestep DPM-Solver(++) of any order; the named samplers below call it.
+    """Singlestep DPM-Solver(++) of any order; ``dpm_solver`` names its forms.
 
     Args:
         schedule, steps, prediction, clip: as for ``ddim``; ``steps`` are the levels of the walk.
@@ -96,12 +95,12 @@ def dpm_singlestep(
         groups = _listed(points, order, lower_order_final, sizes)
     else:
         inner = (r,) if order == 2 else (1 / 3, 2 / 3)[: order - 1]
-        groups = [_inserted(schedule, a, b, inner, walk) for a, b in pairwise(points)]
+        groups = [inserted(schedule, a, b, inner, walk) for a, b in pairwise(points)]
     rows = []
     for group in groups:
         # The papers' third order integrates the slope of its second row; diffusers' rows all have the solver's type.
         types = ["heun" if stages == "inserted" and len(group) == 4 else solver_type, solver_type]
-        rows += _rows(group, prediction, bound, noise_form, types, eta, s_noise)
+        rows += step_rows(group, prediction, bound, noise_form, types, eta, s_noise)
     return Plan(tuple(rows), name="dpm_singlestep", init_sigma=init_sigma(points[0]))
 
 
@@ -132,7 +131,7 @@ def _listed(points: list[Level], order: int, lower_order_final: bool, given: Seq
     return [points[a : b + 1] for a, b in pairwise(ends)]
 
 
-def _inserted(
+def inserted(
     schedule: Schedule, here: Level, there: Level, shares: Sequence[float], walk: dict[str, Any]
 ) -> list[Level]:
     """Two levels and, where λ is finite at both, the levels at these shares of the way."""
@@ -151,13 +150,13 @@ def _at(schedule: Schedule, ratio: float, walk: dict[str, Any]) -> Level:
     return replace(level, t=float(round(level.t))) if walk.get("quantize", False) else level
 
 
-def _extra(h: float, eta: float) -> float:
+def grown_by(h: float, eta: float) -> float:
     """What h grows by where σ_down² = σ'² − σ_up², σ_up = η σ' √(1 − e^{−2h}), in states of α = 1."""
     share = eta**2 * -math.expm1(-2 * h)
     return -0.5 * math.log1p(-share) if share < 1 else math.inf
 
 
-def _rows(
+def step_rows(
     points: list[Level], prediction: str, bound: float, noise_form: bool, types: list[str], eta: float, s_noise: float
 ) -> list[Row]:
     """One step through its levels; ``types`` are the solver types of its second row and of its last one."""
@@ -190,139 +189,4 @@ def _rows(
 def _step(start: Level, there: Level, count: int, rule: str, noise_form: bool, eta: float) -> Step:
     if noise_form:
         return noise_step(start, there, count, rule)
-    return data_step(start, there, count, rule, _extra(there.log_snr - start.log_snr, eta) if eta else 0.0)
-
-
-# ---- the named samplers
-
-
-def dpmpp_1s(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    **walk: Any,
-) -> Plan:
-    """DPM-Solver++(1), which is DDIM at η = 0 (Lu et al. 2022b, Section 4)."""
-    return replace(dpm_multistep(schedule, steps, prediction=prediction, clip=clip, order=1, **walk), name="dpmpp_1s")
-
-
-def dpmpp_2s(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    solver_type: str = "midpoint",
-    stages: str = "inserted",
-    lower_order_final: bool = True,
-    **walk: Any,
-) -> Plan:
-    """DPM-Solver++(2S) (Lu et al. 2022b, Algorithm 1); the arguments are those of ``dpm_singlestep``."""
-    plan = dpm_singlestep(
-        schedule, steps, prediction=prediction, clip=clip, order=2, solver_type=solver_type, stages=stages,
-        lower_order_final=lower_order_final, **walk,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_2s")
-
-
-def dpmpp_2s_ancestral(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    **walk: Any,
-) -> Plan:
-    """k-diffusion's: a step of DPM-Solver++(2S) down to σ_down, with its middle there, then noise up to σ'.
-
-    Args:
-        schedule, steps, prediction, clip, eta, s_noise, walk: as for ``dpm_singlestep``.
-    """
-    check_share("eta", eta)
-    check_share("s_noise", s_noise, math.inf)
-    bound = check_clip(clip)
-    points = levels(schedule, steps, **walk)
-    rows = []
-    for here, there in pairwise(points):
-        extra = _extra(there.log_snr - here.log_snr, eta) if eta else 0.0
-        down = replace(there, sigma=there.sigma * math.exp(-extra))
-        group = _inserted(schedule, here, down, (0.5,), walk)
-        *inner, last = _rows(group, prediction, bound, False, ["midpoint"] * 2, 0.0, 0.0)
-        noise = s_noise * there.sigma * math.sqrt(-math.expm1(-2 * extra))
-        rows += [*inner, replace(last, x=blend((1.0, last.x), (noise, {"z": 1.0})))]
-    return Plan(tuple(rows), name="dpmpp_2s_ancestral", init_sigma=init_sigma(points[0]))
-
-
-def dpmpp_sde(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    r: float = 0.5,
-    **walk: Any,
-) -> Plan:
-    """k-diffusion's DPM-Solver++ SDE: two calls a step, noise in both; the arguments are ``dpm_singlestep``'s."""
-    plan = dpm_singlestep(
-        schedule, steps, prediction=prediction, clip=clip, order=2, stages="inserted", eta=eta, s_noise=s_noise, r=r,
-        **walk,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_sde")
-
-
-def dpm_solver_2(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    method: str = "singlestep",
-    solver_type: str = "midpoint",
-    stages: str | None = None,
-    lower_order_final: bool = True,
-    **walk: Any,
-) -> Plan:
-    """DPM-Solver-2 (Lu et al. 2022a, Algorithm 1), which integrates ε.
-
-    Args:
-        method: "singlestep", with ``stages`` "inserted" (the default) or "listed", or "multistep", without.
-        schedule, steps, prediction, clip, solver_type, lower_order_final, walk: as for ``dpm_multistep``.
-    """
-    options = {"prediction": prediction, "clip": clip, "solver_type": solver_type, **walk}
-    return _noise_form("dpm_solver_2", 2, schedule, steps, method, stages, lower_order_final, options)
-
-
-def dpm_solver_3(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    method: str = "singlestep",
-    solver_type: str = "midpoint",
-    stages: str | None = None,
-    lower_order_final: bool = True,
-    **walk: Any,
-) -> Plan:
-    """DPM-Solver-3 (Lu et al. 2022a, Algorithm 2); the arguments are those of ``dpm_solver_2``."""
-    options = {"prediction": prediction, "clip": clip, "solver_type": solver_type, **walk}
-    return _noise_form("dpm_solver_3", 3, schedule, steps, method, stages, lower_order_final, options)
-
-
-def _noise_form(
-    name: str, order: int, schedule: Schedule, steps: int | None, method: str, stages: str | None, lower: bool,
-    options: dict[str, Any],
-) -> Plan:  # fmt: skip
-    check_choice("method", method, METHODS)
-    options |= {"order": order, "algorithm": "dpmsolver", "lower_order_final": lower}
-    if method == "multistep":
-        if stages is not None:
-            raise ValueError("stages goes with method='singlestep'; a multistep method has none")
-        return replace(dpm_multistep(schedule, steps, **options), name=name)
-    return replace(dpm_singlestep(schedule, steps, stages=stages or "inserted", **options), name=name)
+    return data_step(start, there, count, rule, grown_by(there.log_snr - start.log_snr, eta) if eta else 0.0)

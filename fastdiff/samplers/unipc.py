@@ -8,7 +8,7 @@ from typing import Any
 from fastdiff.levels import check_clip
 from fastdiff.noise import check_int
 from fastdiff.plan import Plan
-from fastdiff.samplers.dpm_solver import warm_up
+from fastdiff.samplers.dpm_multistep import warm_up
 from fastdiff.samplers.exponential import (
     blend,
     check_choice,
@@ -20,7 +20,7 @@ from fastdiff.samplers.exponential import (
     node,
     noise_step,
     past,
-)  # fmt: skip
+)
 from fastdiff.samplers.spacing import Schedule, levels
 
 SOLVER_TYPES = ("bh1", "bh2")

@@ -1,0 +1,102 @@
+"""Multistep DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b), deterministic and with noise.
+
+The formulas stand in ``samplers.exponential``. The last output or two come from slots: one network call a step.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastdiff.levels import check_clip
+from fastdiff.noise import check_int
+from fastdiff.plan import Plan
+from fastdiff.samplers.exponential import (
+    blend,
+    check_choice,
+    check_share,
+    data_step,
+    history,
+    init_sigma,
+    make_row,
+    model_terms,
+    node,
+    noise_step,
+    past,
+)
+from fastdiff.samplers.spacing import Schedule, levels
+
+ALGORITHMS = ("dpmsolver++", "dpmsolver")
+SOLVER_TYPES = ("midpoint", "heun", "exact")
+
+
+def dpm_multistep(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    order: int = 2,
+    algorithm: str = "dpmsolver++",
+    solver_type: str = "midpoint",
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    **walk: Any,
+) -> Plan:
+    """Multistep DPM-Solver(++) of any order, in every form of today's libraries; ``dpm_solver`` names them.
+
+    Args:
+        schedule, steps, prediction, clip: as for ``ddim``. Row i reads the outputs of rows i − 1 and i − 2.
+        order: 1 (DDIM), 2 or 3. The first rows, and one that leaves or reaches an infinite λ, have less.
+        algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε.
+        solver_type: order 2's slope weighs half the step ("midpoint": Lu et al. 2022b, Algorithm 2) or is integrated
+            ("heun"). Under both, order 3 is the published one, which has half of its quadratic's integral and therefore
+            converges with order 2. "exact" integrates the whole polynomial, with order 3.
+        lower_order_final: in fewer than 15 steps the last is first order and the one before it at most second.
+        euler_at_final: the last step is first order in any number. It always is where it ends without noise.
+        eta: the share of the SDE's noise. 1 is "sde-dpmsolver++" ("sde-dpmsolver") of diffusers. For x̂_0 h grows
+            by η h (k-diffusion's η); for ε the drift and the noise's variance grow by the share η.
+        s_noise: a factor of the noise. It is drawn by (stream, row); a Brownian tree's noise also depends on σ,
+            so that images of different steps resemble one another there: here they do not.
+        walk: more about the levels (``samplers.spacing.levels``).
+
+    Raises:
+        TypeError, ValueError: for arguments outside these; where ε must leave a level without signal, or is to end
+            without noise under eta > 0.
+    """
+    check_int("order", order, 1, 3)
+    check_choice("algorithm", algorithm, ALGORITHMS)
+    check_choice("solver_type", solver_type, SOLVER_TYPES)
+    check_share("eta", eta)
+    check_share("s_noise", s_noise, math.inf)
+    bound, noise_form = check_clip(clip), algorithm == "dpmsolver"
+    points = levels(schedule, steps, **walk)
+    count = len(points) - 1
+    orders = warm_up(points, order)
+    if lower_order_final and count < 15:
+        orders = [min(n, count - i) for i, n in enumerate(orders)]
+    if euler_at_final or points[-1].sigma == 0:
+        orders[-1] = 1
+
+    rows = []
+    for i, (reads, write) in enumerate(history([n - 1 for n in orders])):
+        here, there, used = points[i], points[i + 1], orders[i] - 1
+        rule = "published" if used == 2 and solver_type != "exact" else solver_type
+        nodes = [node(points[i - k], here, there) for k in range(1, used + 1)]
+        if noise_form:
+            step = noise_step(here, there, used, rule, eta)
+        else:
+            step = data_step(here, there, used, rule, eta * (there.log_snr - here.log_snr) if eta else 0.0)
+        now, *before = step.outputs(nodes)
+        output = model_terms(noise_form, prediction, here, bound)
+        x = blend((step.keep, {"x": 1.0}), (now, output), *past(before), (step.noise * s_noise, {"z": 1.0}))
+        rows.append(make_row(here, prediction, bound, x, slot=output, reads=reads, write=write))
+    return Plan(tuple(rows), name="dpm_multistep", init_sigma=init_sigma(points[0]))
+
+
+def warm_up(points: list[Any], order: int) -> list[int]:
+    """The order that each step's history allows; an output at a level without signal is of no use to a later step."""
+    useless = 0 if points[0].alpha else 1
+    return [min(order, max(1, i + 1 - useless)) for i in range(len(points) - 1)]
