@@ -8,20 +8,36 @@ to 1e-5 with the same torch generator; where they differ, the class says so. ``u
 noise from fastdiff's stream instead, drawn inside the update. A step does not wait for the device.
 """
 
-from fastdiff.integrations.diffusers.sigmas import LMSDiscreteScheduler
+from fastdiff.integrations.diffusers.sigmas import (
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+)
 from fastdiff.integrations.diffusers.solvers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     UniPCMultistepScheduler,
 )
-from fastdiff.integrations.diffusers.vp import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from fastdiff.integrations.diffusers.vp import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    TCDScheduler,
+)
 
 SCHEDULERS = {
     cls.__name__: cls
     for cls in (
-        DDPMScheduler, DDIMScheduler, PNDMScheduler, LMSDiscreteScheduler, DPMSolverMultistepScheduler,
-        DPMSolverSinglestepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler,
+        DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, PNDMScheduler, EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, DPMSolverMultistepScheduler,
+        DPMSolverSinglestepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler, EDMEulerScheduler,
+        FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler,
     )
 }  # fmt: skip
 

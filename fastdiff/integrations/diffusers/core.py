@@ -30,13 +30,15 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 class Rows:
     """A plan for the steps from number ``start`` of a list on, as the tables that the update reads."""
 
-    def __init__(self, plan: Plan, start: int) -> None:
+    def __init__(self, plan: Plan, start: int, second: str | None) -> None:
         self.plan, self.start = plan, start
         self.table = plan.table().clone()
         self.table[:, COLUMNS.index("next_c_in")] = 1.0  # the network's input is made outside
         self.table[:, COLUMNS.index("draw")] += start
         self.reads_anchor = any(row.uses("anchor") for row in plan)
-        self.has_state = self.reads_anchor or bool(plan.slots_used)
+        # What a step brings out beside x': x̂_0, nothing, or what rows write to an anchor that none reads.
+        anchors = any(row.anchor is not None for row in plan)
+        self.second = "anchor" if anchors and not self.reads_anchor else second
         self.learned_variance = plan.learned_variance
         self.end = start + len(plan)
 
@@ -116,7 +118,7 @@ class Steps:
 
     def run(
         self, rows: Rows, index: int, x: Tensor, m: Tensor, variance: Tensor | None, z: Tensor | None,
-        clip: Tensor | None, second: str | None,
+        clip: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Run step ``index`` on checked tensors: x' and the second result, "x0" or "anchor", both new."""
         call = self.bound
@@ -124,9 +126,9 @@ class Steps:
             call = self.bind(rows, index, x, clip is not None)
         out, other = torch.empty_like(x), None
         call.set_state(x, out)
-        if second is not None:
+        if rows.second is not None:
             other = torch.empty_like(x)
-            if second == "x0":
+            if rows.second == "x0":
                 call.set_results(other, call.operands.anchor)
             else:
                 call.set_results(None, other)
@@ -140,7 +142,7 @@ class Steps:
         return out, other
 
     def run_functional(
-        self, rows: Rows, index: int, x: Tensor, m: Tensor, z: Tensor | None, clip: Tensor | None, second: str | None
+        self, rows: Rows, index: int, x: Tensor, m: Tensor, z: Tensor | None, clip: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """The same for float64, for gradients and under torch.compile: through the functional operator."""
         row = rows.plan[index - rows.start]
@@ -152,7 +154,7 @@ class Steps:
             z = randn(tuple(x.shape), draw=index, stream=row.stream, device=x.device, **(self.key or {})).to(x.dtype)
         done = update(
             x, m, rows.plan, index - rows.start, anchor=anchor, slots=slots, noise=z,
-            clip=None if clip is None else clip.to(x.dtype), return_x0=second == "x0",
+            clip=None if clip is None else clip.to(x.dtype), return_x0=rows.second == "x0",
         )  # fmt: skip
         if rows.reads_anchor and done.anchor is not None:
             self.state["anchor"] = done.anchor
@@ -160,7 +162,7 @@ class Steps:
             assert done.slot is not None
             self.state[row.write] = done.slot
         self.unbind()
-        return done.x, {"x0": done.x0, "anchor": done.anchor, None: None}[second]
+        return done.x, {"x0": done.x0, "anchor": done.anchor, None: None}[rows.second]
 
     def kept_graph(self, name: str | int, rows: Rows, index: int, x: Tensor) -> Tensor:
         known = self.state.get(name)
@@ -175,7 +177,7 @@ class Stepping:
     A subclass says how its plans are made (``_plan``) and what its ``step`` takes.
     """
 
-    # What ``step`` returns beside x': "x0", "anchor" (another combination, in the row's anchor), or nothing.
+    # What ``step`` returns beside x': "x0" or nothing; or, whatever this says, a combination in the rows' anchor.
     _second: ClassVar[str | None] = "x0"
     # Its dtype, and that of x' where sample and model_output differ ("promoted", "sample" or "output"): diffusers'.
     _second_is_float32: ClassVar[bool] = False
@@ -200,7 +202,7 @@ class Stepping:
         if not issubclass(cls, SchedulerMixin):
             return  # what several schedulers share
         cls.__init__ = _constructor(cls.__init__)  # type: ignore[method-assign]
-        cls.set_timesteps = _lister(cls.set_timesteps)
+        cls.set_timesteps = _lister(cls.set_timesteps)  # type: ignore[attr-defined]
 
     def use_fastdiff_noise(
         self, seed: int | None = 0, *, seeds: Sequence[int] | None = None, sample_offset: int = 0
@@ -244,11 +246,11 @@ class Stepping:
         assert start is not None
         rows = steps.rows.get((start, *options))
         if rows is None:
-            if self._has_history and index != start and any(key[0] == start for key in steps.rows):  # type: ignore[index]
+            if self._has_history and index != start and any(key[0] == start for key in steps.rows):
                 raise ValueError(
                     f"the options of a step must stay the same within a run; got {options} at step {index}"
                 )
-            rows = steps.rows[(start, *options)] = Rows(self._plan(start, *options), start)
+            rows = steps.rows[(start, *options)] = Rows(self._plan(start, *options), start, self._second)
         if not rows.start <= index < rows.end:
             raise IndexError(
                 f"there is no step {index}: the run has the steps {rows.start} … {rows.end - 1}; call set_timesteps"
@@ -280,7 +282,7 @@ class Stepping:
         if noise is not None and (noise.dtype is not torch.float32 or not noise.is_contiguous()):
             noise = noise.to(torch.float32, memory_format=torch.contiguous_format)
         clip = self._threshold(rows, index, x, model_output) if self._thresholds else None
-        out, other = self._steps.run(rows, index, x, model_output, variance, noise, clip, self._second)
+        out, other = self._steps.run(rows, index, x, model_output, variance, noise, clip)
         if model_output.dtype is not dtype:
             dtype = self._result_dtype(dtype, model_output.dtype)
         if x is not sample or dtype is not torch.float32:
@@ -303,7 +305,7 @@ class Stepping:
         clip = self._threshold(rows, index, x, m) if self._thresholds else None
         if variance is not None:
             m = torch.cat([m, variance.to(wide)], dim=1)
-        out, other = self._steps.run_functional(rows, index, x, m, noise, clip, self._second)
+        out, other = self._steps.run_functional(rows, index, x, m, noise, clip)
         out = out.to(self._result_dtype(sample.dtype, model_output.dtype))
         if other is not None and not self._second_is_float32:
             other = other.to(out.dtype)
@@ -322,15 +324,11 @@ class Stepping:
         s = s.clamp(min=1, max=self.config.sample_max_value)
         return torch.stack([s, 1 / s], dim=1)
 
-    def _draw(
-        self, generator: Any, like: Tensor, dtype: torch.dtype, shape: Sequence[int] | None = None
-    ) -> Tensor | None:
-        """The noise that diffusers would draw, or None where the update draws it."""
+    def _draw(self, generator: Any, like: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Noise of ``like``'s shape as diffusers would draw it, or None where the update draws it."""
         if self._steps.key is not None:
             return None
-        return randn_tensor(
-            like.shape if shape is None else shape, generator=generator, device=like.device, dtype=dtype
-        )
+        return randn_tensor(tuple(like.shape), generator=generator, device=like.device, dtype=dtype)
 
     # ---- the list
 
@@ -385,7 +383,7 @@ class Stepping:
         raise ValueError(f"timestep {value} is not one of scheduler.timesteps: {times}")
 
     def _init_step_index(self, timestep: Any) -> None:
-        """Where a run begins: at ``begin_index`` if it was set, or else at the timestep, which may stand there twice."""
+        """Where a run begins: at ``begin_index`` if it was set, or else at the timestep."""
         steps, place = self._list(), self._begin_index
         if place is None:
             place = self._place(timestep)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from diffusers import schedulers as theirs
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
+from diffusers.schedulers.scheduling_tcd import TCDSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
@@ -16,7 +19,8 @@ from fastdiff.integrations.diffusers.core import Stepping, last_apart, mix
 from fastdiff.ops import add_noise
 from fastdiff.ops.randn import DTYPES
 from fastdiff.plan import Plan, Row
-from fastdiff.samplers import ddim, ddpm, pndm
+from fastdiff.samplers import ddim, ddim_inverse, ddpm, lcm, pndm, tcd
+from fastdiff.samplers.stages import moved
 from fastdiff.schedule import NoiseSchedule
 
 
@@ -46,6 +50,21 @@ class TableStepping(Stepping):
             return {"timesteps": times, "final": "sigma_min"}
         sigmas = [schedule.sigma_at(t) for t in times]
         return {"timesteps": times, "sigmas": last_apart([*sigmas, schedule.sigma_min])}
+
+    def _place_or_pair(self, timestep: Any) -> tuple[int, float | None]:
+        """The step's number in the list and None; or 0 and the timestep where that is not in the list."""
+        steps = self._list()
+        value = self._value(timestep)
+        index = steps.places.get(value)
+        return (0, value) if index is None else (index, None)
+
+    def _pair(self, timestep: float, final: float) -> dict[str, Any]:
+        """The two levels of a timestep that is not in the list: diffusers' previous one is T // steps below."""
+        assert self.num_inference_steps is not None
+        previous = timestep - self.config.num_train_timesteps // self.num_inference_steps
+        schedule = self._schedule()
+        sigma = math.sqrt((1 - final) / final) if previous < 0 else schedule.sigma_at(previous)
+        return {"sigmas": last_apart([schedule.sigma_at(timestep), sigma])}
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """√ᾱ x_0 + √(1 − ᾱ) ε at each sample's timestep, computed in float32 whatever the samples' dtype."""
@@ -121,13 +140,7 @@ class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
     def _plan(self, start: int, *options: Any) -> Plan:
         timestep, eta, use_clipped = options
         final = float(self.final_alpha_cumprod)
-        if timestep is None:
-            walk = self._walk(self._steps.times, final)
-        else:
-            previous = timestep - self.config.num_train_timesteps // self.num_inference_steps
-            schedule = self._schedule()
-            sigma = math.sqrt((1 - final) / final) if previous < 0 else schedule.sigma_at(previous)
-            walk = {"sigmas": last_apart([schedule.sigma_at(timestep), sigma])}
+        walk = self._walk(self._steps.times, final) if timestep is None else self._pair(timestep, final)
         return ddim(
             self._schedule(), prediction=self.config.prediction_type, clip=self._clip, eta=eta,
             use_clipped_model_output=use_clipped, **walk,
@@ -147,11 +160,7 @@ class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
         """x at the list's next timestep; arguments and results are diffusers'."""
         if self.num_inference_steps is None:
             raise ValueError("num_inference_steps is None: call set_timesteps before step")
-        steps = self._list()
-        value = self._value(timestep)
-        index, listed = steps.places.get(value), None
-        if index is None:
-            index, listed = 0, value
+        index, listed = self._place_or_pair(timestep)
         rows = self._rows(index, listed, eta, use_clipped_model_output)
         if eta > 0:
             if variance_noise is None:
@@ -160,6 +169,108 @@ class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
                 raise ValueError("give generator or variance_noise, not both")
         x, x0 = self._advance(rows, index, model_output, sample, variance_noise)
         return DDIMSchedulerOutput(prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+
+
+class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
+    """diffusers' DDIMInverseScheduler, a step of which is one fused update (``samplers.ddim_inverse``).
+
+    It differs as DDIMScheduler does: the level that a step leaves is the entry of the list before it.
+    """
+
+    initial_alpha_cumprod: Tensor
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        (timestep,) = options
+        initial = float(self.initial_alpha_cumprod)
+        walk = self._walk(self._steps.times[::-1], initial) if timestep is None else self._pair(timestep, initial)
+        return ddim_inverse(self._schedule(), prediction=self.config.prediction_type, clip=self._clip, **walk)
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+        """x at this timestep, from the one before it; arguments and results are diffusers'."""
+        if self.num_inference_steps is None:
+            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        index, listed = self._place_or_pair(timestep)
+        x, x0 = self._advance(self._rows(index, listed), index, model_output, sample)
+        return DDIMSchedulerOutput(prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+
+
+class LCMScheduler(TableStepping, theirs.LCMScheduler):
+    """diffusers' LCMScheduler, a step of which is one fused update (``samplers.lcm``).
+
+    It differs in this: the list's last step adds no noise, though theirs adds some there where the list was cut by
+    ``strength`` (the generator is drawn from all the same); half-precision samples are stepped, and noised by
+    ``add_noise``, in float32.
+    """
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        scaling = self.config.timestep_scaling
+        plan = lcm(
+            self._schedule(), timesteps=self._steps.times, prediction=self.config.prediction_type, clip=self._clip,
+            timestep_scaling=scaling,
+        )  # fmt: skip
+        rows = []
+        for row in plan:  # with the anchor that brings out f
+            size = math.hypot(scaling * row.t, 0.5)
+            rows.append(replace(row, anchor={"x0": scaling * row.t / size, "x": (0.5 / size) ** 2}))
+        return replace(plan, rows=tuple(rows))
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
+    ) -> Any:
+        """x at the list's next timestep, and the denoised image; arguments and results are diffusers'."""
+        if self.num_inference_steps is None:
+            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        index, noise = self._index(timestep), None
+        if index != self.num_inference_steps - 1:
+            noise = self._draw(generator, sample, torch.promote_types(sample.dtype, model_output.dtype))
+        x, denoised = self._advance(self._rows(index), index, model_output, sample, noise)
+        self._step_index = index + 1
+        return LCMSchedulerOutput(prev_sample=x, denoised=denoised) if return_dict else (x, denoised)
+
+
+class TCDScheduler(TableStepping, theirs.TCDScheduler):
+    """diffusers' TCDScheduler, a step of which is one fused update (``samplers.tcd``).
+
+    It differs as LCMScheduler does. clip_sample and thresholding do nothing, as in diffusers.
+    """
+
+    _clip = None
+
+    def _check_config(self) -> None:
+        super()._check_config()
+        self._thresholds = False
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        (eta,) = options
+        schedule, times = self._schedule(), self._steps.times
+        walk = self._walk(times, float(schedule.alphas_cumprod[0]))
+        plan = tcd(schedule, prediction=self.config.prediction_type, eta=eta, **walk)
+        rows = []
+        for row, following in zip(plan, [*times[1:], 0], strict=True):  # with the anchor that brings out x_s
+            landing = schedule.level(math.floor((1 - eta) * following + 1e-6))
+            here = schedule.level(row.t)
+            rows.append(replace(row, anchor=moved(here, landing.alpha, landing.sigma)))
+        return replace(plan, rows=tuple(rows))
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.3,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """x at the list's next timestep, and x_s before its noise; arguments and results are diffusers'."""
+        if self.num_inference_steps is None:
+            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        index, noise = self._index(timestep), None
+        rows = self._rows(index, eta)
+        if eta > 0 and index != self.num_inference_steps - 1:
+            noise = self._draw(generator, sample, torch.promote_types(sample.dtype, model_output.dtype))
+        x, noised = self._advance(rows, index, model_output, sample, noise)
+        self._step_index = index + 1
+        return TCDSchedulerOutput(prev_sample=x, pred_noised_sample=noised) if return_dict else (x, noised)
 
 
 class PNDMScheduler(TableStepping, theirs.PNDMScheduler):
