@@ -17,7 +17,7 @@ struct Update {
     const UpdateParams& p;
     Row row;
     int64_t index;
-    bool whole, plain;  // state_vectors, or even plain_vectors, computes it
+    bool whole;  // plain_vectors or state_vectors computes it
 };
 
 F load_at(const float* data, int64_t at, int count) {
@@ -108,10 +108,8 @@ FASTDIFF_HD Simd::I plain_vectors(const UpdateParams& p, const Row& r, int64_t b
     return bad;
 }
 
-// The same for rows that also have an anchor, slots, or bounds for each sample. Not inlined, for its many vectors would
-// drive those of plain rows out of registers.
-__attribute__((noinline)) Simd::I state_vectors(const UpdateParams& p, const Row& r, int64_t b, int64_t e,
-                                                const F z[4]) {
+// The same for rows that also have an anchor, slots, or bounds for each sample.
+FASTDIFF_HD Simd::I state_vectors(const UpdateParams& p, const Row& r, int64_t b, int64_t e, const F z[4]) {
     const int64_t at = b * p.n + e;
     const F clip = F{} + (p.clip ? p.clip[2 * b] : r.clip), scale = F{} + (p.clip ? p.clip[2 * b + 1] : r.scale);
     F x[4], m[4], x0[4], anchor[4], slots[3][4], sum[4];
@@ -173,11 +171,13 @@ bool is_plain(const UpdateParams& p, const Row& r) {
            !reads_slot2(r);
 }
 
+// Compiled twice, since state_vectors' many vectors would drive those of plain rows out of registers.
+template <bool plain>
 void update_range(const void* context, int64_t begin, int64_t end) {
     const Update& u = *static_cast<const Update*>(context);
     const UpdateParams p = u.p;  // copies: the compiler knows that no store changes them
     const Row r = u.row;
-    const bool whole = u.whole, plain = u.plain;
+    const bool whole = u.whole;
     const Simd::U quads = first_quads();
     const uint32_t draw = static_cast<uint32_t>(r.draw), stream = static_cast<uint32_t>(r.stream);
     const bool uses_z = reads_z(r), uses_known_z = p.mask && r.known_sigma != 0;
@@ -191,9 +191,12 @@ void update_range(const void* context, int64_t begin, int64_t end) {
         if (whole && first + kGroup <= p.n) {
             if (uses_z && p.noise)
                 for (int j = 0; j < kVectors; ++j) z[j] = load_at(p.noise, b * p.n + first + j * W, W);
-            for (int j = 0; j < kVectors; j += 4)
-                bad |=
-                    plain ? plain_vectors(p, r, b, first + j * W, z + j) : state_vectors(p, r, b, first + j * W, z + j);
+            for (int j = 0; j < kVectors; j += 4) {
+                if constexpr (plain)
+                    bad |= plain_vectors(p, r, b, first + j * W, z + j);
+                else
+                    bad |= state_vectors(p, r, b, first + j * W, z + j);
+            }
             continue;
         }
         for (int j = 0; j < kVectors; ++j) {
@@ -220,9 +223,10 @@ void update_range(const void* context, int64_t begin, int64_t end) {
 void update(const UpdateParams& p, int threads) {
     const int64_t index = p.step ? *p.step : p.row;
     const Row& row = reinterpret_cast<const Row*>(p.table)[index];
-    const Update u{p, row, index, takes_whole_vectors(p, row), is_plain(p, row)};
+    const Update u{p, row, index, takes_whole_vectors(p, row)};
     const int64_t grain = reads_z(row) && !p.noise ? kNoiseGrain : kCopyGrain;
-    parallel_for(p.batch * groups_in(p.n), grain / kGroup, threads, update_range, &u);
+    parallel_for(p.batch * groups_in(p.n), grain / kGroup, threads,
+                 is_plain(p, row) ? update_range<true> : update_range<false>, &u);
 }
 
 }  // namespace FASTDIFF_SIMD

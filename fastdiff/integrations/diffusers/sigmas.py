@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 from torch import Tensor
 
 from fastdiff.continuous import EDMSchedule
-from fastdiff.integrations.diffusers.core import Stepping, last_apart, mix, spread
+from fastdiff.integrations.diffusers.core import Stepping, last_apart, mix, result, spread
 from fastdiff.levels import x0_terms
 from fastdiff.plan import Plan, Row
 from fastdiff.samplers import euler, euler_ancestral, heun, lms
@@ -148,7 +148,7 @@ class ChurningStepping(ScaledStepping):
             rows = self._rows(index, None, *options)
         x, x0 = self._advance(rows, index, model_output, sample, noise)
         self._step_index = index + 1
-        return self._output(prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return result(self._output, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
 
 
 class EulerDiscreteScheduler(ChurningStepping, theirs.EulerDiscreteScheduler):
@@ -271,7 +271,7 @@ class EulerAncestralDiscreteScheduler(ScaledStepping, theirs.EulerAncestralDiscr
         self._step_index = index + 1
         if not return_dict:
             return x, x0
-        return EulerAncestralDiscreteSchedulerOutput(prev_sample=x, pred_original_sample=x0)
+        return result(EulerAncestralDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0)
 
 
 class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
@@ -303,7 +303,7 @@ class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
         index = self._index(timestep)
         x, x0 = self._advance(self._rows(index), index, model_output, sample)
         self._step_index = index + 1
-        return HeunDiscreteSchedulerOutput(prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return result(HeunDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
 
 
 class LMSDiscreteScheduler(ScaledStepping, theirs.LMSDiscreteScheduler):
@@ -328,7 +328,7 @@ class LMSDiscreteScheduler(ScaledStepping, theirs.LMSDiscreteScheduler):
         index = self._index(timestep)
         x, x0 = self._advance(self._rows(index, order), index, model_output, sample)
         self._step_index = index + 1
-        return LMSDiscreteSchedulerOutput(prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return result(LMSDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
 
 
 class FlowMatchEulerDiscreteScheduler(SigmaList, theirs.FlowMatchEulerDiscreteScheduler):
@@ -374,7 +374,7 @@ class FlowMatchEulerDiscreteScheduler(SigmaList, theirs.FlowMatchEulerDiscreteSc
             noise = self._draw(generator, sample, torch.float32)
         x, _ = self._advance(self._rows(index), index, model_output, sample, noise)
         self._step_index = index + 1
-        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=x) if return_dict else (x,)  # type: ignore[arg-type]
+        return result(FlowMatchEulerDiscreteSchedulerOutput, prev_sample=x) if return_dict else (x,)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """(1 − σ) x_0 + σ ε at each timestep (or at the run's step), in float32 whatever the sample's dtype."""

@@ -60,7 +60,7 @@ class SolverStepping(SigmaStepping):
         index = self._index(timestep)
         x, _ = self._advance(self._rows(index), index, model_output, sample, noise)
         self._step_index = index + 1
-        return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+        return result(SchedulerOutput, prev_sample=x) if return_dict else (x,)
 
     def _output(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """The half of a network's output that is not its variance."""

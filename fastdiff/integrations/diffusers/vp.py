@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_tcd import TCDSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.core import Stepping, last_apart, mix
+from fastdiff.integrations.diffusers.core import Stepping, last_apart, mix, result
 from fastdiff.ops import add_noise
 from fastdiff.ops.randn import DTYPES
 from fastdiff.plan import Plan, Row
@@ -125,7 +125,7 @@ class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
         if value > 0:
             noise = self._draw(generator, sample, model_output.dtype)
         x, x0 = self._advance(rows, index, model_output, sample, noise)
-        return DDPMSchedulerOutput(prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return result(DDPMSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
 
 
 class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
@@ -168,7 +168,7 @@ class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
             elif generator is not None:
                 raise ValueError("give generator or variance_noise, not both")
         x, x0 = self._advance(rows, index, model_output, sample, variance_noise)
-        return DDIMSchedulerOutput(prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return result(DDIMSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
 
 
 class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
@@ -191,7 +191,7 @@ class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
             raise ValueError("num_inference_steps is None: call set_timesteps before step")
         index, listed = self._place_or_pair(timestep)
         x, x0 = self._advance(self._rows(index, listed), index, model_output, sample)
-        return DDIMSchedulerOutput(prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return result(DDIMSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
 
 
 class LCMScheduler(TableStepping, theirs.LCMScheduler):
@@ -222,10 +222,10 @@ class LCMScheduler(TableStepping, theirs.LCMScheduler):
             raise ValueError("num_inference_steps is None: call set_timesteps before step")
         index, noise = self._index(timestep), None
         if index != self.num_inference_steps - 1:
-            noise = self._draw(generator, sample, torch.promote_types(sample.dtype, model_output.dtype))
+            noise = self._draw(generator, sample, self._result_dtype(sample.dtype, model_output.dtype))
         x, denoised = self._advance(self._rows(index), index, model_output, sample, noise)
         self._step_index = index + 1
-        return LCMSchedulerOutput(prev_sample=x, denoised=denoised) if return_dict else (x, denoised)
+        return result(LCMSchedulerOutput, prev_sample=x, denoised=denoised) if return_dict else (x, denoised)
 
 
 class TCDScheduler(TableStepping, theirs.TCDScheduler):
@@ -267,10 +267,10 @@ class TCDScheduler(TableStepping, theirs.TCDScheduler):
         index, noise = self._index(timestep), None
         rows = self._rows(index, eta)
         if eta > 0 and index != self.num_inference_steps - 1:
-            noise = self._draw(generator, sample, torch.promote_types(sample.dtype, model_output.dtype))
+            noise = self._draw(generator, sample, self._result_dtype(sample.dtype, model_output.dtype))
         x, noised = self._advance(rows, index, model_output, sample, noise)
         self._step_index = index + 1
-        return TCDSchedulerOutput(prev_sample=x, pred_noised_sample=noised) if return_dict else (x, noised)
+        return result(TCDSchedulerOutput, prev_sample=x, pred_noised_sample=noised) if return_dict else (x, noised)
 
 
 class PNDMScheduler(TableStepping, theirs.PNDMScheduler):
@@ -320,7 +320,7 @@ class PNDMScheduler(TableStepping, theirs.PNDMScheduler):
         index = steps.start + self.counter
         x, _ = self._advance(self._rows(index), index, model_output, sample)
         self.counter += 1
-        return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+        return result(SchedulerOutput, prev_sample=x) if return_dict else (x,)
 
     def step_prk(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """The same as ``step``, which knows whether it is in the Runge–Kutta start."""
