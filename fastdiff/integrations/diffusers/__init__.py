@@ -8,6 +8,10 @@ to 1e-5 with the same torch generator; where they differ, the class says so. ``u
 noise from fastdiff's stream instead, drawn inside the update. A step does not wait for the device.
 """
 
+from typing import Any
+
+import diffusers
+
 from fastdiff.integrations.diffusers.sigmas import (
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
@@ -22,6 +26,7 @@ from fastdiff.integrations.diffusers.solvers import (
     DPMSolverSinglestepScheduler,
     UniPCMultistepScheduler,
 )
+from fastdiff.integrations.diffusers.stepping import Stepping
 from fastdiff.integrations.diffusers.vp import (
     DDIMInverseScheduler,
     DDIMScheduler,
@@ -40,5 +45,19 @@ SCHEDULERS = {
         FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler,
     )
 }  # fmt: skip
+TABLES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod")
 
-__all__ = ["SCHEDULERS", *SCHEDULERS]
+
+def like(scheduler: Any) -> Stepping | None:
+    """Our scheduler of diffusers' class, config and tables; None for a class, or a subclass, that we do not have."""
+    made = SCHEDULERS.get(type(scheduler).__name__)
+    if made is None or type(scheduler) is not getattr(diffusers, made.__name__):
+        return None
+    ours = made.from_config(scheduler.config)
+    for name in TABLES:  # which may have been changed by hand
+        if name in scheduler.__dict__:
+            setattr(ours, name, getattr(scheduler, name))
+    return ours
+
+
+__all__ = ["SCHEDULERS", "like", *SCHEDULERS]

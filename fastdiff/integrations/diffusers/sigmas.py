@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 from torch import Tensor
 
 from fastdiff.continuous import EDMSchedule
-from fastdiff.integrations.diffusers.core import Stepping, last_apart, mix, result, spread
+from fastdiff.integrations.diffusers.stepping import Stepping, last_apart, mix, result, spread
 from fastdiff.levels import x0_terms
 from fastdiff.plan import Plan, Row
 from fastdiff.samplers import euler, euler_ancestral, heun, lms

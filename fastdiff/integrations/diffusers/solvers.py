@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdiff.continuous import FlowSchedule
 from fastdiff.integrations.diffusers.sigmas import SigmaStepping
+from fastdiff.integrations.diffusers.stepping import result
 from fastdiff.plan import Plan
 from fastdiff.samplers import deis, dpm_multistep, dpm_singlestep, unipc
 from fastdiff.samplers.spacing import Schedule

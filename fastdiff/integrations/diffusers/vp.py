@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_tcd import TCDSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.core import Stepping, last_apart, mix, result
+from fastdiff.integrations.diffusers.stepping import Stepping, last_apart, mix, result
 from fastdiff.ops import add_noise
 from fastdiff.ops.randn import DTYPES
 from fastdiff.plan import Plan, Row

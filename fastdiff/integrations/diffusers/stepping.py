@@ -17,161 +17,14 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fastdiff.noise import NoiseKey, noise_key
-from fastdiff.ops.backend import choose
-from fastdiff.ops.randn import DTYPES, randn
-from fastdiff.ops.update import BoundUpdate, bind, split_outputs, update
-from fastdiff.ops.update.operands import Operands
+from fastdiff.integrations.diffusers.steps import Rows, Steps
+from fastdiff.noise import noise_key
+from fastdiff.ops.randn import DTYPES
+from fastdiff.ops.update import split_outputs
 from fastdiff.ops.view import viewable
-from fastdiff.plan import COLUMNS, SLOTS, Plan
+from fastdiff.plan import Plan
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-
-
-class Rows:
-    """A plan for the steps from number ``start`` of a list on, as the tables that the update reads."""
-
-    def __init__(self, plan: Plan, start: int, second: str | None) -> None:
-        self.plan, self.start = plan, start
-        self.table = plan.table().clone()
-        self.table[:, COLUMNS.index("next_c_in")] = 1.0  # the network's input is made outside
-        self.table[:, COLUMNS.index("draw")] += start
-        self.reads_anchor = any(row.uses("anchor") for row in plan)
-        # What a step brings out beside x': x̂_0, nothing, or what rows write to an anchor that none reads.
-        anchors = any(row.anchor is not None for row in plan)
-        self.second = "anchor" if anchors and not self.reads_anchor else second
-        self.learned_variance = plan.learned_variance
-        self.end = start + len(plan)
-
-    def on(self, device: torch.device) -> Tensor:
-        """The float32 table on a device; the copy does not wait for it."""
-        return self.table.to(torch.float32).to(device, non_blocking=True)
-
-
-class Steps:
-    """The rows of a scheduler's list, and the tensors that they run on.
-
-    Attributes:
-        listed: the tensors of the list (timesteps, and σ where there are) that ``times`` and ``sigmas`` were read from.
-        times, sigmas: the same on the host; ``places`` has the number of each timestep.
-        base, itemsize: where the list of timesteps lies, and the bytes of an entry; 0 where entries have no address.
-        start: the number of the step that the run began with, None before it began.
-        key: the seed and sample numbers of the noise stream where the steps' noise is ours, as arguments of noise_key.
-        state: the anchor and the slots, by name, between steps.
-    """
-
-    def __init__(self) -> None:
-        self.key: dict[str, Any] | None = None
-        self.listed: tuple[Tensor | None, ...] = ()
-        self.times: list[float] = []
-        self.sigmas: list[float] = []
-        self.places: dict[float, int] = {}
-        self.base = self.itemsize = 0
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew: no plan, no history."""
-        self.rows: dict[tuple[Any, ...], Rows] = {}
-        self.start: int | None = None
-        self.state: dict[str | int, Tensor] = {}
-        self.unbind()
-
-    def unbind(self) -> None:
-        self.bound: BoundUpdate | None = None
-        self.bound_rows: Rows | None = None
-        self.shape: torch.Size | None = None
-        self.device: torch.device | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: all but the bound update, which holds addresses, and tables that can be remade."""
-        return self.__dict__ | {"bound": None, "bound_rows": None, "shape": None, "device": None, "rows": {}}
-
-    # ---- one step
-
-    def bind(self, rows: Rows, index: int, x: Tensor, thresholds: bool) -> BoundUpdate:
-        """The update for the steps of these rows and this shape, from step ``index`` on."""
-        key = NoiseKey() if self.key is None else noise_key(x.shape[0], x.device, **self.key)
-        o = Operands(x, x, rows.on(x.device), key, host_table=rows.table)
-        if rows.reads_anchor:
-            o.anchor = o.anchor_out = self.kept("anchor", rows, index, x)
-        for slot in rows.plan.slots_used:
-            o.slots[slot] = o.slots_out[slot] = self.kept(slot, rows, index, x)
-        if thresholds:
-            o.clip = torch.ones((x.shape[0], 2), device=x.device)
-        self.bound = bind(o, choose("auto", x.device.type))
-        self.bound_rows, self.shape, self.device = rows, x.shape, x.device
-        return self.bound
-
-    def kept(self, name: str | int, rows: Rows, index: int, x: Tensor) -> Tensor:
-        """A tensor of the history, new where the run begins."""
-        known = self.state.get(name)
-        if index == rows.start or known is None:
-            if index != rows.start and not self.state:
-                raise ValueError(
-                    f"step {index} needs the outputs of the steps before it, which this scheduler never saw"
-                )
-            known = torch.zeros_like(x)
-        elif known.shape != x.shape or known.device != x.device:
-            raise ValueError(
-                f"sample must stay {list(known.shape)} on {known.device} from a run's first step to its last; "
-                f"got {list(x.shape)} on {x.device}"
-            )
-        self.state[name] = known = known.detach().to(x.dtype)
-        return known
-
-    def run(
-        self, rows: Rows, index: int, x: Tensor, m: Tensor, variance: Tensor | None, z: Tensor | None,
-        clip: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """Run step ``index`` on checked tensors: x' and the second result, "x0" or "anchor", both new."""
-        call = self.bound
-        if call is None or rows is not self.bound_rows or x.shape != self.shape or x.device != self.device:
-            call = self.bind(rows, index, x, clip is not None)
-        out, other = torch.empty_like(x), None
-        call.set_state(x, out)
-        if rows.second is not None:
-            other = torch.empty_like(x)
-            if rows.second == "x0":
-                call.set_results(other, call.operands.anchor)
-            else:
-                call.set_results(None, other)
-        call.set_outputs((m,), variance)
-        call.set_noise(z)
-        if clip is not None:
-            bounds = call.operands.clip
-            assert bounds is not None
-            bounds.copy_(clip)
-        call(index - rows.start)
-        return out, other
-
-    def run_functional(
-        self, rows: Rows, index: int, x: Tensor, m: Tensor, z: Tensor | None, clip: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The same for float64, for gradients and under torch.compile: through the functional operator."""
-        row = rows.plan[index - rows.start]
-        slots: list[Tensor | None] = [None] * SLOTS
-        for slot in rows.plan.slots_used:
-            slots[slot] = self.kept_graph(slot, rows, index, x)
-        anchor = self.kept_graph("anchor", rows, index, x) if rows.reads_anchor else None
-        if z is None and row.uses("z"):
-            z = randn(tuple(x.shape), draw=index, stream=row.stream, device=x.device, **(self.key or {})).to(x.dtype)
-        done = update(
-            x, m, rows.plan, index - rows.start, anchor=anchor, slots=slots, noise=z,
-            clip=None if clip is None else clip.to(x.dtype), return_x0=rows.second == "x0",
-        )  # fmt: skip
-        if rows.reads_anchor and done.anchor is not None:
-            self.state["anchor"] = done.anchor
-        if row.write is not None:
-            assert done.slot is not None
-            self.state[row.write] = done.slot
-        self.unbind()
-        return done.x, {"x0": done.x0, "anchor": done.anchor, None: None}[rows.second]
-
-    def kept_graph(self, name: str | int, rows: Rows, index: int, x: Tensor) -> Tensor:
-        known = self.state.get(name)
-        if index > rows.start and known is not None and known.shape == x.shape and known.dtype == x.dtype:
-            return known  # with its graph
-        return self.kept(name, rows, index, x)
 
 
 class Stepping:
@@ -342,17 +195,9 @@ class Stepping:
     def _list(self) -> Steps:
         """The steps of the current list, read anew where it was replaced."""
         steps = self._steps
-        sigmas = self.__dict__.get("sigmas")
-        if not steps.listed or self.timesteps is not steps.listed[0] or sigmas is not steps.listed[1]:
-            times = [] if self.timesteps is None else self.timesteps.tolist()
-            values = [] if sigmas is None else sigmas.tolist()
-            if times != steps.times or values != steps.sigmas:
-                steps.forget()
-            steps.listed, steps.times, steps.sigmas = (self.timesteps, sigmas), times, values
-            steps.places = {t: i for i, t in enumerate(times)}
-            steps.base, steps.itemsize = 0, 0
-            if times and self.timesteps.is_contiguous():
-                steps.base, steps.itemsize = self.timesteps.data_ptr(), self.timesteps.element_size()
+        timesteps, sigmas = self.timesteps, self.__dict__.get("sigmas")
+        if timesteps is not steps.timesteps_read or sigmas is not steps.sigmas_read:
+            steps.read(timesteps, sigmas)
         return steps
 
     def _place(self, timestep: Any) -> int | None:
@@ -382,7 +227,7 @@ class Stepping:
         found = [i for i, t in enumerate(times) if t == value]
         if not found:
             return self._missing(value, times)
-        return found[min(1, len(found) - 1)]
+        return found[1] if len(found) > 1 else found[0]
 
     def _missing(self, value: float, times: list[float]) -> int:
         raise ValueError(f"timestep {value} is not one of scheduler.timesteps: {times}")
