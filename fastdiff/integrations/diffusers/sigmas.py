@@ -90,7 +90,8 @@ class ScaledStepping(SigmaStepping):
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         """The network's input at this step: sample over the state's standard deviation."""
-        sigma = self._steps.sigmas[self._index(timestep)]
+        index = self._index(timestep)
+        sigma = self._steps.sigmas[index]
         self.is_scale_input_called = True
         return sample / self._size(sigma)
 

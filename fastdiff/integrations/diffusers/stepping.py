@@ -134,11 +134,11 @@ class Stepping:
             return self._advance_slowly(rows, index, model_output, variance, sample, noise)
         x = sample
         if dtype is not torch.float32 or not x.is_contiguous():
-            x = x.to(torch.float32, memory_format=torch.contiguous_format)
+            x = x.to(torch.float32).contiguous()
         if not model_output.is_contiguous():
             model_output = viewable(model_output)
         if noise is not None and (noise.dtype is not torch.float32 or not noise.is_contiguous()):
-            noise = noise.to(torch.float32, memory_format=torch.contiguous_format)
+            noise = noise.to(torch.float32).contiguous()
         clip = self._threshold(rows, index, x, model_output) if self._thresholds else None
         out, other = self._steps.run(rows, index, x, model_output, variance, noise, clip)
         if model_output.dtype is not dtype:
@@ -253,6 +253,8 @@ def _constructor(init: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *arguments: Any, **options: Any) -> None:
         if "_steps" not in self.__dict__:
             self._steps = Steps()
+        # A pipeline that is saved names the class that loads it by this: diffusers' own, so that it loads anywhere.
+        self.__module__ = next(base for base in type(self).__mro__ if not issubclass(base, Stepping)).__module__
         init(self, *arguments, **options)
         self._thresholds = bool(self.config.get("thresholding", False))
         self._check_config()

@@ -98,7 +98,9 @@ class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
     the network's output for a variance itself, is refused.
     """
 
+    # None is in configs of other schedulers, from which this one may be made.
     _variances: ClassVar = {
+        None: "fixed_small",
         "fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fixed_large": "fixed_large",
         "learned_range": "learned_range",
     }  # fmt: skip
@@ -106,7 +108,7 @@ class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
     def _check_config(self) -> None:
         super()._check_config()
         if self.config.variance_type not in self._variances:
-            self._refuse("variance_type", f"is not served; take one of {', '.join(self._variances)}")
+            self._refuse("variance_type", f"is not served; take one of {', '.join(filter(None, self._variances))}")
 
     def _plan(self, start: int, *options: Any) -> Plan:
         return ddpm(
