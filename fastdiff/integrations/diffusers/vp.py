@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import schedulers as theirs
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddim_inverse import DDIMSchedulerOutput as DDIMInverseSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_tcd import TCDSchedulerOutput
@@ -193,7 +194,7 @@ class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
             raise ValueError("num_inference_steps is None: call set_timesteps before step")
         index, listed = self._place_or_pair(timestep)
         x, x0 = self._advance(self._rows(index, listed), index, model_output, sample)
-        return result(DDIMSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return result(DDIMInverseSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
 
 
 class LCMScheduler(TableStepping, theirs.LCMScheduler):
