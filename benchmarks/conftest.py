@@ -87,7 +87,8 @@ def contest(benchmark: Any, device: torch.device, copy_bandwidth: float) -> Call
     moved: bytes that must cross the memory bus in one call; 0 where that says nothing.
     targets: dicts of kind ("ratio", "of_copy" or "beyond"), contestant, goal and, optionally, stretch.
     steps: how many steps of a loop one call makes; times are then given for one of them. A call that is no loop is
-        made once untimed before it is timed, so that each meets the caches and threads as its own last call left them.
+        made once untimed before it is timed, so that each meets the caches and threads as its own last call left them;
+        ``warm`` decides otherwise.
     """
 
     def run(
@@ -100,10 +101,11 @@ def contest(benchmark: Any, device: torch.device, copy_bandwidth: float) -> Call
         targets: list[dict[str, Any]] | None = None,
         steps: int = 1,
         seconds: float = SECONDS,
+        warm: bool | None = None,
     ) -> None:
         calls = GPU_CALLS if device.type == "cuda" and steps == 1 else 1
         turns = {name: _turn(call, calls, device) for name, call in contestants.items() if call is not None}
-        warm = steps == 1
+        warm = steps == 1 if warm is None else warm
         times: dict[str, list[float]] = {name: [] for name in turns}
         rounds = _rounds(turns, seconds, warm)
         ours, *others = turns

@@ -1,7 +1,8 @@
-"""The command line: ``fastdiff sample``, ``fastdiff train``, ``fastdiff info``."""
+"""The command line: ``fastdiff sample``, ``fastdiff plan``, ``fastdiff train``, ``fastdiff info``."""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from enum import Enum
 from functools import wraps
@@ -10,15 +11,22 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from fastdiff.levels import PREDICTIONS
+from fastdiff.samplers import SAMPLERS
+from fastdiff.samplers.spacing import SIGMA_SPACINGS
+from fastdiff.samplers.timesteps import SPACINGS
+
 app = typer.Typer(
     name="fastdiff",
     help="Sample images from diffusion models, fast and exactly reproducible.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would take "[default: …]" in a help text for markup, and drop it
 )
 
 GIF_FRAMES = 60
+SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "edm", "flow")
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -44,11 +52,6 @@ class DType(str, Enum):
     float16 = "float16"
 
 
-class Sampler(str, Enum):
-    ddpm = "ddpm"
-    ddim = "ddim"
-
-
 @command
 def sample(
     out: Annotated[Path, typer.Option(help="The PNG to write, a grid of the images.")] = Path("samples.png"),
@@ -66,16 +69,20 @@ def sample(
         typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]"),
     ] = None,
     sampler: Annotated[
-        Optional[Sampler],  # noqa: UP045
-        typer.Option(help="[default: the model's own, or ddpm]"),
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Any sampler that `fastdiff plan` lists. [default: the model's own, or ddpm]"),
     ] = None,
     steps: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Network calls. [default: the model's own, or every timestep]"),
+        typer.Option(min=1, help="Steps of the sampler. [default: the model's own, or every timestep]"),
     ] = None,
     eta: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="DDIM's noise: 0 is deterministic, 1 is ancestral. [default: the model's own, or 0]"),
+        typer.Option(help="Share of noise: 0 is deterministic, 1 is ancestral. [default: the model's or sampler's]"),
+    ] = None,
+    plan: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A plan that `fastdiff plan --json` wrote, in place of --sampler, --steps and --eta."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Image i of a seed is the same image in every batch.")] = 0,
     sample_offset: Annotated[int, typer.Option(min=0, help="The number of the first image.")] = 0,
@@ -106,10 +113,12 @@ def sample(
     labels = _labels(trained.classes, class_name, number, sample_offset)
     if labels is None and guidance not in (None, 1.0):
         raise ValueError("--guidance needs a class-conditional model; this one has no classes")
-    changes: dict[str, Any] = {"sampler": sampler and sampler.value, "steps": steps, "eta": eta}
-    if sampler is not None and sampler.value != trained.sampling.get("sampler", "ddpm") and steps is None:
-        changes["steps"] = trained.sampling.get("steps")  # the model's own number suits another sampler too
+    changes: dict[str, Any] = {"sampler": sampler, "steps": steps, "eta": eta}
     changes = {name: value for name, value in changes.items() if value is not None}
+    if plan is not None:
+        if changes:
+            raise ValueError(f"--plan goes without {', '.join(f'--{name}' for name in changes)}, which the plan fixes")
+        trained.sampling = {"sampler": fastdiff.Plan.load(plan)}
 
     def arguments(begin: int, count: int) -> dict[str, Any]:
         chosen = None if labels is None else labels[begin : begin + count].to(where)
@@ -139,6 +148,60 @@ def sample(
     if gif is not None:
         save_gif(gif, frames)
         typer.echo(f"{gif}: the reverse process in {len(frames)} frames")
+
+
+@command
+def plan(
+    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")],
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Steps of the sampler. [default: every timestep]"),
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(help=f"{', '.join(SCHEDULES)}, or a folder that holds a scheduler_config.json.")
+    ] = "linear",
+    spacing: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help=f"{', '.join((*SPACINGS, *SIGMA_SPACINGS))}. [default: the sampler's or the schedule's]"),
+    ] = None,
+    prediction: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help=f"What the network predicts: {', '.join(PREDICTIONS)}. [default: epsilon]"),
+    ] = None,
+    eta: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share of noise: 0 is deterministic, 1 is ancestral. [default: the sampler's]"),
+    ] = None,
+    option: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="NAME=VALUE, another argument of the sampler, such as order=3; may be repeated."),
+    ] = None,
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also draw the levels, the coefficients and the noise, as a PNG."),
+    ] = None,
+    json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write the plan, to be run again by `fastdiff sample --plan` or `Plan.load`."),
+    ] = None,
+) -> None:
+    """Show a sampler as the table of numbers that it is: what each step does to the state."""
+    from fastdiff.files import check_writable
+    from fastdiff.sample import resolve_plan
+    from fastdiff.schedule import NoiseSchedule
+
+    for path, suffix in ((plot, ".png"), (json, ".json")):
+        if path is not None:
+            check_writable(path, suffix=suffix)
+    walked = NoiseSchedule.from_diffusers(schedule) if Path(schedule).is_dir() else schedule
+    made = resolve_plan(sampler, steps, walked, prediction, None, spacing, eta, None, _options(option or []))
+    typer.echo(str(made))
+    if plot is not None:
+        from fastdiff.plan_plot import save_plot
+
+        typer.echo(f"\n{save_plot(made, plot)}: the levels, the coefficients and the noise of {len(made)} rows")
+    if json is not None:
+        typer.echo(f"\n{made.save(json)}: the plan, for  fastdiff sample --plan {json}")
 
 
 @command
@@ -194,6 +257,23 @@ def info() -> None:
     from fastdiff.info import report
 
     typer.echo(report())
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; a value is a number, True, False, None, numbers with commas between, or a word."""
+    options: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--option must be NAME=VALUE; got {pair!r}")
+        if name in options:
+            raise ValueError(f"--option names {name} twice")
+        try:
+            options[name] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            options[name] = value.strip()
+    return options
 
 
 def _device(name: str) -> Any:

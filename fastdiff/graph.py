@@ -1,5 +1,7 @@
 """One CUDA graph for the whole step: network, guidance, update and step counter, replayed once a row.
 
+A guidance interval makes two kinds of row, one stacked and one plain call, and so two graphs over the same buffers.
+
 A graph belongs to a module and a kind of run (shapes, dtypes, number of rows); it owns its buffers, into which a run's
 state, table, timesteps, seeds and keywords are copied. A graph is leased to one run at a time: a second run at the same
 time gets one of its own, or runs eagerly once the module has ``LIMIT`` of them. The least recently used is dropped.
@@ -10,7 +12,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -47,6 +49,10 @@ def why_eager(run: Run) -> str | None:
         return "the device is no CUDA device"
     if not run.draws.from_stream:
         return "generator and noise_fn draw on the host"
+    if run.classifier is not None:
+        return "cond_fn runs eagerly"
+    if not any(run.calls[run.start :]):
+        return "no row calls the network"
     if run.backend == "reference":
         return "the reference backend reads its rows on the host"
     if not isinstance(run.network.model, nn.Module):
@@ -109,47 +115,53 @@ class Captured:
 
     def __init__(self, run: Run, key: Any, check: bool) -> None:
         self.key, self.leased = key, True
-        kwargs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in run.guidance.kwargs.items()}
+        kwargs, plain = (_cloned(mapping) for mapping in (run.guidance.kwargs, run.guidance.plain))
         seeds, samples = (t.clone() for t in run.draws.key.tensors(run.batch, run.network.device))
         draws = replace(run.draws, key=replace(run.draws.key, seeds=seeds, samples=samples))
-        guidance = replace(run.guidance, kwargs=kwargs)
-        self.run = Run(run.network, run.plan, run.x.clone(), run.start, draws, guidance, run.backend)
+        guidance = replace(run.guidance, kwargs=kwargs, plain=plain)
+        mask, known = (None if t is None else t.clone() for t in (run.operands.mask, run.operands.known))
+        self.run = Run(
+            run.network, run.plan, run.x.clone(), run.start, draws, guidance, run.backend,
+            thresholding=run.thresholding, mask=mask, known=known,
+        )  # fmt: skip
         self.index = torch.zeros(1, dtype=torch.int64, device=run.network.device)
         self.used = torch.cuda.Event()
-        self.graph = self._capture(run, check)
+        self.graphs = {calls: self._capture(run, calls, check) for calls in kinds(run)}
         # The graph holds the weights' addresses; the module itself must be free to go.
         self.run.network = replace(run.network, model=_gone)
 
-    def _capture(self, run: Run, check: bool) -> torch.cuda.CUDAGraph:
+    def _capture(self, run: Run, calls: int, check: bool) -> torch.cuda.CUDAGraph:
+        """The step of rows that stack the batch ``calls`` times, tried at the first of them."""
+        first = run.calls.index(calls, run.start)
         device = run.network.device
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(2):  # libraries choose their algorithms and make their handles on first use
-                self.load(run)
-                self._step()
+                self.load(run, first)
+                self._step(calls)
             eager = self.run.x.clone()
-            self.load(run)
+            self.load(run, first)
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._step()
+            self._step(calls)
         if check:
-            self.load(run)
+            self.load(run, first)
             graph.replay()
             if not torch.equal(self.run.x, eager):
                 raise RuntimeError("the first replay differs from the eager step (cuda_graph=True would take it)")
         return graph
 
-    def _step(self) -> None:
+    def _step(self, calls: int) -> None:
         run = self.run
-        run.call(run.times.index_select(0, self.index).view(-1))
+        run.call(run.times.index_select(0, self.index).view(-1), self.index, calls)
         run.update(self.index)
         run.stack()
         self.index.add_(1)
 
-    def load(self, run: Run) -> None:
-        """Copy a run's state and numbers into the graph's buffers."""
+    def load(self, run: Run, first: int | None = None) -> None:
+        """Copy a run's state and numbers into the graph's buffers, to go on from its start or from row ``first``."""
         mine = self.run
         torch.cuda.current_stream(run.network.device).wait_event(self.used)
         a, b = mine.operands, run.operands
@@ -166,22 +178,25 @@ class Captured:
             (a.anchor, b.anchor),
             *zip(a.slots, b.slots, strict=True),
         ]
+        pairs += [(a.mask, b.mask), (a.known, b.known)]
         pairs += [(mine.guidance.kwargs[k], v) for k, v in run.guidance.kwargs.items()]
+        pairs += [(mine.guidance.plain[k], v) for k, v in run.guidance.plain.items()]
         for target, value in pairs:
             if isinstance(target, Tensor):
                 target.copy_(value)
-        self.index.fill_(run.start)
-        mine.plan, mine.start = run.plan, run.start
-        mine.guidance = replace(mine.guidance, weights=run.guidance.weights, rescale=run.guidance.rescale)
+        first = run.start if first is None else first
+        self.index.fill_(first)
+        mine.plan, mine.start, mine.calls = run.plan, first, run.calls
         mine.first_input()
 
     def step(self, index: int) -> None:
         """Run row ``index``, which the device's counter has reached."""
-        if self.run.plan[index].calls_model:
-            self.graph.replay()
+        calls = self.run.calls[index]
+        if calls:
+            self.graphs[calls].replay()
         else:
-            self.run.update.set_outputs(())
-            self.run.update(self.index)
+            self.run.change.set_outputs(())
+            self.run.change(self.index)
             self.run.stack()
             self.index.add_(1)
 
@@ -195,19 +210,28 @@ class Captured:
             self.leased = False
 
 
+def kinds(run: Run) -> list[int]:
+    """How many times the rows of a run stack the batch: each needs a graph."""
+    return sorted(set(run.calls[run.start :]) - {0})
+
+
+def _cloned(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+
+
 def _gone(*_: object, **__: object) -> Any:
     raise RuntimeError("a captured step calls no module")
 
 
 def _key(run: Run) -> Any:
-    """What two runs must share to share a graph. The rescale is baked in; the guidance weights are in the table."""
+    """What two runs must share to share a graph. Rescale and thresholding are baked in, weights are not."""
     model: Any = run.network.model
     weights = [*model.parameters(), *model.buffers()]
     return (
         run.network.device, run.network.dtype, run.network.layout, tuple(run.x.shape), len(run.plan), run.backend,
         run.times.dtype, run.shares_x, run.plan.learned_variance, run.plan.uses_anchor, run.plan.slots_used,
-        run.plan[run.start].calls_model, run.guidance.calls, run.guidance.rescale,
-        run.guidance.weights if run.guidance.rescale else (), _kwargs_key(run),
+        run.guidance.calls, run.guidance.rescale, _kwargs_key(run), tuple(kinds(run)), 0 in run.calls,
+        run.thresholding, run.operands.mask is None,
         hash(tuple((w.data_ptr(), w.dtype) for w in weights)), torch.is_autocast_enabled("cuda"),
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
     )  # fmt: skip
@@ -215,7 +239,7 @@ def _key(run: Run) -> Any:
 
 def _kwargs_key(run: Run) -> Any:
     signature: list[tuple[Any, ...]] = []
-    for name, value in sorted(run.guidance.kwargs.items()):
+    for name, value in (*sorted(run.guidance.kwargs.items()), *sorted(run.guidance.plain.items())):
         if isinstance(value, Tensor):
             signature.append((name, tuple(value.shape), value.dtype, value.device, value.stride()))
         else:

@@ -1,4 +1,7 @@
-"""Interpolation between two images through the diffusion process (Ho, Jain & Abbeel 2020, Section 4.4)."""
+"""Interpolation between two images through the diffusion process (Ho, Jain & Abbeel 2020, Section 4.4).
+
+The noised images are mixed linearly, as there, or on the great circle between them.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff.network import describe
 from fastdiff.noise import INITIAL, check_int, noise_key
 from fastdiff.ops.randn import randn
 from fastdiff.run import State
-from fastdiff.sample import describe, resolve_plan, sample
+from fastdiff.sample import resolve_plan, sample
 from fastdiff.schedule import NoiseSchedule, resolve_schedule
 
 
@@ -26,6 +30,7 @@ def interpolate(
     *,
     t: int | None = None,
     noise: str = "independent",
+    mix: str = "linear",
     schedule: NoiseSchedule | str = "linear",
     seed: int = 0,
     **arguments: Any,
@@ -44,6 +49,8 @@ def interpolate(
             (``matched_timesteps``): 500 at 256 pixels, 125 at 32, 30 at 8.
         noise: "independent", as the paper has it: the two images draw their own noise, so the mix has variance
             ((1 − λ)² + λ²)(1 − ᾱ_t); "shared": both draw the same, which keeps 1 − ᾱ_t.
+        mix: "linear", as the paper has it, or "spherical" (``slerp``), which keeps the length of x_t, and so the
+            variance that the network expects, with independent noise too.
         schedule, seed: as for ``fastdiff.sample``.
         arguments: other arguments of ``fastdiff.sample``, with DDPM over every timestep below t; tensors in
             model_kwargs have one entry a result.
@@ -67,6 +74,8 @@ def interpolate(
         raise ValueError(f"weights must be finite numbers, at least one; got {list(weights)}")
     if noise not in ("independent", "shared"):
         raise ValueError(f"noise is {noise!r}; it must be 'independent' or 'shared'")
+    if mix not in ("linear", "spherical"):
+        raise ValueError(f"mix is {mix!r}; it must be 'linear' or 'spherical'")
     taken = {"sampler", "steps", "spacing", "x_init", "start_step", "resume", "seeds", "sample_offset", "generator",
              "noise_fn"} & set(arguments)  # fmt: skip
     if taken:
@@ -80,10 +89,10 @@ def interpolate(
     plan_names = ("prediction", "variance", "clip", "sampler_options")
     plan = resolve_plan("ddpm", schedule=schedule, **{k: arguments.pop(k) for k in plan_names if k in arguments})
 
-    mix = torch.tensor(lambdas, dtype=torch.float32, device=a.device).view(-1, *[1] * a.ndim)
+    mixed = slerp if mix == "spherical" else lerp
     ends = torch.stack([a, b]).to(torch.float32)
     if t == 0:
-        return (1 - mix) * ends[0] + mix * ends[1]
+        return mixed(ends[0], ends[1], lambdas)
     start = plan.timesteps.index(t - 1)
     row = plan[start]
     shape = (len(lambdas), *a.shape)
@@ -92,9 +101,40 @@ def interpolate(
     if noise == "shared":
         z = z[:1].expand_as(z)
     x_t = ends * row.alpha + z * row.sigma
-    state = State((1 - mix) * x_t[0] + mix * x_t[1], None, None, (None,) * 4, start)
+    state = State(mixed(x_t[0], x_t[1], lambdas), None, None, (None,) * 4, start)
     # One seed for all results: each then draws sample 0's noise in every reverse step.
     return sample(model, shape, sampler=plan, resume=state, seeds=[seed] * len(lambdas), **arguments)
+
+
+def lerp(a: Tensor, b: Tensor, weights: Sequence[float]) -> Tensor:
+    """(1 − λ) a + λ b for each λ, [len(weights), *a.shape]."""
+    mix = torch.tensor(weights, dtype=torch.float32, device=a.device).view(-1, *[1] * a.ndim)
+    return (1 - mix) * a + mix * b
+
+
+def slerp(a: Tensor, b: Tensor, weights: Sequence[float]) -> Tensor:
+    """sin((1 − λ) θ)/sin θ · a + sin(λ θ)/sin θ · b for each λ, θ the angle between a and b as vectors.
+
+    Shoemake 1985; for latents, Song et al. 2021, Equation 67. λ = 0 and λ = 1 give a and b to the bit. ``lerp`` where
+    the two are parallel, opposite or zero, which leaves the great circle undefined. Waits for the device.
+
+    Args:
+        a, b: float32, of one shape. weights: the λ, any numbers.
+
+    Returns:
+        float32 [len(weights), *a.shape].
+    """
+    u, v = (end.to(torch.float64) / end.to(torch.float64).norm() for end in (a, b))
+    # Half the angle from the lengths of the sum and the difference: accurate at every angle (Kahan 2006).
+    theta = 2 * math.atan2(float((u - v).norm()), float((u + v).norm()))
+    if not math.sin(theta) > 1e-6:
+        return lerp(a, b, weights)
+    shares = [(math.sin((1 - w) * theta) / math.sin(theta), math.sin(w * theta) / math.sin(theta)) for w in weights]
+    first, second = (
+        torch.tensor(share, dtype=torch.float32, device=a.device).view(-1, *[1] * a.ndim)
+        for share in zip(*shares, strict=True)
+    )
+    return first * a + second * b
 
 
 def matched_timesteps(schedule: NoiseSchedule, size: int) -> int:
@@ -102,6 +142,8 @@ def matched_timesteps(schedule: NoiseSchedule, size: int) -> int:
 
     Averaging over k × k pixels divides the noise's variance by k², so SNR_size(t) = SNR_256(500)·(256/size)².
     """
+    if size < 1:
+        raise ValueError(f"an image must be at least one pixel wide to match its timesteps; got {size}: give t")
     bars = schedule.alphas_cumprod
     T = len(schedule)
     snr = bars / (1 - bars)

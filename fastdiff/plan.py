@@ -17,11 +17,15 @@ coefficient is 0 is neither read nor added.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
+
+from fastdiff.files import atomic_write, check_writable
 
 TERMS = ("x", "anchor", "x0", "m", "slot0", "slot1", "slot2", "z", "g")
 SLOTS = 4
@@ -50,6 +54,8 @@ class Row:
         c_in: the network's input is c_in·x.
         log_variance: (log_min, log_max) under learned variance (Nichol & Dhariwal 2021, Equation 15).
         stream: the noise's stream; its draw is the row's number in the plan.
+        variance: σ² of the Gaussian that the row draws from, where a classifier's gradient is to move its mean (times
+            the network's own variance, where that is learned); None: it moves x̂_0 and ε (``fastdiff.classifier``).
     """
 
     t: float
@@ -68,6 +74,7 @@ class Row:
     log_variance: tuple[float, float] | None = None
     stream: int = 1
     calls_model: bool = True
+    variance: float | None = None
     reads_terms: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +89,8 @@ class Row:
         numbers = (self.t, self.alpha, self.sigma, self.p, self.q, self.scale, self.c_in, *(self.log_variance or ()))
         if not all(math.isfinite(value) for value in numbers):
             raise ValueError(f"t, alpha, sigma, p, q, scale, c_in and log_variance must be finite; got {numbers}")
+        if self.variance is not None and not 0 <= self.variance < math.inf:
+            raise ValueError(f"variance must be finite and not negative; got {self.variance}")
         if math.isnan(self.clip) or self.clip <= 0:
             raise ValueError(f"clip must be positive or infinite; got {self.clip}")
         if len(self.reads) > 3 or any(not 0 <= slot < SLOTS for slot in self.reads):
@@ -100,6 +109,11 @@ class Row:
     def uses(self, term: str) -> bool:
         """Whether any of the row's outputs reads this term."""
         return term in self.reads_terms
+
+    def is_guided(self, interval: tuple[float, float] | None) -> bool:
+        """Whether σ/α lies in the interval (low, high] of guidance; None is everywhere."""
+        ratio = self.sigma / self.alpha if self.alpha else math.inf
+        return interval is None or interval[0] < ratio <= interval[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +142,7 @@ class Plan:
         for i, row in enumerate(self.rows):
             if not isinstance(row, Row):
                 raise TypeError(f"rows must be Row; number {i} is {type(row).__name__}")
-            if self.learned_variance and row.uses("z") and row.log_variance is None:
+            if self.learned_variance and row.calls_model and row.uses("z") and row.log_variance is None:
                 raise ValueError(f"row {i} draws noise under learned variance but has no log_variance")
         object.__setattr__(self, "timesteps", tuple(row.t for row in self.rows))
 
@@ -140,6 +154,47 @@ class Plan:
 
     def __getitem__(self, index: int) -> Row:
         return self.rows[index]
+
+    def __repr__(self) -> str:
+        return f"Plan(name={self.name!r}, rows={len(self)})"
+
+    def __str__(self) -> str:
+        """An aligned table of the rows; of a long plan the middle is left out."""
+        from fastdiff.plan_text import table_text
+
+        return table_text(self)
+
+    # ---- kept as text
+
+    def to_json(self) -> str:
+        """The plan as JSON (format "fastdiff.plan"), which ``from_json`` gives back with every float64 to the bit."""
+        from fastdiff.plan_text import to_json
+
+        return to_json(self)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Plan:
+        """The plan that ``to_json`` wrote. Raises ValueError, saying what is wrong, for any other text."""
+        from fastdiff.plan_text import from_json
+
+        return from_json(text)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write ``to_json`` to a file, whole or not at all; returns its path. Raises OSError."""
+        path = check_writable(path, suffix=".json")
+        with atomic_write(path) as file:
+            file.write(self.to_json().encode())
+        return path
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """The plan of a file that ``save`` wrote. Raises OSError, or ValueError naming the file and what is wrong."""
+        try:
+            return Plan.from_json(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    # ---- what a run needs to know
 
     @property
     def integer_timesteps(self) -> bool:
@@ -156,20 +211,40 @@ class Plan:
     def uses_anchor(self) -> bool:
         return any(row.anchor is not None or row.uses("anchor") for row in self.rows)
 
-    def table(self, guidance: tuple[float, ...] = ()) -> torch.Tensor:
+    @cached_property
+    def uses_gradient(self) -> bool:
+        return any(row.uses("g") for row in self.rows)
+
+    @cached_property
+    def entries(self) -> tuple[int, ...]:
+        """The rows at which a run can begin: none from there on reads a slot or an anchor that was written before."""
+        entries, needed = [], set[int]()  # −1 stands for the anchor
+        for i, row in reversed(list(enumerate(self.rows))):
+            needed -= {-1} if row.anchor is not None else set()
+            needed -= {row.write}
+            needed |= {slot for k, slot in enumerate(row.reads) if row.uses(f"slot{k}")}
+            needed |= {-1} if row.uses("anchor") else set()
+            if not needed:
+                entries.append(i)
+        return tuple(reversed(entries))
+
+    def table(self, guidance: tuple[float, ...] = (), interval: tuple[float, float] | None = None) -> torch.Tensor:
         """The rows as a float64 CPU tensor [rows, 48] with the columns ``COLUMNS``; do not write to it.
 
-        ``guidance`` holds the weights of the network's outputs (see ``guidance_weights``).
+        ``guidance`` holds the weights of the network's outputs (see ``guidance_weights``); in rows outside of
+        ``interval`` (``Row.is_guided``) the last output counts alone.
         """
-        return _table(self, guidance)
+        return _table(self, guidance, interval)
 
 
 @lru_cache(maxsize=64)
-def _table(plan: Plan, guidance: tuple[float, ...]) -> torch.Tensor:
-    weights = [*guidance, 0.0, 0.0, 0.0][:3] if guidance else [1.0, 0.0, 0.0]
+def _table(plan: Plan, guidance: tuple[float, ...], interval: tuple[float, float] | None) -> torch.Tensor:
+    guided = [*guidance, 0.0, 0.0, 0.0][:3] if guidance else [1.0, 0.0, 0.0]
+    plain = [*(0.0 for _ in guidance[1:]), 1.0, 0.0, 0.0][:3]
     rows = []
     for i, row in enumerate(plan.rows):
         following = plan.rows[i + 1] if i + 1 < len(plan.rows) else None
+        weights = guided if row.is_guided(interval) else plain
         rows.append(
             [row.t, following.c_in if following else 1.0, *weights, row.p, row.q, row.clip, row.scale]
             + [(c or {}).get(term, 0.0) for c in (row.x, row.anchor, row.slot) for term in TERMS]

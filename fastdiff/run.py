@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fastdiff.classifier import Classifier
 from fastdiff.draws import Draws
-from fastdiff.guidance import Guidance
+from fastdiff.guidance import Guidance, P, Q, mixed
+from fastdiff.network import Network, evaluating, first_tensor
+from fastdiff.noise import KNOWN
 from fastdiff.ops.update import bind, split_outputs
 from fastdiff.ops.update.operands import Operands
-from fastdiff.plan import SLOTS, Plan
+from fastdiff.ops.update.reference import learned_sigma
+from fastdiff.plan import SLOTS, Plan, Row
+from fastdiff.thresholding import Thresholding
 
 
 @dataclass(frozen=True)
@@ -36,18 +40,11 @@ class State:
     row: int
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network and what it takes: where it is, its dtype, and the memory format of its input."""
-
-    model: Callable[..., Any]
-    device: torch.device
-    dtype: torch.dtype
-    layout: torch.memory_format
-
-
 class Run:
-    """One run of a plan over the state ``x`` [B, …], float32, from row ``start`` on."""
+    """One run of a plan over the state ``x`` [B, …], float32, from row ``start`` on.
+
+    ``mask`` and ``known`` are like x. A row without a network call leaves them alone, as it does clip and gain.
+    """
 
     def __init__(
         self,
@@ -59,14 +56,20 @@ class Run:
         guidance: Guidance,
         backend: str,
         *,
+        thresholding: Thresholding | None = None,
+        classifier: Classifier | None = None,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
         keeps_x0: bool = False,
         progress: bool = False,
     ) -> None:
         self.network, self.plan, self.x, self.start = network, plan, x, start
         self.draws, self.guidance, self.backend, self.progress = draws, guidance, backend, progress
+        self.thresholding, self.classifier = thresholding, classifier
         self.batch = len(x)
+        self.calls = guidance.row_calls(plan)  # how many times each row stacks the batch
         device, dtype = network.device, network.dtype
-        table = plan.table(guidance.weights)
+        table = plan.table(guidance.weights, guidance.interval)
         stacked = (self.batch * guidance.calls, *x.shape[1:])
         times = torch.tensor(plan.timesteps, dtype=torch.float64)[:, None].expand(-1, stacked[0])
         self.times = times.to(torch.int64 if plan.integer_timesteps else torch.float32).to(device)
@@ -93,9 +96,17 @@ class Run:
             o.slots[slot] = o.slots_out[slot] = torch.zeros_like(x)
         if guidance.rescale:
             o.gain = torch.ones(self.batch, device=device)
+        if thresholding is not None:
+            o.clip = torch.ones(self.batch, 2, device=device)
+        if classifier is not None:
+            o.gradient = torch.zeros_like(x)
+        o.mask, o.known = mask, known
         if keeps_x0:
             o.x0_out = torch.empty_like(x)
         self.update = bind(o, backend)
+        # What rows without a network call do, beside noise: nothing but their linear combination.
+        bare = replace(o, gain=None, clip=None, gradient=None, mask=None, known=None)
+        self.change = bind(bare, backend) if 0 in self.calls else self.update
 
     # ---- one row
 
@@ -105,35 +116,72 @@ class Run:
             self.net_in[: self.batch].copy_(self.x * self.plan[self.start].c_in)
             self.stack()
 
-    def call(self, times: Tensor) -> None:
-        """Call the network and hand its outputs to the update."""
+    def call(self, times: Tensor, index: int | Tensor, count: int) -> Tensor | None:
+        """Call the network with ``count`` stacked batches and hand its outputs to the update of row ``index``.
+
+        Returns the learned variance's channels, where the plan has them.
+        """
         version = self.net_in._version
-        out = self.network.model(self.net_in, times, **self.guidance.kwargs)
+        if count == self.guidance.calls:
+            out = self.network.model(self.net_in, times, **self.guidance.kwargs)
+        else:
+            out = self.network.model(self.net_in[: self.batch], times[: self.batch], **self.guidance.plain)
         if self.shares_x and self.net_in._version != version:
             raise ValueError("model changed its input in place; it must not, since that is the sampler's state")
-        out = out if isinstance(out, Tensor) else _first_tensor(out)
-        count = self.guidance.calls
+        out = out if isinstance(out, Tensor) else first_tensor(out)
+        if out.stride() != self.net_in.stride() and _share_memory(out, self.net_in):
+            out = out.clone()  # a view of the input, which the update would overwrite while it reads
         if out.ndim == 0 or out.shape[0] != self.batch * count:
             raise ValueError(f"model must return [{self.batch * count}, …] for its input; got {list(out.shape)}")
         outputs = (out,) if count == 1 else out.chunk(count) if self.batch else (out,) * count
         outputs, variance = split_outputs(
             outputs, self.x.shape, self.plan.learned_variance, self.network.device, "the model's outputs"
         )
-        if self.operands.gain is not None:
-            self.guidance.gain(outputs, self.operands.gain)
+        if (self.operands.gain is not None or self.operands.clip is not None) and self.x.numel():
+            self.reduce(outputs, index)
         self.update.set_outputs(outputs, variance)
+        return variance
+
+    def reduce(self, outputs: tuple[Tensor, ...], index: int | Tensor) -> None:
+        """What a row needs to know of each sample as a whole: guidance rescale's gain, thresholding's bounds."""
+        o = self.operands
+        row = o.table[index] if isinstance(index, int) else o.table.index_select(0, index)[0]
+        m = mixed(outputs, row)
+        if o.gain is not None:
+            if len(outputs) > 1:
+                self.guidance.gain(mixed(outputs[-1:], row), m, o.gain)
+            else:
+                o.gain.fill_(1.0)
+            m = m * o.gain[:, None]
+        if self.thresholding is not None and o.clip is not None:
+            self.thresholding.bounds(self.x.view(self.batch, -1) * row[P] + m * row[Q], o.clip)
 
     def step(self, index: int) -> None:
         """Run row ``index`` eagerly."""
-        row = self.plan[index]
+        row, times = self.plan[index], self.row_times[index]
+        update = self.update if row.calls_model else self.change
         if row.calls_model:
-            self.call(self.row_times[index])
+            variance = self.call(times, index, self.calls[index])
+            if self.classifier is not None and row.uses("g"):
+                self.guide(row, times, variance)
         else:
-            self.update.set_outputs(())
+            update.set_outputs(())
         if not self.draws.from_stream:
-            self.update.set_noise(self.draws.noise(row.stream, index, self.backend) if row.uses("z") else None)
-        self.update(index)
+            z = self.draws.noise(row.stream, index, self.backend) if row.uses("z") else None
+            known = row.calls_model and self.operands.mask is not None and index + 1 < len(self.plan)
+            known = known and self.plan[index + 1].sigma != 0
+            update.set_noise(z, self.draws.noise(KNOWN, index, self.backend) if known else None)
+        update(index)
         self.stack()
+
+    def guide(self, row: Row, times: Tensor, variance: Tensor | None) -> None:
+        """Take the classifier's gradient at the state, times the network's variance where the row has a learned one."""
+        g = self.operands.gradient
+        assert self.classifier is not None
+        assert g is not None
+        self.classifier.gradient(self.x, times[: self.batch], g)
+        if variance is not None and row.variance is not None and row.log_variance is not None:
+            g.mul_(learned_sigma(variance.to(torch.float32), *row.log_variance).square_())
 
     def stack(self) -> None:
         """Repeat the network's input for the guided calls."""
@@ -211,26 +259,7 @@ class Run:
             mine.copy_(saved)
 
 
-def _first_tensor(out: Any) -> Tensor:
-    if isinstance(out, tuple) and out and isinstance(out[0], Tensor):
-        return out[0]
-    sample = getattr(out, "sample", None)
-    if isinstance(sample, Tensor):
-        return sample
-    raise TypeError(
-        "model must return a tensor, a tuple that starts with one, or an object whose .sample is one; "
-        f"got {type(out).__name__}"
-    )
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """A module that is in training mode, in eval mode for a while; each submodule's own flag comes back."""
-    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    if a.layout != torch.strided:
+        return False
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -1,6 +1,6 @@
 """``sample`` and ``sample_iter``: your network, a plan and a seed make images.
 
-The arguments are checked here; fastdiff/run.py holds the loop.
+The arguments are checked here; fastdiff/run.py holds the loop, fastdiff/ops/update/ the kernel of a row.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fastdiff.classifier import Classifier, guided_by_gradient
 from fastdiff.draws import Draws, resolve_draws
 from fastdiff.guidance import resolve_guidance
-from fastdiff.noise import INITIAL, check_int
+from fastdiff.network import describe
 from fastdiff.ops.backend import choose
-from fastdiff.ops.randn import DTYPES, check_device, check_shape
+from fastdiff.ops.randn import check_shape
 from fastdiff.plan import Plan
-from fastdiff.run import Network, Run, State
+from fastdiff.run import Run, State
 from fastdiff.samplers import SAMPLERS
 from fastdiff.samplers.spacing import Schedule, levels, nearest, resolve_any_schedule
+from fastdiff.start import by_strength, check_start, initial_state, resolve_mask
+from fastdiff.thresholding import resolve_thresholding
 
 
 def sample(
@@ -45,10 +48,16 @@ def sample(
     x_init: Tensor | None = None,
     start_step: int = 0,
     resume: State | None = None,
+    strength: float | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
-    uncond_kwargs: Mapping[str, Any] | None = None,
-    guidance_scale: float = 1.0,
+    uncond_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    guidance_scale: float | tuple[float, float] = 1.0,
     guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
+    thresholding: float | tuple[float, float] | None = None,
+    cond_fn: Callable[..., Tensor] | None = None,
     device: torch.device | str | None = None,
     model_dtype: torch.dtype | None = None,
     backend: str = "auto",
@@ -65,11 +74,12 @@ def sample(
     Args:
         model: the network.
         shape: [B, …] of the images.
-        sampler: "ddpm", "ddim" or a ``Plan``; a Plan fixes the next eight arguments, which must then be left out.
+        sampler: a name of ``fastdiff.samplers`` or a ``Plan``; a Plan fixes the next eight arguments, which must then
+            be left out.
         steps: network calls; None visits every timestep.
         schedule: a NoiseSchedule or a name; None is "linear", β from 1e-4 to 0.02 over T = 1000.
         prediction: what the network predicts: "epsilon" (the default), "v_prediction" or "sample".
-        variance: DDPM's: "fixed_small" (the default), "fixed_large" or "learned_range".
+        variance: DDPM's: "fixed_small" (the default), "fixed_large", "learned" or "learned_range".
         spacing: "leading" (the default), "trailing" or "linspace".
         eta: DDIM's η in [0, 1], by default 0.
         clip: the bound of |x̂_0|, None for none; 1.0 is usual for images in [−1, 1].
@@ -80,11 +90,24 @@ def sample(
         noise_fn: noise_fn(stream, draw, shape) -> floating-point tensor, in place of all noise.
         x_init: clean images [B, …] to start from, noised to row ``start_step`` (image-to-image).
         start_step: the first row to run, with x_init.
-        resume: a ``State`` of an earlier run of the same plan, to go on from.
-        model_kwargs: keywords of every network call. uncond_kwargs: those that the unconditional call has otherwise;
-            tensors of B entries are concatenated [uncond, cond] for one call, others must be equal.
-        guidance_scale: s in u + s·(c − u); 1, or no uncond_kwargs, is one plain call.
+        resume: a ``State`` of an earlier run of the same plan and arguments, to go on from.
+        strength: in place of start_step, in [0, 1]: the last int(steps·strength) steps are run, as diffusers counts
+            them; 1 starts from noise at x_T's level, 0 returns x_init.
+        mask, known: inpainting. After each network call x' ← mask·(known, noised to the level reached) +
+            (1 − mask)·x'; 1 is known. mask: bool, or numbers in [0, 1], that broadcasts to [B, …]; known: [B, …].
+            sampler="repaint" resamples (Lugmayr et al. 2022).
+        model_kwargs: keywords of every network call. uncond_kwargs: those that the unconditional call has otherwise,
+            such as a negative prompt's; tensors of B entries are concatenated [uncond, cond] for one call, others must
+            be equal.
+        guidance_scale: s in u + s·(c − u); 1, or no uncond_kwargs, is one plain call. A pair (s_T, s_I) is
+            InstructPix2Pix's (``plan.guidance_weights``), uncond_kwargs then two: of e(∅, ∅) and of e(I, ∅).
         guidance_rescale: φ of Lin et al. 2024, Equation 16; 0 is none.
+        guidance_interval: (low, high): guide where low < σ/α ≤ high (Kynkäänniemi et al. 2024); elsewhere the network
+            is called once, with model_kwargs. ``schedule.sigma_at(t)`` is a timestep's σ/α.
+        thresholding: dynamic thresholding's ratio, 0.995 in Imagen, or (ratio, maximum): each image's |x̂_0| is clamped
+            to its quantile s, 1 ≤ s ≤ maximum, and divided by s; in place of clip.
+        cond_fn: cond_fn(x, t, **model_kwargs) -> ∇ log p(y | x_t), like x: classifier guidance (``classifier``). x is
+            the float32 state itself, not scaled by c_in, t as the network has it; gradients are on. Runs eagerly.
         device, model_dtype: where the network is and what it takes; read from its parameters by default.
         backend: "auto", "native", "triton" or "reference".
         cuda_graph: "auto", True or False: replay the whole step as one CUDA graph (fastdiff.graph).
@@ -126,10 +149,16 @@ def _prepare(
     x_init: Tensor | None,
     start_step: int,
     resume: State | None,
+    strength: float | None,
+    mask: Tensor | None,
+    known: Tensor | None,
     model_kwargs: Mapping[str, Any] | None,
-    uncond_kwargs: Mapping[str, Any] | None,
-    guidance_scale: float,
+    uncond_kwargs: Any,
+    guidance_scale: Any,
     guidance_rescale: float,
+    guidance_interval: Any,
+    thresholding: Any,
+    cond_fn: Any,
     device: torch.device | str | None,
     model_dtype: torch.dtype | None,
     backend: str,
@@ -142,17 +171,33 @@ def _prepare(
     """A run of checked arguments."""
     if not callable(model):
         raise TypeError(f"model must be callable; got {type(model).__name__}")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be callable; got {type(callback).__name__}")
+    for name, function in (("callback", callback), ("cond_fn", cond_fn)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable; got {type(function).__name__}")
     shape = check_shape("shape", shape)
     plan = resolve_plan(**plan_arguments)
+    check_start(plan, x_init, start_step, strength, resume)
+    if strength is not None:
+        plan, start_step = by_strength(plan, strength, **_rebuilding(plan_arguments))
+    if cond_fn is not None and not plan.uses_gradient:
+        plan = guided_by_gradient(plan)
+    if cond_fn is None and plan.uses_gradient:
+        raise ValueError(f"the plan {plan.name!r} reads a gradient: give cond_fn")
     network = describe(model, shape, device, model_dtype)
     draws = resolve_draws(shape, network.device, network.dtype, seed, seeds, sample_offset, generator, noise_fn)
-    guidance = resolve_guidance(shape[0], model_kwargs, uncond_kwargs, guidance_scale, guidance_rescale)
-    _check_graph(cuda_graph, network.device, draws, callback)
+    guidance = resolve_guidance(
+        shape[0], model_kwargs, uncond_kwargs, guidance_scale, guidance_rescale, guidance_interval
+    )
+    classifier = Classifier(cond_fn, guidance.plain) if cond_fn is not None else None
+    threshold = resolve_thresholding(thresholding, plan)
+    mask, known = resolve_mask(mask, known, shape, network.device)
+    _check_graph(cuda_graph, network.device, draws, callback, cond_fn)
     backend = choose(backend, network.device.type)
-    start, x = _start(plan, shape, network.device, draws, x_init, start_step, resume, backend)
-    run = Run(network, plan, x, start, draws, guidance, backend, keeps_x0=keeps_x0, progress=bool(progress))
+    start, x = initial_state(plan, shape, network.device, draws, x_init, start_step, resume, backend)
+    run = Run(
+        network, plan, x, start, draws, guidance, backend, thresholding=threshold, classifier=classifier, mask=mask,
+        known=known, keeps_x0=keeps_x0, progress=bool(progress),
+    )  # fmt: skip
     if resume is not None:
         run.restore(resume)
     return run
@@ -197,6 +242,8 @@ def resolve_plan(
         raise ValueError(f"sampler={sampler!r} does not take {', '.join(unknown)}")
     resolved = resolve_any_schedule("linear" if schedule is None else schedule)
     options["steps"] = steps
+    # A tensor is hashed by what it is, not by its numbers, which may change.
+    options = {k: v.tolist() if isinstance(v, Tensor) and v.ndim == 1 else v for k, v in options.items()}
     frozen = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
     try:
         return _plan(sampler, resolved, tuple((n, v, type(v)) for n, v in sorted(frozen.items())))
@@ -213,80 +260,26 @@ def _plan(sampler: str, schedule: Schedule, options: tuple[tuple[str, Any, type]
     return SAMPLERS[sampler](schedule, **{name: value for name, value, _ in options})
 
 
-def describe(
-    model: Callable[..., Any],
-    shape: tuple[int, ...],
-    device: torch.device | str | None,
-    model_dtype: torch.dtype | None,
-) -> Network:
-    """Where a network is, what dtype it takes, and in which memory format, as its parameters have it."""
-    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    floating = [p for p in parameters if p.is_floating_point()]
-    if device is not None:
-        where = check_device(device)
-    else:
-        where = parameters[0].device if parameters else torch.get_default_device()
-    if where.type == "cuda" and where.index is None:
-        where = torch.device("cuda", torch.cuda.current_device())
-    if parameters and parameters[0].device != where:
-        raise ValueError(f"device is {where}, but the model's parameters are on {parameters[0].device}")
-    dtype = (floating[0].dtype if floating else torch.float32) if model_dtype is None else model_dtype
-    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
-        raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {dtype}")
-    strided = (p for p in floating if p.ndim == 4 and not p.is_contiguous())
-    nhwc = len(shape) == 4 and any(p.is_contiguous(memory_format=torch.channels_last) for p in strided)
-    return Network(model, where, dtype, torch.channels_last if nhwc else torch.contiguous_format)
+def _rebuilding(arguments: dict[str, Any]) -> dict[str, Any]:
+    """How many steps ``resolve_plan``'s arguments ask for, and the plan that leaves out the first of them."""
+    if isinstance(arguments["sampler"], Plan):
+        return {"steps": None, "rebuilt": None}
+    options = arguments["sampler_options"] or {}
+    if "skip" in options:
+        raise ValueError("strength leaves out the first steps; it goes without sampler_options' skip")
+
+    def rebuilt(skip: int) -> Plan:
+        return resolve_plan(**{**arguments, "sampler_options": {**options, "skip": skip}})
+
+    return {"steps": arguments["steps"], "rebuilt": rebuilt}
 
 
-def _check_graph(cuda_graph: object, device: torch.device, draws: Draws, callback: object) -> None:
+def _check_graph(cuda_graph: object, device: torch.device, draws: Draws, callback: object, cond_fn: object) -> None:
     if not isinstance(cuda_graph, bool) and not (isinstance(cuda_graph, str) and cuda_graph == "auto"):
         raise ValueError(f"cuda_graph must be 'auto', True or False; got {cuda_graph!r}")
     if cuda_graph is not True:
         return
     if device.type != "cuda":
         raise ValueError(f"cuda_graph=True needs a CUDA device; the model is on {device}")
-    if not draws.from_stream or callback is not None:
-        raise ValueError("cuda_graph=True goes without generator, noise_fn and callback, which run eagerly")
-
-
-def _start(
-    plan: Plan,
-    shape: tuple[int, ...],
-    device: torch.device,
-    draws: Draws,
-    x_init: Tensor | None,
-    start_step: int,
-    resume: State | None,
-    backend: str,
-) -> tuple[int, Tensor]:
-    """The first row, and the state before it."""
-    check_int("start_step", start_step, 0, len(plan) - 1)
-    if resume is not None:
-        if x_init is not None or start_step != 0:
-            raise ValueError("resume goes without x_init and start_step")
-        if not isinstance(resume, State):
-            raise TypeError(f"resume must be a State; got {type(resume).__name__}")
-        _check_image("resume.x", resume.x, shape, device)
-        start = check_int("resume.row", resume.row, 0, len(plan))
-        return start, resume.x.to(torch.float32).clone(memory_format=torch.contiguous_format)
-    if x_init is None:
-        if start_step != 0:
-            raise ValueError(f"start_step={start_step} needs x_init, the images to start from")
-        x = draws.noise(INITIAL, 0, backend)
-        # The run writes to x: a tensor that noise_fn returned stays the caller's.
-        return 0, x if plan.init_sigma == 1 and draws.from_stream else x * plan.init_sigma
-    _check_image("x_init", x_init, shape, device)
-    row = plan[start_step]
-    x = x_init.detach().to(torch.float32).contiguous() * row.alpha + draws.noise(INITIAL, 0, backend) * row.sigma
-    return start_step, x
-
-
-def _check_image(name: str, image: object, shape: tuple[int, ...], device: torch.device) -> None:
-    if not isinstance(image, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(image).__name__}")
-    if not image.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor; got {image.dtype}")
-    if tuple(image.shape) != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}; got {list(image.shape)}")
-    if image.device != device:
-        raise ValueError(f"{name} must be on the model's device {device}; got {image.device}")
+    if not draws.from_stream or callback is not None or cond_fn is not None:
+        raise ValueError("cuda_graph=True goes without generator, noise_fn, callback and cond_fn, which run eagerly")

@@ -132,6 +132,7 @@ SAMPLE = {
     "sampler", "steps", "schedule", "prediction", "variance", "spacing", "eta", "clip", "sampler_options", "seed",
     "seeds", "sample_offset", "generator", "noise_fn", "x_init", "start_step", "resume", "model_kwargs",
     "uncond_kwargs", "guidance_scale", "guidance_rescale", "device", "model_dtype", "backend", "cuda_graph", "callback",
+    "strength", "mask", "known", "guidance_interval", "thresholding", "cond_fn",
 }  # fmt: skip
 
 
@@ -146,12 +147,16 @@ SAMPLE = {
 @example(SHAPE, {"start_step": 3})
 @example(SHAPE, {"cuda_graph": True})
 @example(SHAPE, {"device": "cuda:99"})
+@example(SHAPE, {"mask": torch.ones(SHAPE), "known": torch.zeros(2)})
+@example(SHAPE, {"mask": torch.tensor(3), "known": torch.zeros(SHAPE)})
+@example(SHAPE, {"strength": 0.5, "x_init": torch.zeros(SHAPE)})
+@example(SHAPE, {"guidance_scale": [2.0, 3.0], "uncond_kwargs": {}})
 def test_sample(shape, options):
     model = Counting()
     options = {"steps": 2, **options}
     if (isinstance(options["steps"], int) and options["steps"] > 10) or options["steps"] is None:
         options["schedule"] = fastdiff.NoiseSchedule.linear(20)
-    if options.get("noise_fn") is print or options.get("callback") is print:
+    if print in (options.get("noise_fn"), options.get("callback"), options.get("cond_fn")):
         return  # callables that are called
 
     def check(x):
@@ -164,7 +169,7 @@ def test_sample(shape, options):
 
 def test_sample_iter_checks_at_the_call():
     """Not at the first row."""
-    for options in ({"steps": 0}, {"seed": -1}, {"sampler": "euler"}, {"unknown": 1}):
+    for options in ({"steps": 0}, {"seed": -1}, {"sampler": "eular"}, {"unknown": 1}):
         with pytest.raises(REFUSED):
             fastdiff.sample_iter(Counting(), SHAPE, **options)
 

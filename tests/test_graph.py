@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,6 +58,7 @@ def test_true_raises_before_the_network_is_called():
         ({"model_kwargs": {"y": [1]}}, "hashable"),
         ({"shape": (0, 3, 8, 8)}, "empty"),
         ({"model": lambda x, t: x}, "torch.nn.Module"),
+        ({"cond_fn": lambda x, t: x}, "cond_fn"),
     ],
 )
 def test_why_eager(options, reason, monkeypatch):
@@ -69,6 +71,93 @@ def test_why_eager(options, reason, monkeypatch):
     object.__setattr__(made.network, "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert reason in graph.why_eager(made)
+
+
+# ---- the graph's buffers, with steps that run again in place of replays
+
+
+class Labelled(Affine):
+    def forward(self, x, t, y=None):
+        out = super().forward(x, t) * (1 + t.view(-1, 1, 1, 1) / 1000)
+        return out if y is None else out + y.view(-1, 1, 1, 1)
+
+
+class Again:
+    """What a replay does: the captured step once more, on the same buffers."""
+
+    def __init__(self, captured, calls):
+        self.captured, self.calls, self.model = captured, calls, captured.run.network.model
+
+    def replay(self):
+        run = self.captured.run
+        run.network = replace(run.network, model=self.model)
+        self.captured._step(self.calls)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    pytest.importorskip("fastdiff._C", reason="the extension is not built")
+    monkeypatch.setattr(graph.Captured, "_capture", lambda self, run, calls, check: Again(self, calls))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: None)
+    stream = type("Stream", (), {"wait_event": lambda self, event: None})()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+
+
+@torch.no_grad()
+def through(captured, made) -> torch.Tensor:
+    """A run's result by a graph's buffers."""
+    captured.load(made)
+    for index in range(made.start, len(made.plan)):
+        captured.step(index)
+    captured.unload(made)
+    return made.x
+
+
+Y = torch.tensor([0.1, 0.2, 0.3, 0.4])
+BUFFERED = [
+    [{"seed": k, "clip": (None, 0.5)[k]} for k in range(2)],
+    [{"seed": k, "mask": torch.full(SHAPE, 0.25 + k / 2), "known": torch.full(SHAPE, 0.5 * k)} for k in range(2)],
+    [{"seed": k, "thresholding": 0.9, "sampler": ("ddim", "ddpm")[k]} for k in range(2)],
+    [{"sampler": "repaint", "sampler_options": {"jump_length": 2, "jump_n_sample": 2}, "seed": k, "eta": 0.5 * k,
+      "mask": torch.full((8, 8), 0.5 * k), "known": torch.zeros(SHAPE)} for k in range(2)],
+    [{"model_kwargs": {"y": Y + k}, "uncond_kwargs": {"y": Y * 0}, "guidance_scale": 2.0 + k, "guidance_rescale": 0.5,
+      "thresholding": 0.8, "guidance_interval": (0.3 * k, 2.0)} for k in range(2)],
+    [{"model_kwargs": {"y": Y + k}, "uncond_kwargs": [{"y": Y * 0}, {"y": Y * 0.5}], "guidance_scale": (2.0 + k, 1.5),
+      "guidance_interval": (0.3, 1.0 + k)} for k in range(2)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("several", BUFFERED)
+def test_the_buffers_serve_runs_of_their_kind(emulated, several):
+    """Masks, known images, weights and both kinds of keywords are copied in: a graph serves the next run too."""
+    model, captured, key = Labelled(), None, None
+    for options in several:
+        options = {"steps": 7, "backend": "native", **options}
+        made = run(model, **options)
+        if captured is None:
+            key = graph._key(made)
+            captured = graph.Captured(made, key, check=False)
+            assert sorted(captured.graphs) == graph.kinds(made)
+        assert graph._key(made) == key
+        assert_same_bits(through(captured, made), fastdiff.sample(model, SHAPE, **options))
+    state = list(fastdiff.sample_iter(model, SHAPE, **options))[2]
+    resumed = run(model, resume=state, **options)
+    if graph._key(resumed) == key:
+        assert_same_bits(through(captured, resumed), made.x)
+
+
+def test_what_a_graph_is_kept_by():
+    """What is baked into the captured kernels, and not in a buffer, makes another graph."""
+    mask = {"mask": torch.ones(SHAPE), "known": torch.zeros(SHAPE)}
+    guided = {"model_kwargs": {"y": Y}, "uncond_kwargs": {"y": Y * 0}, "guidance_scale": 2.0}
+    model = Labelled()
+    options = [
+        {}, mask, {"thresholding": 0.9}, {"thresholding": 0.8}, {"thresholding": (0.9, 2.0)}, guided,
+        {**guided, "guidance_rescale": 0.5}, {**guided, "guidance_interval": (0.3, 2.0)},
+        {**guided, "guidance_scale": (2.0, 3.0), "uncond_kwargs": [{}, {}]},
+    ]  # fmt: skip
+    keys = [graph._key(run(model, steps=7, **each)) for each in options]
+    assert len(set(keys)) == len(keys)
 
 
 # ---- on a GPU
@@ -111,6 +200,38 @@ def test_guided(network):
         options = {"model_kwargs": {"y": y}, "uncond_kwargs": {"y": y * 0}, "guidance_scale": scale}
         assert_same_bits(*(t.cpu() for t in both(network, steps=5, **options)))
         assert_same_bits(*(t.cpu() for t in both(network, steps=5, guidance_rescale=0.5, **options)))
+
+
+@gpu
+def test_loop_options(network):
+    y, mask = torch.randn(4, device="cuda"), torch.rand(8, 8, device="cuda").round()
+    guided = {"model_kwargs": {"y": y}, "uncond_kwargs": {"y": y * 0}, "guidance_scale": 3.0}
+    known = torch.rand(SHAPE, device="cuda")
+    repaint = {"sampler": "repaint", "sampler_options": {"jump_length": 2, "jump_n_sample": 3}}
+    for options in (
+        {"thresholding": 0.9}, {"mask": mask, "known": known}, {"mask": mask, "known": known, **repaint},
+        {**guided, "guidance_interval": (0.3, 2.0)},
+        {**guided, "guidance_interval": (0.3, 2.0), "guidance_rescale": 0.7, "thresholding": (0.95, 3.0)},
+        {**guided, "guidance_scale": (3.0, 1.5), "uncond_kwargs": [{"y": y * 0}, {"y": y * 0.5}]},
+    ):  # fmt: skip
+        assert_same_bits(*(t.cpu() for t in both(network, steps=7, **options)), str(options))
+
+
+@gpu
+def test_nothing_waits_for_the_device(network):
+    y = torch.randn(4, device="cuda")
+    made = run(network, steps=5, thresholding=0.9, model_kwargs={"y": y}, uncond_kwargs={"y": y * 0},
+               guidance_scale=3.0, guidance_rescale=0.5, guidance_interval=(0.3, 2.0),
+               mask=torch.ones(8, 8, device="cuda"), known=torch.zeros(SHAPE, device="cuda"))  # fmt: skip
+    with torch.no_grad():
+        made.first_input()
+        made.step(0)  # libraries make their handles
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for index in range(1, 5):
+                made.step(index)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @gpu
@@ -194,6 +315,7 @@ def test_true_says_why_it_cannot(network):
     for options, reason in (
         ({"generator": torch.Generator()}, "generator"),
         ({"callback": lambda state: None}, "callback"),
+        ({"cond_fn": lambda x, t: x}, "cond_fn"),
         ({"backend": "reference"}, "reference"),
         ({"model_kwargs": {"y": [1]}}, "hashable"),
     ):

@@ -45,6 +45,8 @@ def ddpm_formula(schedule, x, m, v, z, t, t_next, prediction, variance, clip):
     precision = alpha / (1 - alpha) + 1 / (1 - bar_p)
     mean = (math.sqrt(alpha) / (1 - alpha) * x + math.sqrt(bar_p) / (1 - bar_p) * x0) / precision
     small, large = 1 / precision, 1 - alpha
+    if variance == "learned":
+        return mean + z * v.exp().sqrt()
     if variance == "learned_range":
         f = (v + 1) / 2
         return mean + z * (f * math.log(large) + (1 - f) * math.log(small)).exp().sqrt()
@@ -75,7 +77,7 @@ GRIDS = [(None, "leading"), (50, "leading"), (7, "leading"), (1, "leading"), (50
 
 
 @pytest.mark.parametrize(("steps", "spacing"), GRIDS)
-@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("variance", [*VARIANCES, "learned"])
 def test_ddpm_is_the_posterior(seed, variance, steps, spacing):
     for prediction, clip in itertools.product(PREDICTIONS, (None, 1.0)):
         plan = samplers.ddpm(LINEAR, steps, prediction=prediction, clip=clip, spacing=spacing, variance=variance)
@@ -83,7 +85,7 @@ def test_ddpm_is_the_posterior(seed, variance, steps, spacing):
         for i in rows_of(plan):
             x, m, v, z = data()
             t_next = ts[i + 1] if i + 1 < len(ts) else None
-            output = torch.cat([m, v], dim=1).float() if variance == "learned_range" else m.float()
+            output = torch.cat([m, v], dim=1).float() if variance.startswith("learned") else m.float()
             m, v = m.float().double(), v.float().double()
             got = fastdiff.ops.update(x, output, plan, i, noise=z).x
             exact = ddpm_formula(LINEAR, x, m, v, z, ts[i], t_next, prediction, variance, clip)
@@ -280,7 +282,7 @@ def test_refuses_its_own():
         with pytest.raises(error, match="eta"):
             samplers.ddim(LINEAR, eta=eta)
     with pytest.raises(ValueError, match="variance"):
-        samplers.ddpm(LINEAR, variance="learned")
+        samplers.ddpm(LINEAR, variance="fixed_small_log")
     for sampler in (samplers.ddpm, samplers.ddim):
         with pytest.raises(TypeError, match="schedule"):
             sampler("linear")

@@ -16,7 +16,7 @@ from fastdiff.continuous import FlowSchedule
 
 diffusers = pytest.importorskip("diffusers")
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}Warning") for kind in ("Future", "Deprecation")]
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SCHEDULE = NoiseSchedule.scaled_linear()
 SHAPE = (2, 3, 4, 4)

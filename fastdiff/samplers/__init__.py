@@ -28,6 +28,7 @@ from fastdiff.samplers.heun import heun
 from fastdiff.samplers.lcm import lcm
 from fastdiff.samplers.lms import lms
 from fastdiff.samplers.pndm import pndm
+from fastdiff.samplers.repaint import repaint
 from fastdiff.samplers.tcd import tcd
 from fastdiff.samplers.unipc import unipc
 
@@ -58,10 +59,12 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     "unipc": unipc,
     "lcm": lcm,
     "tcd": tcd,
+    "repaint": repaint,
 }
 
 __all__ = [
     "SAMPLERS", "ddim", "ddim_inverse", "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpm_multistep", "dpm_singlestep",
     "dpm_solver_2", "dpm_solver_3", "dpmpp_1s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral",
-    "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm", "lms", "pndm", "tcd", "unipc",
+    "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm", "lms", "pndm", "repaint",
+    "tcd", "unipc",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from fastdiff.plan import Plan, Row
 from fastdiff.samplers.spacing import levels
 from fastdiff.schedule import NoiseSchedule
 
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
 
 def ddpm(
@@ -33,8 +33,9 @@ def ddpm(
         prediction: what the network predicts (``levels.x0_terms``).
         clip: the bound of |x̂_0|, None for none.
         spacing: which timesteps (``samplers.spacing``).
-        variance: σ² = β̃ = (1 − ᾱ_p)/(1 − ᾱ)·β (fixed_small), β (fixed_large), or between the two as the network says
-            (learned_range: Nichol & Dhariwal 2021, Equation 15; the network returns twice the channels).
+        variance: σ² = β̃ = (1 − ᾱ_p)/(1 − ᾱ)·β (fixed_small), β (fixed_large), or what the network says in a second
+            half of its channels v: between the two (learned_range: Nichol & Dhariwal 2021, Equation 15), or exp(v)
+            (learned, as the code of that paper has it; diffusers' "learned" is √v, which no negative v has).
         walk: more about the levels (``samplers.spacing.levels``).
 
     Raises:
@@ -64,14 +65,19 @@ def ddpm(
                 "x0": math.sqrt(bar_p) * beta / (1 - bar),
                 "x": math.sqrt(1 - beta) * (1 - bar_p) / (1 - bar),
             }
-        if not last:
-            x["z"] = {"fixed_small": math.sqrt(small[i]), "fixed_large": math.sqrt(beta), "learned_range": 1.0}[
-                variance
-            ]
+        # β̃ is 0 at the last row: where its logarithm or β is asked for, the row before's is taken, as in the published
+        # code.
+        floor = small[i] if not last else (small[i - 1] if i else beta)
         logs = None
         if variance == "learned_range":
-            # β̃ is 0 at the last row: its logarithm is taken from the row before, as in the published code.
-            floor = small[i] if not last else (small[i - 1] if i else beta)
             logs = (math.log(max(floor, 1e-20)), math.log(max(beta, 1e-20)))
-        rows.append(Row(t=level.t, alpha=level.alpha, sigma=level.sigma, x=x, clip=bound, log_variance=logs, p=p, q=q))
-    return Plan(tuple(rows), name="ddpm", learned_variance=variance == "learned_range")
+        elif variance == "learned":
+            logs = (-1.0, 1.0)  # f·log_max + (1 − f)·log_min is then v itself
+        square = {"fixed_small": small[i], "fixed_large": floor if last else beta}.get(variance, 1.0)
+        if not last:
+            x["z"] = math.sqrt(square)
+        rows.append(
+            Row(t=level.t, alpha=level.alpha, sigma=level.sigma, x=x, clip=bound, log_variance=logs, p=p, q=q,
+                variance=square)
+        )  # fmt: skip
+    return Plan(tuple(rows), name="ddpm", learned_variance=variance.startswith("learned"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastdiff.levels import check_clip
+from fastdiff.levels import Level, check_clip
 from fastdiff.noise import check_int
 from fastdiff.plan import Plan
 from fastdiff.samplers.exponential import (
@@ -96,7 +96,7 @@ def dpm_multistep(
     return Plan(tuple(rows), name="dpm_multistep", init_sigma=init_sigma(points[0]))
 
 
-def warm_up(points: list[Any], order: int) -> list[int]:
+def warm_up(points: list[Level], order: int) -> list[int]:
     """The order that each step's history allows; an output at a level without signal is of no use to a later step."""
     useless = 0 if points[0].alpha else 1
     return [min(order, max(1, i + 1 - useless)) for i in range(len(points) - 1)]

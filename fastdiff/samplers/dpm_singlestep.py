@@ -27,11 +27,13 @@ from fastdiff.samplers.exponential import (
     init_sigma,
     make_row,
     model_terms,
+    node,
     noise_step,
 )
 from fastdiff.samplers.spacing import Schedule, levels
 
 STAGES = ("listed", "inserted")
+Group = tuple[list[Level], list[float]]  # a step's levels, and how far along the step each after the first lies
 
 
 def dpm_singlestep(
@@ -97,25 +99,33 @@ def dpm_singlestep(
         inner = (r,) if order == 2 else (1 / 3, 2 / 3)[: order - 1]
         groups = [inserted(schedule, a, b, inner, walk) for a, b in pairwise(points)]
     rows = []
-    for group in groups:
+    for group, shares in groups:
         # The papers' third order integrates the slope of its second row; diffusers' rows all have the solver's type.
         types = ["heun" if stages == "inserted" and len(group) == 4 else solver_type, solver_type]
-        rows += step_rows(group, prediction, bound, noise_form, types, eta, s_noise)
+        rows += step_rows(group, shares, prediction, bound, noise_form, types, eta, s_noise)
     return Plan(tuple(rows), name="dpm_singlestep", init_sigma=init_sigma(points[0]))
 
 
-def _listed(points: list[Level], order: int, lower_order_final: bool, given: Sequence[int] | None) -> list[list[Level]]:
+def _listed(points: list[Level], order: int, lower_order_final: bool, given: Sequence[int] | None) -> list[Group]:
     """The walk's levels in groups that share their ends: steps of ``order`` calls, then of fewer; or as given."""
     count = len(points) - 1
-    whole, rest = divmod(count, order)
-    if given is not None:
+    if given is None:
+        sizes = _sizes(points, count, order, lower_order_final)
+    else:
         sizes = [check_int(f"sizes[{i}]", size, 1, 3) for i, size in enumerate(given)]
         if sum(sizes) != count:
             raise ValueError(f"sizes must add up to the walk's {count} calls; got {sizes}")
         if (points[0].alpha == 0 and sizes[0] > 1) or (points[-1].sigma == 0 and sizes[-1] > 1):
             raise ValueError(f"a step that leaves or reaches an infinite λ makes one call; got sizes {sizes}")
-        ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-        return [points[a : b + 1] for a, b in pairwise(ends)]
+    ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
+    return [
+        (points[a : b + 1], [*(node(level, points[a], points[b]) for level in points[a + 1 : b]), 1.0])
+        for a, b in pairwise(ends)
+    ]
+
+
+def _sizes(points: list[Level], count: int, order: int, lower_order_final: bool) -> list[int]:
+    whole, rest = divmod(count, order)
     if not lower_order_final and rest:
         raise ValueError(
             f"without lower_order_final, order {order} takes a number of steps that {order} divides; got {count}"
@@ -127,18 +137,16 @@ def _listed(points: list[Level], order: int, lower_order_final: bool, given: Seq
         sizes[-1:] = [sizes[-1] - 1, 1]
     if points[0].alpha == 0 and sizes[0] > 1:
         sizes[:1] = [1, sizes[0] - 1]
-    ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    return [points[a : b + 1] for a, b in pairwise(ends)]
+    return sizes
 
 
-def inserted(
-    schedule: Schedule, here: Level, there: Level, shares: Sequence[float], walk: dict[str, Any]
-) -> list[Level]:
+def inserted(schedule: Schedule, here: Level, there: Level, shares: Sequence[float], walk: dict[str, Any]) -> Group:
     """Two levels and, where λ is finite at both, the levels at these shares of the way."""
     low, high = here.log_snr, there.log_snr
     if not math.isfinite(high - low):
-        return [here, there]
-    return [here, *(_at(schedule, math.exp(-low - share * (high - low)), walk) for share in shares), there]
+        return [here, there], [1.0]
+    between = [_at(schedule, math.exp(-low - share * (high - low)), walk) for share in shares]
+    return [here, *between, there], [*shares, 1.0]
 
 
 def _at(schedule: Schedule, ratio: float, walk: dict[str, Any]) -> Level:
@@ -157,32 +165,45 @@ def grown_by(h: float, eta: float) -> float:
 
 
 def step_rows(
-    points: list[Level], prediction: str, bound: float, noise_form: bool, types: list[str], eta: float, s_noise: float
+    points: list[Level],
+    shares: Sequence[float],
+    prediction: str,
+    bound: float,
+    noise_form: bool,
+    types: list[str],
+    eta: float,
+    s_noise: float,
 ) -> list[Row]:
-    """One step through its levels; ``types`` are the solver types of its second row and of its last one."""
+    """One step through its levels; ``types`` are the solver types of its second row and of its last one.
+
+    ``shares`` says how far along the step each level after the first lies. Slot 0 holds the first call's output and
+    slot 1 the second's, where a later row has a use for them.
+    """
     start, calls = points[0], len(points) - 1
-    rows = []
-    for k, (here, there) in enumerate(pairwise(points)):
-        output = model_terms(noise_form, prediction, here, bound)
-        h = there.log_snr - start.log_snr
-        taus = [(level.log_snr - start.log_snr) / h for level in points[1 : k + 1]][::-1]
-        # The newest output is m; slot 0 holds the first call's, slot 1 the second's.
+    outputs = [model_terms(noise_form, prediction, level, bound) for level in points[:-1]]
+    states: list[dict[str, float]] = []
+    for k, there in enumerate(points[1:]):
+        taus = [share / shares[k] for share in shares[:k]][::-1]
         if k == 2 and types[1] == "midpoint":
             taus = taus[:1]
         rule = types[0 if calls == 3 else 1] if k == 1 else "exact"
         step = _step(start, there, len(taus), rule, noise_form, eta)
         first, *others = step.outputs(taus)
-        parts = [(first, output)] if k == 0 else [(first, {"slot0": 1.0}), (others[0], output)]
+        parts = [(first, outputs[0])] if k == 0 else [(first, {"slot0": 1.0}), (others[0], outputs[k])]
         if len(others) == 2:
             parts.append((others[1], {"slot1": 1.0}))
-        x = blend((step.keep, {"anchor" if k else "x": 1.0}), *parts, (step.noise * s_noise, {"z": 1.0}))
-        keeps = k + 2 <= calls and (k == 0 or types[1] != "midpoint")
+        states.append(blend((step.keep, {"anchor" if k else "x": 1.0}), *parts, (step.noise * s_noise, {"z": 1.0})))
+
+    rows = []
+    for k, (here, x) in enumerate(zip(points[:-1], states, strict=True)):
+        reads = (0, 1) if "slot1" in x else (0,) if "slot0" in x else ()
+        wanted = any(f"slot{k}" in later for later in states[k + 1 :])
+        anchor = {"x": 1.0} if k == 0 and calls > 1 else None
         rows.append(
             make_row(
-                here, prediction, bound, x, slot=output, write=k if keeps else None,
-                anchor={"x": 1.0} if k == 0 and calls > 1 else None, reads=(0, 1)[: max(1, len(others))] if k else (),
+                here, prediction, bound, x, anchor=anchor, slot=outputs[k], write=k if wanted else None, reads=reads
             )
-        )  # fmt: skip
+        )
     return rows
 
 

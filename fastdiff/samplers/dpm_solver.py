@@ -74,8 +74,8 @@ def dpmpp_2s_ancestral(
     for here, there in pairwise(points):
         extra = grown_by(there.log_snr - here.log_snr, eta) if eta else 0.0
         down = replace(there, sigma=there.sigma * math.exp(-extra))
-        group = inserted(schedule, here, down, (0.5,), walk)
-        *inner, last = step_rows(group, prediction, bound, False, ["midpoint"] * 2, 0.0, 0.0)
+        group, shares = inserted(schedule, here, down, (0.5,), walk)
+        *inner, last = step_rows(group, shares, prediction, bound, False, ["midpoint"] * 2, 0.0, 0.0)
         noise = s_noise * there.sigma * math.sqrt(-math.expm1(-2 * extra))
         rows += [*inner, replace(last, x=blend((1.0, last.x), (noise, {"z": 1.0})))]
     return Plan(tuple(rows), name="dpmpp_2s_ancestral", init_sigma=init_sigma(points[0]))

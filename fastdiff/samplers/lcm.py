@@ -25,7 +25,7 @@ def lcm(
     sigma_data: float = 0.5,
     **walk: Any,
 ) -> Plan:
-    """f = c_skip x + c_out x̂_0; x' = α' f + σ' z, and f itself in the last row (Luo et al. 2023, Algorithm 3).
+    """f = c_skip x + c_out x̂_0; x' = α' f + σ' z, which is f at the clean end (Luo et al. 2023, Algorithm 3).
 
     c_skip = s²/(τ² + s²), c_out = τ/√(τ² + s²), τ = timestep_scaling·t and s = sigma_data: the boundary condition
     f(x, 0) = x of consistency models (Song et al. 2023, Appendix C). ``clip`` bounds x̂_0, before c_out.
@@ -50,8 +50,8 @@ def lcm(
         tau = timestep_scaling * here.t
         size = math.hypot(tau, sigma_data)
         skip, out = (sigma_data / size) ** 2, tau / size
-        signal, noise = (1.0, 0.0) if there is points[-1] else (there.alpha, there.sigma)
-        rows.append(call(here, prediction, bound, {"x0": signal * out, "x": signal * skip, "z": noise}))
+        x = {"x0": there.alpha * out, "x": there.alpha * skip, "z": there.sigma}
+        rows.append(call(here, prediction, bound, x))
     return Plan(tuple(rows), name="lcm")
 
 

@@ -16,7 +16,7 @@ from fastdiff.continuous import EDMSchedule, FlowSchedule
 from fastdiff.levels import Level, check_number, nearest
 from fastdiff.noise import check_int
 from fastdiff.samplers.timesteps import SPACINGS, listed, select
-from fastdiff.schedule import NoiseSchedule, resolve_schedule
+from fastdiff.schedule import NAMED, NoiseSchedule, resolve_schedule
 
 __all__ = ["Schedule", "clean", "levels", "nearest", "resolve_any_schedule"]
 
@@ -39,6 +39,7 @@ def levels(
     rho: float | None = None,
     quantize: bool = False,
     final: str = "zero",
+    skip: int = 0,
 ) -> list[Level]:
     """The levels that a walk of ``steps`` network calls stops at, falling in σ: steps + 1 of them.
 
@@ -56,6 +57,7 @@ def levels(
         final: the level after the last call: "zero", or "sigma_min", the schedule's least σ. Spacings that reach
             σ_min by themselves (all but leading and trailing) then make their last call before it. With ``sigmas``
             their last entry says it.
+        skip: leave out this many levels at the start, as image-to-image does.
 
     Raises:
         TypeError, ValueError: naming the argument; also where two levels coincide.
@@ -93,7 +95,7 @@ def levels(
         chosen = [replace(level, t=t) for level, t in zip(chosen, told, strict=False)] + chosen[-1:]
     if quantize:
         chosen = [replace(level, t=float(round(level.t))) for level in chosen]
-    return _checked(chosen)
+    return _checked(chosen)[check_int("skip", skip, 0, len(chosen) - 2) :]
 
 
 def resolve_any_schedule(schedule: Schedule | str) -> Schedule:
@@ -102,6 +104,8 @@ def resolve_any_schedule(schedule: Schedule | str) -> Schedule:
         return schedule
     if isinstance(schedule, str) and schedule in CONTINUOUS:
         return CONTINUOUS[schedule]
+    if isinstance(schedule, str) and schedule not in NAMED:
+        raise ValueError(f"schedule is {schedule!r}" + nearest(schedule, (*NAMED, *CONTINUOUS)))
     return resolve_schedule(schedule)
 
 

@@ -28,8 +28,9 @@ def call(
 ) -> Row:
     """A row that calls the network at a level."""
     p, q = x0_terms(prediction, here)
-    level = {"t": here.t, "alpha": here.alpha, "sigma": here.sigma, "c_in": here.c_in}
-    return Row(**level, p=p, q=q, clip=clip, x=x, anchor=anchor)
+    return Row(
+        t=here.t, alpha=here.alpha, sigma=here.sigma, c_in=here.c_in, p=p, q=q, clip=clip, x=x, anchor=anchor
+    )  # fmt: skip
 
 
 def level_at(schedule: Schedule, sigma: float, quantize: bool) -> Level:

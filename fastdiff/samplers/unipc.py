@@ -69,9 +69,11 @@ def unipc(
     orders = warm_up(points, order)
     if lower_order_final:
         orders = [min(n, count - i) for i, n in enumerate(orders)]
+    corrects = [i > 0 and i - 1 not in left_out for i in range(count)] + [False]
     if points[-1].sigma == 0:
         orders[-1] = 1
-    corrects = [i > 0 and i - 1 not in left_out for i in range(count)] + [False]
+        if predict_x0:  # the last x' is x̂_0, whatever the corrected x
+            corrects[count - 1] = False
     if corrects[1] and solver_type == "bh1" and points[0].alpha == 0:
         raise ValueError("bh1's corrector cannot leave a level without signal; take solver_type='bh2'")
     make_step = data_step if predict_x0 else noise_step

@@ -111,13 +111,14 @@ def update(
     r = plan.rows[check_int("row", row, 0, len(plan.rows) - 1)]
     check_state(x)
     shape, device = x.shape, x.device
-    several = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    several = (outputs,) if isinstance(outputs, Tensor) else _sequence("outputs", outputs)
+    slots, guidance = _sequence("slots", slots), _sequence("guidance", guidance)
     named = (anchor, noise, gradient, mask, known, known_noise, gain, clip, *slots)
     given = {name: t for name, t in zip(_NAMES, named, strict=False) if t is not None}
     _check_given(x, r, row, given, len(slots))
     weights = check_guidance(guidance, len(several))
     several, variance = split_outputs(several, shape, plan.learned_variance, device, "outputs", x.dtype)
-    if r.calls_model != bool(several):
+    if r.calls_model != (len(several) > 0):  # older compilers cannot trace bool(tuple)
         raise ValueError(f"row {row} makes {'a' if r.calls_model else 'no'} network call; got {len(several)} outputs")
     if model_dtype is not None and model_dtype not in DTYPES:
         raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {model_dtype}")
@@ -162,6 +163,12 @@ WANTS_ANCHOR, WANTS_SLOT, WANTS_X0, WANTS_INPUT, WANTS_CHANNELS_LAST = 1, 2, 4, 
 # ---- checks
 
 
+def _sequence(name: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple or list; got {type(values).__name__}")
+    return tuple(values)
+
+
 def check_state(x: Tensor, name: str = "x") -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
@@ -188,6 +195,8 @@ def split_outputs(
             raise TypeError(f"{name} must be tensors; got {type(output).__name__}")
         if output.dtype not in DTYPES and (output.dtype != torch.float64 or state_dtype != torch.float64):
             raise TypeError(f"{name} must be float32, bfloat16 or float16; got {output.dtype}")
+        if output.layout != torch.strided:
+            raise TypeError(f"{name} must be dense; got {output.layout}")
         if output.device != device:
             raise ValueError(f"{name} must be on the state's device {device}; got {output.device}")
         if learned_variance and output.ndim >= 2 and output.shape[1] == 2 * shape[1]:
@@ -207,12 +216,12 @@ def _hint(output: Tensor, shape: Sequence[int]) -> str:
 
 
 def check_guidance(guidance: Sequence[float], outputs: int) -> tuple[float, ...]:
-    if not guidance and outputs < 2:
+    if len(guidance) == 0 and outputs < 2:
         return ()
     weights = tuple(float(w) for w in guidance)
     if outputs > 3:
         raise ValueError(f"at most three outputs can be guided; got {outputs}")
-    if (outputs > 1) != bool(weights) or (weights and len(weights) != outputs):
+    if (outputs > 1) != (len(weights) > 0) or (len(weights) > 0 and len(weights) != outputs):
         raise ValueError(f"guidance must hold one weight for each of several outputs; got {len(weights)} for {outputs}")
     return weights
 

@@ -1,0 +1,85 @@
+"""RePaint's resampling schedule (Lugmayr et al. 2022): an inpainting run goes back up in noise, again and again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from fastdiff.noise import check_int
+from fastdiff.plan import Plan, Row
+from fastdiff.samplers.ddim import ddim
+from fastdiff.samplers.ddpm import ddpm
+from fastdiff.schedule import NoiseSchedule
+
+
+def repaint(
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    spacing: str = "leading",
+    jump_length: int = 10,
+    jump_n_sample: int = 10,
+    eta: float | None = None,
+    variance: str | None = None,
+    **walk: Any,
+) -> Plan:
+    """DDPM, or DDIM where ``eta`` is given, with RePaint's jumps; ``sample`` has the mask and the known image.
+
+    Args:
+        schedule, steps, prediction, clip, spacing: as for ``ddpm``; the paper takes 250 steps.
+        jump_length, jump_n_sample: j and r of the paper (``resampled``).
+        eta: DDIM's η; None takes DDPM, as the paper does, with ``variance``, by default "fixed_small".
+        walk: more about the levels (``samplers.spacing.levels``).
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    options = {"prediction": prediction, "clip": clip, "spacing": spacing, **walk}
+    if eta is None:
+        base = ddpm(schedule, steps, variance="fixed_small" if variance is None else variance, **options)
+    elif variance is not None:
+        raise ValueError("variance is DDPM's and eta DDIM's; give one of them")
+    else:
+        base = ddim(schedule, steps, eta=eta, **options)
+    return replace(resampled(base, jump_length, jump_n_sample), name="repaint")
+
+
+def resampled(plan: Plan, jump_length: int = 10, jump_n_sample: int = 10) -> Plan:
+    """The rows of ``plan`` in the order of RePaint's schedule, with its jumps between them.
+
+    At every jump_length-th level, counted from the last row's start and short of the first, the walk jumps back by
+    jump_length levels, jump_n_sample − 1 times, before it goes on. A jump is one row without a network call,
+
+        x_t = (α_t/α_s) x_s + √(σ_t² − (α_t/α_s)² σ_s²) z,
+
+    which has the law of the paper's jump_length single steps (its Equation 1 applied so often). Each row draws noise of
+    its own. Raises ValueError for a plan whose rows are not one network call each, without a history.
+    """
+    check_int("jump_length", jump_length, 1, 1 << 20)
+    check_int("jump_n_sample", jump_n_sample, 1, 1 << 20)
+    if plan.slots_used or plan.uses_anchor or not all(row.calls_model for row in plan):
+        raise ValueError(
+            f"the plan {plan.name!r} has rows that are not one step each; RePaint needs one such as DDPM's"
+        )
+    last = len(plan) - 1
+    jumps = dict.fromkeys(range(0, last + 1 - jump_length, jump_length), jump_n_sample - 1)
+    rows, level = [plan[0]], last - 1  # the level's number: that of the rows still to come after the next
+    while level >= 0:
+        if jumps.get(level, 0):
+            jumps[level] -= 1
+            rows.append(_jump(plan[last - level], plan[last - level - jump_length]))
+            level += jump_length
+        rows.append(plan[last - level])
+        level -= 1
+    return replace(plan, rows=tuple(rows))
+
+
+def _jump(low: Row, high: Row) -> Row:
+    """From the level at which ``low`` starts to the noisier one of ``high``."""
+    ratio = high.alpha / low.alpha
+    noise = math.sqrt(high.sigma**2 - (ratio * low.sigma) ** 2)
+    terms = {"x": ratio, "z": noise}
+    return Row(t=low.t, alpha=low.alpha, sigma=low.sigma, x=terms, c_in=low.c_in, calls_model=False)

@@ -1,0 +1,384 @@
+"""k-diffusion's samplers: against float64 formulas, and against the library where it is installed."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from numpy.polynomial import Polynomial
+
+import fastdiff
+from fastdiff.integrations import k_diffusion
+
+SHAPE = (2, 3, 4, 5)
+SIGMAS = (14.0, 6.5, 3.0, 1.3, 0.6, 0.25, 0.08)
+ENDS = ((*SIGMAS, 0.0), SIGMAS)
+CHURN = [{}, {"s_churn": 3.0}, {"s_churn": 3.0, "s_tmin": 0.5, "s_tmax": 4.0, "s_noise": 1.01}]
+ANCESTRAL = [{}, {"eta": 0.4, "s_noise": 0.9}, {"eta": 0.0}]
+CASES = [
+    *[(name, own) for name in ("sample_euler", "sample_heun", "sample_dpm_2") for own in CHURN],
+    *[(name, own) for name in ("sample_euler_ancestral", "sample_dpm_2_ancestral") for own in ANCESTRAL],
+    *[(name, own) for name in ("sample_dpmpp_2s_ancestral", "sample_dpmpp_3m_sde") for own in ANCESTRAL],
+    *[("sample_dpmpp_sde", own) for own in (*ANCESTRAL, {"r": 0.3}, {"r": 0.8, "eta": 0.7})],
+    *[("sample_dpmpp_2m_sde", {**own, "solver_type": s}) for own in ANCESTRAL for s in ("midpoint", "heun")],
+    *[("sample_lms", own) for own in ({}, {"order": 1}, {"order": 2}, {"order": 3})],
+    ("sample_dpmpp_2m", {}),
+]
+
+
+def model(x, sigma, shift=0.2):
+    """A denoiser: σ-aware, smooth, near x where there is little noise."""
+    assert sigma.shape == x.shape[:1]
+    assert sigma.dtype == x.dtype
+    sigma = sigma.view(-1, 1, 1, 1)
+    return x / (1 + sigma**2) + sigma**2 / (1 + sigma**2) * torch.tanh(x / (1 + sigma) + shift)
+
+
+# ---- float64 formulas. D is the denoised image, d = (x − D)/σ its slope; primes are the next σ's.
+
+
+class Exact:
+    """The samplers' definitions, on float64 numbers; ``noise`` is called as the samplers call for it."""
+
+    def __init__(self, x, sigmas, noise, own):
+        self.x, self.sigmas, self.noise, self.own = x.double(), sigmas, noise, own
+        self.history = []  # (σ, D, or d for lms)
+
+    def denoised(self, x, sigma):
+        return model(x, torch.full(SHAPE[:1], sigma, dtype=torch.float64))
+
+    def slope(self, x, sigma):
+        return (x - self.denoised(x, sigma)) / sigma
+
+    def run(self, step):
+        for i, (s, t) in enumerate(itertools.pairwise(self.sigmas)):
+            self.x = step(i, self.x, s, t)
+        return self.x
+
+    # EDM's churn
+
+    def churned(self, i, x, s):
+        own = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0, **self.own}
+        gamma = min(own["s_churn"] / (len(self.sigmas) - 1), math.sqrt(2) - 1)
+        if gamma == 0 or not own["s_tmin"] <= s <= own["s_tmax"]:
+            return x, s
+        hat = s * (1 + gamma)
+        return x + own["s_noise"] * math.sqrt(hat**2 - s**2) * self.noise(i), hat
+
+    def sample_euler(self, i, x, s, t):
+        x, s = self.churned(i, x, s)
+        return x + (t - s) * self.slope(x, s)
+
+    def sample_heun(self, i, x, s, t):
+        x, s = self.churned(i, x, s)
+        d = self.slope(x, s)
+        end = x + (t - s) * d
+        return end if t == 0 else x + (t - s) * (d + self.slope(end, t)) / 2
+
+    def sample_dpm_2(self, i, x, s, t):
+        x, s = self.churned(i, x, s)
+        return self.midpoint(x, s, t)
+
+    def midpoint(self, x, s, t):
+        middle = math.sqrt(s * t)
+        d = self.slope(x, s)
+        return x + (t - s) * (d if t == 0 else self.slope(x + (middle - s) * d, middle))
+
+    # ancestral: down to a lower σ, and noise back up
+
+    def split(self, s, t):
+        up = self.own.get("eta", 1.0) * t * math.sqrt(1 - (t / s) ** 2)
+        return math.sqrt(t**2 - up**2), up * self.own.get("s_noise", 1.0)
+
+    def raised(self, i, x, up):
+        return x + up * self.noise(i) if up else x
+
+    def sample_euler_ancestral(self, i, x, s, t):
+        down, up = self.split(s, t)
+        return self.raised(i, x + (down - s) * self.slope(x, s), up)
+
+    def sample_dpm_2_ancestral(self, i, x, s, t):
+        down, up = self.split(s, t)
+        return self.raised(i, self.midpoint(x, s, down), up)
+
+    def exponential(self, x, s, t, denoised):
+        """x' = (σ'/σ) x + (1 − σ'/σ) D, exact for a constant D."""
+        return t / s * x + (1 - t / s) * denoised
+
+    def sample_dpmpp_2s_ancestral(self, i, x, s, t):
+        down, up = self.split(s, t)
+        first = self.denoised(x, s)
+        if down == 0:
+            return first
+        middle = math.sqrt(s * down)
+        second = self.denoised(self.exponential(x, s, middle, first), middle)
+        return self.raised(i, self.exponential(x, s, down, second), up)
+
+    def sample_dpmpp_sde(self, i, x, s, t):
+        first, r = self.denoised(x, s), self.own.get("r", 0.5)
+        if t == 0:
+            return first
+        middle = s ** (1 - r) * t**r
+        down, up = self.split(s, middle)
+        second = self.denoised(self.raised((i, middle), self.exponential(x, s, down, first), up), middle)
+        down, up = self.split(s, t)
+        return self.raised(i, self.exponential(x, s, down, first + (second - first) / (2 * r)), up)
+
+    # multistep
+
+    def sample_lms(self, i, x, s, t):
+        self.history = [(s, self.slope(x, s)), *self.history][: self.own.get("order", 4)]
+        nodes = [node for node, _ in self.history]
+        for node, d in self.history:
+            others = [other for other in nodes if other != node]
+            lagrange = math.prod((Polynomial([-o, 1]) / (node - o) for o in others), start=Polynomial([1.0]))
+            integral = lagrange.integ()
+            x = x + float(integral(t) - integral(s)) * d
+        return x
+
+    def sample_dpmpp_2m(self, i, x, s, t):
+        denoised = self.denoised(x, s)
+        self.history = [(s, denoised), *self.history]
+        if t == 0 or i == 0:
+            return self.exponential(x, s, t, denoised)
+        before, older = self.history[1]
+        share = math.log(s / t) / math.log(before / s) / 2
+        return self.exponential(x, s, t, denoised + share * (denoised - older))
+
+    def sde(self, i, x, s, t, correction):
+        denoised, eta = self.denoised(x, s), self.own.get("eta", 1.0)
+        self.history = [(s, denoised), *self.history]
+        if t == 0:
+            return denoised
+        h = math.log(s / t)
+        k = h * (1 + eta)
+        x = math.exp(-k) * x + (1 - math.exp(-k)) * denoised + correction(h, k)
+        return self.raised(i, x, t * math.sqrt(1 - math.exp(-2 * eta * h)) * self.own.get("s_noise", 1.0))
+
+    def difference(self, j):
+        """ΔD/Δλ between entries j and j + 1 of the history, λ = −ln σ; None where there is no such entry."""
+        if len(self.history) < j + 2:
+            return None
+        (s, a), (before, b) = self.history[j : j + 2]
+        return (a - b) / math.log(before / s)
+
+    def sample_dpmpp_2m_sde(self, i, x, s, t):
+        def correction(h, k):
+            weight = (1 - math.exp(-k)) / 2
+            if self.own.get("solver_type") == "heun":
+                weight = 1 - (1 - math.exp(-k)) / k
+            return 0.0 if self.difference(0) is None else weight * h * self.difference(0)
+
+        return self.sde(i, x, s, t, correction)
+
+    def sample_dpmpp_3m_sde(self, i, x, s, t):
+        def correction(h, k):
+            phi2 = 1 - (1 - math.exp(-k)) / k
+            phi3 = phi2 / k - 0.5
+            first, second = self.difference(0), self.difference(1)
+            if first is None:
+                return 0.0
+            if second is None:
+                return phi2 * h * first
+            (a, _), (b, _), (c, _) = self.history[:3]
+            bend = (first - second) / math.log(c / a)  # second divided difference
+            return phi2 * h * (first + bend * math.log(b / a)) - phi3 * h**2 * bend
+
+        return self.sde(i, x, s, t, correction)
+
+
+def close(ours, exact):
+    assert float((ours - exact).abs().max()) <= 1e-5 * max(1.0, float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("sigmas", ENDS, ids=["to 0", "to 0.08"])
+@pytest.mark.parametrize(("name", "own"), CASES)
+def test_formula(seed, name, own, sigmas):
+    x = torch.randn(SHAPE) * sigmas[0]
+    noise = {}
+
+    def drawn(key):
+        return noise.setdefault(key, torch.randn(SHAPE)).double()
+
+    def injected(sigma, sigma_next):  # found again by the σ that it leads to
+        i = sigmas.index(pytest.approx(float(sigma)))
+        if float(sigma_next) == pytest.approx(sigmas[i + 1]):
+            return noise[i]
+        (key,) = [key for key in noise if isinstance(key, tuple) and key[0] == i]
+        assert float(sigma_next) == pytest.approx(key[1])
+        return noise[key]
+
+    formula = Exact(x, sigmas, drawn, own)
+    exact = formula.run(getattr(formula, name))
+    sampler, arguments = getattr(k_diffusion, name), dict(own)
+    if "s_churn" in own:
+        plan_rows = churn_rows(own, len(sigmas) - 1)
+        arguments["noise_fn"] = lambda stream, row, shape: noise[plan_rows[name][row]]
+    elif noise:
+        arguments["noise_sampler"] = injected
+    ours = sampler(model, x, torch.tensor(sigmas), disable=True, **arguments)
+    assert ours.dtype == torch.float32
+    close(ours, exact)
+
+
+def churn_rows(own, steps):
+    """For each sampler, the step of each row that adds noise."""
+    rows = {"sample_euler": {}, "sample_heun": {}, "sample_dpm_2": {}}
+    for name, found in rows.items():
+        row = 0
+        for i, s in enumerate(SIGMAS[:steps]):
+            if own.get("s_tmin", 0.0) <= s <= own.get("s_tmax", math.inf):
+                found[row] = i
+                row += 1
+            last = steps == len(SIGMAS) and i == steps - 1  # to 0: one call
+            row += 1 if name == "sample_euler" or last else 2
+    return rows
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))
+def test_callback(seed, name):
+    """Every step once, with the state that the network saw first, what it returned, and how it went on from there."""
+    x, sigmas = torch.randn(SHAPE) * SIGMAS[0], torch.tensor(ENDS[0])
+    churn = {"s_churn": 3.0, "s_tmax": 4.0} if name in ("sample_euler", "sample_heun", "sample_dpm_2") else {}
+    calls, seen = [], []
+
+    def watched(x, sigma, shift):
+        seen.append((x.clone(), float(sigma[0])))
+        return model(x, sigma, shift)
+
+    def callback(info):
+        calls.append({**info, "x": info["x"].clone()})
+        info["x"].zero_()
+
+    given = {"extra_args": {"shift": 0.4}, "disable": True, "seed": 1, **churn}
+    sampler = getattr(k_diffusion, name)
+    result = sampler(watched, x.clone(), sigmas, callback=callback, **given)
+    assert torch.equal(result, sampler(model, x, sigmas, **given))
+    assert [call["i"] for call in calls] == list(range(len(SIGMAS)))
+    assert set(calls[0]) == {"x", "i", "sigma", "sigma_hat", "denoised"}
+    for call in calls:
+        shown = [k for k, (state, _) in enumerate(seen) if torch.equal(state, call["x"])]
+        assert len(shown) == 1
+        assert seen[shown[0]][1] == float(call["sigma_hat"])
+        churned = bool(churn) and 0 < float(call["sigma"]) <= 4
+        assert (float(call["sigma_hat"]) > float(call["sigma"])) == churned
+        assert torch.equal(call["sigma"], sigmas[call["i"]])
+        exact = model(call["x"], call["sigma_hat"].expand(SHAPE[0]), 0.4)
+        torch.testing.assert_close(call["denoised"], exact)
+
+
+def test_torch_noise_as_the_library_draws_it(seed):
+    """Euler with churn in some steps draws in all of them; ancestral samplers once a step."""
+    x, sigmas = torch.randn(SHAPE) * SIGMAS[0], torch.tensor(ENDS[0])
+    own = {"s_churn": 3.0, "s_tmin": 0.2, "s_tmax": 4.0}
+    torch.manual_seed(seed)
+    noise = [torch.randn(SHAPE).double() for _ in SIGMAS]
+    formula = Exact(x, ENDS[0], noise.__getitem__, own)
+    torch.manual_seed(seed)
+    close(k_diffusion.sample_euler(model, x, sigmas, disable=True, **own), formula.run(formula.sample_euler))
+    formula = Exact(x, ENDS[0], noise.__getitem__, {})
+    torch.manual_seed(seed)
+    close(
+        k_diffusion.sample_dpm_2_ancestral(model, x, sigmas, disable=True), formula.run(formula.sample_dpm_2_ancestral)
+    )
+
+
+def test_brownian_correlation():
+    """With torch's noise the two draws of a DPM-Solver++ SDE step are increments of one Brownian path in σ."""
+    torch.manual_seed(1)
+    start, end = 5.0, 2.0
+    middle = math.sqrt(start * end)
+    calls = []
+
+    def linear(x, sigma):
+        calls.append(float(sigma[0]))
+        return torch.zeros_like(x) if len(calls) == 1 else x
+
+    x = k_diffusion.sample_dpmpp_sde(linear, torch.zeros(1, 400_000), torch.tensor([start, end]), disable=True)
+    assert calls == pytest.approx([start, middle])
+
+    def split(a, b):
+        up = b * math.sqrt(1 - (b / a) ** 2)
+        return math.sqrt(b**2 - up**2), up
+
+    first = (1 - split(start, end)[0] / start) * split(start, middle)[1]
+    second = split(start, end)[1]
+    correlation = math.sqrt((start - middle) / (start - end))
+    exact = first**2 + second**2 + 2 * correlation * first * second
+    assert float(x.var()) == pytest.approx(exact, rel=6 * math.sqrt(2 / x.numel()))
+
+
+def test_half_precision_and_sources_of_noise(seed):
+    x, sigmas = torch.randn(SHAPE) * SIGMAS[0], torch.tensor(ENDS[0])
+    seen = []
+
+    def watched(x, sigma):
+        seen.append((x.dtype, sigma.dtype))
+        return model(x, sigma)
+
+    half = k_diffusion.sample_dpmpp_2m(watched, x.bfloat16(), sigmas, disable=True)
+    assert half.dtype == torch.bfloat16
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    full = k_diffusion.sample_euler_ancestral(model, x, sigmas, disable=True, seed=3)
+    one = k_diffusion.sample_euler_ancestral(model, x[:1], sigmas, disable=True, seed=3)
+    assert torch.equal(full[:1], one)
+    plan = fastdiff.samplers.euler(fastdiff.EDMSchedule(), prediction="sample", sigmas=ENDS[0])
+
+    def scaled(y, t):
+        sigma = torch.exp(4 * t)
+        return model(y * (sigma**2 + 0.25).sqrt().view(-1, 1, 1, 1), sigma)
+
+    torch.testing.assert_close(
+        k_diffusion.sample_euler(model, x, sigmas, disable=True),
+        fastdiff.sample(scaled, SHAPE, sampler=plan, resume=fastdiff.State(x, None, None, (None,) * 4, 0)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "what"),
+    [
+        ("sample_euler", {"sigmas": torch.tensor([1.0, 2.0, 0.0])}, "fall"),
+        ("sample_euler", {"s_churn": -1.0}, "s_churn"),
+        ("sample_heun", {"s_tmin": 2.0, "s_tmax": 1.0}, "s_tmax"),
+        ("sample_euler_ancestral", {"eta": 1.5}, "eta"),
+        ("sample_dpm_2_ancestral", {"s_noise": -1.0}, "s_noise"),
+        ("sample_lms", {"order": 5}, "order"),
+        ("sample_dpmpp_sde", {"r": 1.0}, "r must"),
+        ("sample_dpmpp_2m_sde", {"solver_type": "hoin"}, "solver_type"),
+        ("sample_dpmpp_3m_sde", {"noise_sampler": lambda s, t: torch.zeros(SHAPE), "seed": 1}, "noise_sampler"),
+        ("sample_dpmpp_2m", {"seed": 1, "generator": torch.Generator()}, "generator"),
+    ],
+)
+def test_bad_input(name, arguments, what):
+    given = {"model": model, "x": torch.zeros(SHAPE), "sigmas": torch.tensor(ENDS[0]), "disable": True}
+    sampler = getattr(k_diffusion, name)
+    with pytest.raises(ValueError, match=what):
+        sampler(**{**given, **arguments})
+    for wrong in ({"x": torch.zeros(SHAPE, dtype=torch.float64)}, {"sigmas": [1.0, 0.0]}, {"model": None}):
+        with pytest.raises(TypeError):
+            sampler(**{**given, **wrong})
+    for clash in ({"sampler": "ddim"}, {"resume": None}):
+        with pytest.raises(TypeError, match=next(iter(clash))):
+            sampler(**given, **clash)
+
+
+@pytest.mark.parametrize("sigmas", ENDS, ids=["to 0", "to 0.08"])
+@pytest.mark.parametrize(("name", "own"), CASES)
+def test_library(seed, name, own, sigmas):
+    library = pytest.importorskip("k_diffusion.sampling")
+    x, sigmas = torch.randn(SHAPE) * sigmas[0], torch.tensor(sigmas)
+    results, infos = [], []
+    for module in (library, k_diffusion):
+        arguments, found = dict(own), []
+        if "_sde" in name:
+            generator = torch.Generator().manual_seed(seed)
+            arguments["noise_sampler"] = lambda s, t: torch.randn(SHAPE, generator=generator)  # noqa: B023
+        torch.manual_seed(seed)
+        results.append(getattr(module, name)(model, x, sigmas, disable=True, callback=found.append, **arguments))
+        infos.append(found)
+    theirs, ours = results
+    close(ours, theirs)
+    for a, b in zip(*infos, strict=True):
+        assert a["i"] == b["i"]
+        for key in ("x", "sigma", "sigma_hat", "denoised"):
+            close(b[key], a[key])
