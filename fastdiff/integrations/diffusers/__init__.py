@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 
+from fastdiff.integrations.diffusers.distilled import LCMScheduler, TCDScheduler
 from fastdiff.integrations.diffusers.sigmas import (
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
@@ -31,9 +32,7 @@ from fastdiff.integrations.diffusers.vp import (
     DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
-    LCMScheduler,
     PNDMScheduler,
-    TCDScheduler,
 )
 
 SCHEDULERS = {

@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from fastdiff.continuous import FlowSchedule
-from fastdiff.integrations.diffusers.sigmas import SigmaStepping
+from fastdiff.integrations.diffusers.lists import SigmaStepping
 from fastdiff.integrations.diffusers.stepping import result
 from fastdiff.plan import Plan
 from fastdiff.samplers import deis, dpm_multistep, dpm_singlestep, unipc
