@@ -13,6 +13,7 @@ pytest.importorskip("diffusers")
 import diffusers
 from schedulers import SHAPE, difference, pair
 
+import fastdiff
 import fastdiff.integrations.diffusers as ours
 
 diffusers.utils.logging.disable_progress_bar()

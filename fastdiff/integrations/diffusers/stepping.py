@@ -23,6 +23,7 @@ from fastdiff.ops.randn import DTYPES
 from fastdiff.ops.update import split_outputs
 from fastdiff.ops.view import viewable
 from fastdiff.plan import Plan
+from fastdiff.thresholding import Thresholding
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
@@ -178,11 +179,15 @@ class Stepping:
 
     def _threshold(self, rows: Rows, index: int, x: Tensor, m: Tensor) -> Tensor:
         """Dynamic thresholding's (s, 1/s), [B, 2]: s is the quantile of |x̂_0| in [1, sample_max_value]."""
-        row = rows.plan[index - rows.start]
-        size = (x * row.p + m.to(x.dtype) * row.q).abs().flatten(1)
-        s = torch.quantile(size, self.config.dynamic_thresholding_ratio, dim=1)
-        s = s.clamp(min=1, max=self.config.sample_max_value)
-        return torch.stack([s, 1 / s], dim=1)
+        row, config = rows.plan[index - rows.start], self.config
+        x0 = (x * row.p + m.to(x.dtype) * row.q).flatten(1)
+        if x0.requires_grad:
+            s = torch.quantile(x0.abs(), config.dynamic_thresholding_ratio, dim=1)
+            s = s.clamp(min=1, max=config.sample_max_value)
+            return torch.stack([s, 1 / s], dim=1)
+        bounds = x0.new_empty((x0.shape[0], 2))
+        Thresholding(config.dynamic_thresholding_ratio, config.sample_max_value).bounds(x0, bounds)
+        return bounds
 
     def _draw(self, generator: Any, like: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Noise of ``like``'s shape as diffusers would draw it, or None where the update draws it."""
