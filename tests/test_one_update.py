@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
-from fastdiff.ops import native
+from fastdiff.ops.update import native_impl
 from fastdiff.sample import _prepare
 
 SHAPE = (3, 2, 8, 8)
@@ -68,16 +68,14 @@ def test_a_row_is_one_update(seed, monkeypatch, case):
     bound = inspect.signature(fastdiff.sample).bind(model, SHAPE, **{"steps": 6, "backend": "native", **options})
     bound.apply_defaults()
     run = _prepare(**bound.arguments, keeps_x0=False)
-    launched, launch = [], native.launch
-    monkeypatch.setattr(
-        native, "launch", lambda module, name, *rest: (launched.append(name), launch(module, name, *rest))
-    )
+    launched, call = [], native_impl.Update.__call__
+    monkeypatch.setattr(native_impl.Update, "__call__", lambda update, row: (launched.append(row), call(update, row)))
     with torch.no_grad():
         run.first_input()
         for index, row in enumerate(run.plan):
             with Recorded() as recorded:
                 run.step(index)
-            assert launched == ["update"]
+            assert launched == [index]
             launched.clear()
             assert not WAITS & set(recorded.names)
             if row.calls_model and run.calls[index] == run.guidance.calls and (run.classifier is None or row.uses("g")):
