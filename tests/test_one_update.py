@@ -18,7 +18,8 @@ WAITS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "_to_c
 Y = torch.tensor([0.2, 0.4, 0.6])
 GUIDED = {"model_kwargs": {"y": Y}, "uncond_kwargs": {"y": Y * 0}, "guidance_scale": 2.0}
 MASKED = {"mask": torch.ones(8, 8).triu() == 1, "known": torch.zeros(SHAPE)}
-RESCALE = Counter(mul=4, add=2, std=2, div=1)  # u·w0 + c·w1, φ·std(c)/std(m) + 1 − φ, m·gain
+# u·w0 + c·w1, φ·std(c)/std(m) + 1 − φ but where std(m) is 0, m·gain
+RESCALE = Counter(mul=4, add=2, std=2, div=1, eq=1, scalar_tensor=1, where=1)
 BOUNDS = Counter(mul=2, add=1, abs=1, topk=2, lerp=1, clamp=1, reciprocal=1)  # p x + q m, its quantile
 
 
