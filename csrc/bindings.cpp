@@ -98,6 +98,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         .ADDRESS(UpdateParams, step)
         .def_readwrite("n_outputs", &UpdateParams::n_outputs)
         .def("set_output", [](UpdateParams& p, int i, const View& v) { p.outputs[i] = v; })
+        .def("set_dense_output",  // the one output, contiguous
+             [](UpdateParams& p, uintptr_t data, int dtype) {
+                 p.n_outputs = 1;
+                 p.outputs[0] = View{pointer<void>(data), dtype, p.n, p.n > 0 ? p.n : 1, 0, 1};
+             })
         .def_readwrite("variance", &UpdateParams::variance)
         .ADDRESS(UpdateParams, x)
         .ADDRESS(UpdateParams, anchor)

@@ -4,6 +4,7 @@ images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=
 """
 
 from fastdiff import models, ops, reference, samplers
+from fastdiff.accelerate import accelerate, restore
 from fastdiff.continuous import EDMSchedule, FlowSchedule
 from fastdiff.info import info
 from fastdiff.interpolate import interpolate
@@ -22,6 +23,7 @@ __all__ = [
     "Plan",
     "Row",
     "State",
+    "accelerate",
     "add_noise",
     "info",
     "interpolate",
@@ -29,6 +31,7 @@ __all__ = [
     "ops",
     "randn",
     "reference",
+    "restore",
     "sample",
     "sample_iter",
     "samplers",

@@ -22,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would take "[default: …]" in a help text for markup, and drop it
 )
 
 GIF_FRAMES = 60

@@ -39,13 +39,21 @@ class Guidance:
         return tuple((self.calls if row.is_guided(self.interval) else 1) if row.calls_model else 0 for row in plan)
 
     def gain(self, conditional: Tensor, guided: Tensor, out: Tensor) -> None:
-        """Write φ·std(conditional)/std(guided) + 1 − φ of each sample to ``out`` (Lin et al. 2024, Equations 15–16)."""
-        torch.add(self.rescale * conditional.std(dim=1) / guided.std(dim=1), 1 - self.rescale, out=out)
+        """Write φ·std(conditional)/std(guided) + 1 − φ of each sample to ``out`` (Lin et al. 2024, Equations 15–16).
+
+        1 where the guided output is constant and so has no scale to restore.
+        """
+        if guided.shape[1] < 2:
+            out.fill_(1.0)
+            return
+        spread = guided.std(dim=1)
+        ratio = torch.where(spread == 0, 1.0, conditional.std(dim=1) / spread)
+        torch.add(self.rescale * ratio, 1 - self.rescale, out=out)
 
 
 def mixed(outputs: Sequence[Tensor], row: Tensor) -> Tensor:
     """The guided output [B, n], float32, of a row of the device's table."""
-    wide = [output.flatten(1).to(torch.float32) for output in outputs]
+    wide = [output.reshape(len(output), -1).to(torch.float32) for output in outputs]
     if len(wide) == 1:
         return wide[0]
     m = wide[0] * row[W0]
@@ -81,6 +89,8 @@ def resolve_guidance(
                 f"guidance_scale={scale} has no effect without uncond_kwargs: the network is called once",
                 stacklevel=4,
             )
+        if rescale:
+            raise ValueError(f"guidance_rescale={rescale} needs uncond_kwargs, the unconditional call's keywords")
         return Guidance(1, kwargs, plain=kwargs)
     several = _several(uncond_kwargs, len(weights) - 1)
     for name, uncond in several.items():

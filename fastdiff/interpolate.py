@@ -142,6 +142,8 @@ def matched_timesteps(schedule: NoiseSchedule, size: int) -> int:
 
     Averaging over k × k pixels divides the noise's variance by k², so SNR_size(t) = SNR_256(500)·(256/size)².
     """
+    if size < 1:
+        raise ValueError(f"an image must be at least one pixel wide to match its timesteps; got {size}: give t")
     bars = schedule.alphas_cumprod
     T = len(schedule)
     snr = bars / (1 - bars)

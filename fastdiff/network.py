@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +62,30 @@ def first_tensor(out: Any) -> Tensor:
     )
 
 
+# How many runs hold each module in eval mode: the last one to end gives its flag back.
+_held: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_lock = Lock()
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """A module that is in training mode, in eval mode for a while; each submodule's own flag comes back."""
-    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    for module in training:
-        module.training = False
+    """A module that is in training mode, in eval mode for a while; each submodule's own flag comes back.
+
+    Runs in several threads may hold one module at once.
+    """
+    held = []
+    with _lock:
+        for module in model.modules() if isinstance(model, nn.Module) else ():
+            if module.training or module in _held:
+                module.training = False
+                _held[module] = _held.get(module, 0) + 1
+                held.append(module)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            for module in held:
+                _held[module] -= 1
+                if _held[module] == 0:
+                    del _held[module]
+                    module.training = True

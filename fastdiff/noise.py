@@ -51,6 +51,8 @@ def noise_key(
     """
     if seeds is None:
         check_int("seed", seed, 0, _U64)
+        if batch > 1 << 32:
+            raise ValueError(f"a batch has at most 2**32 samples; got {batch}")
         check_int("sample_offset", sample_offset, 0, (1 << 32) - max(batch, 1))
         return NoiseKey(seed, sample_offset)
     if isinstance(seeds, str) or not isinstance(seeds, (Sequence, Tensor)):
@@ -58,6 +60,8 @@ def noise_key(
     values = seeds.tolist() if isinstance(seeds, Tensor) else list(seeds)
     if len(values) != batch:
         raise ValueError(f"seeds must have one entry a sample, {batch}; got {len(values)}")
+    if seed != 0:
+        raise ValueError(f"give seed or seeds, not both; got seed={seed}")
     if check_int("sample_offset", sample_offset, 0, (1 << 32) - 1) != 0:
         raise ValueError(f"sample_offset goes with seed, not with seeds; got {sample_offset}")
     for i, value in enumerate(values):

@@ -129,6 +129,8 @@ class Run:
         if self.shares_x and self.net_in._version != version:
             raise ValueError("model changed its input in place; it must not, since that is the sampler's state")
         out = out if isinstance(out, Tensor) else first_tensor(out)
+        if out.stride() != self.net_in.stride() and _share_memory(out, self.net_in):
+            out = out.clone()  # a view of the input, which the update would overwrite while it reads
         if out.ndim == 0 or out.shape[0] != self.batch * count:
             raise ValueError(f"model must return [{self.batch * count}, …] for its input; got {list(out.shape)}")
         outputs = (out,) if count == 1 else out.chunk(count) if self.batch else (out,) * count
@@ -147,12 +149,12 @@ class Run:
         m = mixed(outputs, row)
         if o.gain is not None:
             if len(outputs) > 1:
-                self.guidance.gain(outputs[-1].flatten(1).to(torch.float32), m, o.gain)
+                self.guidance.gain(mixed(outputs[-1:], row), m, o.gain)
             else:
                 o.gain.fill_(1.0)
             m = m * o.gain[:, None]
         if self.thresholding is not None and o.clip is not None:
-            self.thresholding.bounds(self.x.flatten(1) * row[P] + m * row[Q], o.clip)
+            self.thresholding.bounds(self.x.view(self.batch, -1) * row[P] + m * row[Q], o.clip)
 
     def step(self, index: int) -> None:
         """Run row ``index`` eagerly."""
@@ -255,3 +257,9 @@ class Run:
             if not isinstance(saved, Tensor) or saved.shape != mine.shape:
                 raise ValueError(f"{name} must be a tensor of shape {list(mine.shape)}: is the state of another plan?")
             mine.copy_(saved)
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    if a.layout != torch.strided:
+        return False
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastdiff.levels import Level, nearest
@@ -60,12 +61,12 @@ class NoiseSchedule:
     @property
     def alphas(self) -> torch.Tensor:
         """√ᾱ_t, the signal's factor in x_t = α_t x_0 + σ_t ε, float64 [T]."""
-        return self.alphas_cumprod.sqrt()
+        return _sqrt(self.alphas_cumprod)
 
     @property
     def sigmas(self) -> torch.Tensor:
         """√(1 − ᾱ_t), the noise's factor in x_t = α_t x_0 + σ_t ε, float64 [T]."""
-        return (1 - self.alphas_cumprod).sqrt()
+        return _sqrt(1 - self.alphas_cumprod)
 
     # ---- levels: the schedule as samplers walk it
 
@@ -243,6 +244,11 @@ def _level(t: float, ratio: float, ve: bool) -> Level:
     if ve:
         return Level(t, 1.0, ratio, scale)
     return Level(t, scale, ratio * scale if scale else 1.0)
+
+
+def _sqrt(values: torch.Tensor) -> torch.Tensor:
+    # numpy's is correctly rounded everywhere, and it starts no threads: torch's hangs in a forked child.
+    return torch.from_numpy(np.sqrt(values.numpy()))
 
 
 def _vector(name: str, values: Any) -> torch.Tensor:

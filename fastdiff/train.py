@@ -161,11 +161,11 @@ class Run:
 
     def _load(self) -> None:
         path = self.out / "checkpoint.pt"
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = _read_checkpoint(path, self.device)
         now, then = asdict(self.settings), state["settings"]
-        changed = [name for name in now if name not in _FREE_TO_CHANGE and now[name] != then[name]]
+        changed = [name for name in now if name not in _FREE_TO_CHANGE and now[name] != then.get(name)]
         if changed:
-            told = ", ".join(f"{name} {then[name]} (now {now[name]})" for name in changed)
+            told = ", ".join(f"{name} {then.get(name)} (now {now[name]})" for name in changed)
             raise ValueError(f"{path} was made with other settings: {told}")
         if state["fingerprint"] != self.fingerprint:
             raise ValueError(f"{path} was made with other images than {self.settings.data} holds now")
@@ -177,12 +177,15 @@ class Run:
                 f"resuming with {environment} what ran with {state['environment']}: equal bits are not assured",
                 stacklevel=4,
             )
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.losses[: self.step] = state["losses"]
-        self.generator.set_state(state["generator"].cpu())
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.losses[: self.step] = state["losses"]
+            self.generator.set_state(state["generator"].cpu())
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} does not fit this model: {error}") from error
 
     def _recent_loss(self) -> float:
         """The mean loss since the last look; raises FloatingPointError once it is not finite."""
@@ -227,6 +230,23 @@ class Run:
         shape = (6 * columns, self.data.pixels.shape[1], size, size)
         images = fastdiff.sample(self.ema, shape, schedule=self.schedule, seed=self.settings.seed, **sampling)
         save_grid(self.out / "samples" / f"step-{self.step:06d}.png", images, columns=columns)
+
+
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `Run._state` wrote; ValueError for a file that is damaged or something else's."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        reason = [type(error).__name__, *str(error).splitlines()[:1]]
+        raise ValueError(f"{path} is unreadable ({': '.join(reason)})") from error
+    needed = ("settings", "fingerprint", "environment", "step", "seconds", "losses", "generator", "model", "ema",
+              "optimizer")  # fmt: skip
+    missing = [name for name in needed if not isinstance(state, dict) or name not in state]
+    if missing or not isinstance(state["settings"], dict) or type(state["step"]) is not int:
+        raise ValueError(f"{path} is no checkpoint of fastdiff train" + (f": it lacks {missing[0]}" if missing else ""))
+    return state
 
 
 def _check_data_name(data: object) -> str:

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from fastdiff import models
 from fastdiff.models import UNet
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
@@ -269,3 +270,26 @@ def test_files_have_the_permissions_of_new_files(folder):
     (folder / "new").touch()
     for name in (CONFIG, SAFETENSORS):
         assert (folder / name).stat().st_mode == (folder / "new").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"thresholding": True}, {"thresholding": (0.995, 1.0)}),
+        ({"steps_offset": 1}, {"sampler_options": {"steps_offset": 1}, "clip": 1.0}),
+        ({"set_alpha_to_one": False}, {"sampler_options": {"final": "sigma_min"}}),
+        ({"clip_sample": False}, {"clip": None}),
+    ],
+)
+def test_what_a_scheduler_asks_for_reaches_sample(folder, config, told):
+    (folder / "scheduler_config.json").write_text(json.dumps(config))
+    sampling = models.load(folder).sampling
+    assert told.items() <= sampling.items()
+    assert ("clip" in sampling) != ("thresholding" in sampling)
+
+
+@pytest.mark.parametrize("config", [{"clip_sample_range": None}, {"beta_start": "x"}, {"beta_schedule": "none"}])
+def test_a_broken_scheduler_names_its_file(folder, config):
+    (folder / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"scheduler_config\.json"):
+        models.load(folder)

@@ -111,8 +111,10 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 def test_an_interrupted_run_leaves_no_picture(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastdiff.cli", "sample", "--sampler", "ddpm", "--steps", "1000"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A suite that runs in a shell's background is started deaf to Ctrl-C, and hands that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stderr is not None
     deadline = time.monotonic() + 60
     seen = ""
@@ -133,6 +135,16 @@ def test_info_and_help(tmp_path: Path) -> None:
         shown = run(*arguments)
         assert shown.exit_code == 0
         assert "Usage" in shown.output
+    # What is in brackets is shown too.
+    assert "[default: the model's or sampler's]" in " ".join(fastdiff("sample", "--help", cwd=tmp_path).stdout.split())
+
+
+def test_an_option_of_another_sampler_is_refused(tmp_path: Path) -> None:
+    """The folder's own eta goes with its own sampler; one that was asked for is not dropped without a word."""
+    result = fastdiff("sample", "-n", 1, "--sampler", "ddpm", "--steps", 2, "--eta", 0.5, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "sampler='ddpm' does not take eta" in result.stderr
+    assert fastdiff("sample", "-n", 1, "--sampler", "ddpm", "--steps", 2, cwd=tmp_path).returncode == 0
 
 
 # ---- plans

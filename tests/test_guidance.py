@@ -308,3 +308,23 @@ def test_refuses(options, error, names):
     with pytest.raises(error, match=names):
         fastdiff.sample(model, SHAPE, sampler=PLAN, **arguments)
     assert model.calls == []
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (3, 1), (4,)])
+def test_rescale_of_a_constant_output_changes_nothing(shape):
+    """There is no scale to restore where the guided output has none."""
+    labels = torch.arange(shape[0])
+    arguments = {
+        "sampler": "ddim", "steps": 3, "model_kwargs": {"y": labels}, "uncond_kwargs": {"y": labels}, "seed": 1,
+    }  # fmt: skip
+    plain = fastdiff.sample(lambda x, t, y: torch.zeros_like(x), shape, guidance_scale=2.0, **arguments)
+    got = fastdiff.sample(
+        lambda x, t, y: torch.zeros_like(x), shape, guidance_scale=2.0, guidance_rescale=0.7, **arguments
+    )
+    assert got.isfinite().all()
+    assert torch.equal(got, plain)
+
+
+def test_rescale_needs_an_unconditional_call():
+    with pytest.raises(ValueError, match=r"guidance_rescale=0\.5 needs uncond_kwargs"):
+        fastdiff.sample(lambda x, t: x, (1, 3), sampler="ddim", steps=2, guidance_rescale=0.5)

@@ -1,6 +1,7 @@
 """The networks that sample takes: what they are given, what they may return, and what goes wrong."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -172,6 +173,22 @@ def test_a_network_that_returns_something_else(backend, model, error, names):
         fastdiff.sample(model, SHAPE, steps=3, backend=backend)
 
 
+VIEWS = {
+    "transposed": lambda x: x.transpose(2, 3),
+    "one channel for all": lambda x: x[:, :1].expand_as(x),
+    "one sample for all": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_network_may_return_a_view_of_its_input(backend, seed, view, dtype):
+    shape = (4, 3, 64, 64)  # larger than what a kernel holds at a time
+    options = {"sampler": "ddim", "steps": 4, "seed": seed, "model_dtype": dtype, "backend": backend}
+    seen = fastdiff.sample(lambda x, t: view(x), shape, **options)
+    assert_same_bits(seen, fastdiff.sample(lambda x, t: view(x).clone(), shape, **options))
+
+
 def test_learned_variance_needs_its_channels():
     with pytest.raises(ValueError, match="6 channels"):
         fastdiff.sample(half, SHAPE, steps=3, variance="learned_range")
@@ -183,3 +200,28 @@ def test_a_network_may_change_a_private_copy_of_its_input(seed):
     assert_same_bits(
         fastdiff.sample(lambda x, t: x.mul_(0.5), SHAPE, **options), fastdiff.sample(half, SHAPE, **options)
     )
+
+
+def test_two_runs_at_once_hold_a_training_module_in_eval_mode():
+    """The first run to end does not put the module back into training mode under the other."""
+    barrier, modes = threading.Barrier(2), []
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t):
+            modes.append(self.training)
+            return x
+
+    net = Net().train()
+
+    def run(steps):
+        barrier.wait()
+        fastdiff.sample(net, (1, 3), sampler="ddim", steps=steps, device="cpu")
+
+    threads = [threading.Thread(target=run, args=(steps,)) for steps in (2, 400)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(modes) == 402
+    assert not any(modes)
+    assert net.training

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,28 @@ def test_resuming_refuses_other_settings_and_other_images(tmp_path, straight):
         train("digits", tmp_path, resume=True)
     with pytest.raises(FileExistsError, match="resume"):
         train("digits", straight, **TINY)
+
+
+def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path, straight):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    path = folder / "checkpoint.pt"
+    whole = path.read_bytes()
+
+    def refused(match):
+        with pytest.raises(ValueError, match=rf"checkpoint\.pt {match}"):
+            train("digits", folder, steps=7, save_every=4, resume=True, **TINY)
+
+    for content in (b"", b"hi\n", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        refused("is unreadable")
+    for foreign in ([1], torch.ones(3), {"state_dict": {}}):
+        torch.save(foreign, path)
+        refused("is no checkpoint of fastdiff train")
+    state = torch.load(straight / "checkpoint.pt", weights_only=True)
+    for name in ("model", "optimizer", "generator", "losses"):
+        torch.save({**state, name: {}}, path)
+        refused("does not fit this model")
 
 
 def test_resuming_elsewhere_is_said(straight, tmp_path):

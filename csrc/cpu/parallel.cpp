@@ -1,21 +1,31 @@
-// Work is handed to torch's own OpenMP team, whose threads are awake while a network runs: no second pool spins beside
-// it. Where torch has no such team, and in a forked child, which has none of its parent's threads, a small pool of
-// helpers that sleep between jobs takes its place.
+// Small work is handed to torch's own OpenMP team, whose threads are awake while a network runs: it begins and ends in
+// 2 to 3 microseconds, and no second pool spins beside it. But its closing barrier waits for every member to be
+// scheduled, some 10 ms where another process has the core: a team that came late is left alone for a second. Large
+// work, then all work, and work where torch has no such team or in a forked child, which has none of its parent's
+// threads, goes to a small pool of our own, which takes 30 to 60 microseconds to wake.
 #include "cpu/parallel.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 namespace fastdiff {
 namespace {
+
+// Work that is large, in grains: some 400 microseconds.
+constexpr int64_t kLarge = 50;
+// A team is late that takes longer over work that is not large, and is then left alone for so long. Nanoseconds.
+constexpr int64_t kLate = 2'000'000, kLeftAlone = 1'000'000'000;
 
 struct Job {
     RangeFunction function;
@@ -45,14 +55,23 @@ ParallelRegion torchs_team() {
     return found;
 }
 
-// The caller works too, and waits only for chunks that a helper has begun.
+std::atomic<int64_t> left_alone_until{0};
+
+int64_t nanoseconds() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+// Helpers that sleep between jobs. The caller works too, and waits only for chunks that a helper has begun: one that
+// wakes late, or whose core is taken by another process or by torch's spinning team, costs nothing but its help.
 class Pool {
   public:
     void run(Job& job) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (helpers_ < job.helpers_wanted && start_helper()) ++helpers_;
+            while (helpers_.size() < static_cast<size_t>(job.helpers_wanted) && start_helper()) caller_cpu_ = -1;
             jobs_.push_back(&job);
+            keep_off_my_core();
         }
         for (int i = 0; i < job.helpers_wanted; ++i) wake_.notify_one();
         job.work();
@@ -65,11 +84,27 @@ class Pool {
   private:
     bool start_helper() {
         try {
-            std::thread([this] { help(); }).detach();
+            std::thread helper([this] { help(); });
+            helpers_.push_back(helper.native_handle());
+            helper.detach();
             return true;
         } catch (const std::system_error&) {
             return false;  // no thread to be had: the caller does the work
         }
+    }
+
+    // A helper that wakes while torch's team spins on every other core is put behind the caller, on the caller's own,
+    // and the caller does all the work. So helpers may use any core but that one.
+    void keep_off_my_core() {
+#ifdef __linux__
+        const int cpu = sched_getcpu();
+        if (cpu == caller_cpu_) return;
+        caller_cpu_ = cpu;
+        cpu_set_t allowed;
+        if (cpu < 0 || pthread_getaffinity_np(pthread_self(), sizeof(allowed), &allowed) != 0) return;
+        if (CPU_COUNT(&allowed) > 1) CPU_CLR(cpu, &allowed);
+        for (const pthread_t helper : helpers_) pthread_setaffinity_np(helper, sizeof(allowed), &allowed);
+#endif
     }
 
     void help() {
@@ -89,7 +124,8 @@ class Pool {
     std::mutex mutex_;
     std::condition_variable wake_, done_;
     std::deque<Job*> jobs_;
-    int helpers_ = 0;
+    std::vector<pthread_t> helpers_;
+    int caller_cpu_ = -1;
 };
 
 // Never destroyed: helpers may sleep in it while the process ends.
@@ -111,11 +147,15 @@ void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction funct
     // Eight chunks a thread: what the last one leaves to wait for is small.
     const int64_t chunk = std::max<int64_t>(1, units / (useful * 8));
     Job job{function, context, units, chunk, static_cast<int>(useful) - 1};
-    const ParallelRegion team = forked ? nullptr : torchs_team();
-    if (team)
+    const ParallelRegion team = forked || units >= kLarge * grain ? nullptr : torchs_team();
+    const int64_t begin = team ? nanoseconds() : 0;
+    if (team && begin >= left_alone_until.load(std::memory_order_relaxed)) {
         team([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(useful), 0);
-    else
-        pool.load()->run(job);
+        const int64_t end = nanoseconds();
+        if (end - begin > kLate) left_alone_until.store(end + kLeftAlone, std::memory_order_relaxed);
+        return;
+    }
+    pool.load()->run(job);
 }
 
 }  // namespace fastdiff

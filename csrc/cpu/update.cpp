@@ -17,7 +17,7 @@ struct Update {
     const UpdateParams& p;
     Row row;
     int64_t index;
-    bool plain;  // plain_vectors computes it
+    bool whole;  // plain_vectors or state_vectors computes it
 };
 
 F load_at(const float* data, int64_t at, int count) {
@@ -108,17 +108,76 @@ FASTDIFF_HD Simd::I plain_vectors(const UpdateParams& p, const Row& r, int64_t b
     return bad;
 }
 
-bool is_plain(const UpdateParams& p, const Row& r) {
-    return p.n_outputs == 1 && !p.gain && !p.clip && !p.mask && !p.variance.data && r.keeps_anchor == 0 &&
-           r.write < 0 && !reads_anchor(r) && !reads_slot0(r) && !reads_slot1(r) && !reads_slot2(r) && !reads_g(r) &&
-           is_dense(p.outputs[0], p.n) && (!p.model_input.data || is_dense(p.model_input, p.n));
+// The same for rows that also have an anchor, slots, or bounds for each sample.
+FASTDIFF_HD Simd::I state_vectors(const UpdateParams& p, const Row& r, int64_t b, int64_t e, const F z[4]) {
+    const int64_t at = b * p.n + e;
+    const F clip = F{} + (p.clip ? p.clip[2 * b] : r.clip), scale = F{} + (p.clip ? p.clip[2 * b + 1] : r.scale);
+    F x[4], m[4], x0[4], anchor[4], slots[3][4], sum[4];
+    Simd::I bad = {};
+    for (int j = 0; j < 4; ++j) {
+        x[j] = load_at(p.x, at + j * W, W);
+        m[j] = load_dense(p.outputs[0], b * p.outputs[0].batch_stride + e + j * W);
+        bad |= not_finite(m[j]);
+        x0[j] = predict_x0<Simd>(x[j], m[j], r.p, r.q, clip, scale);
+        sum[j] = F{};
+    }
+    const auto read = [&](const float* data, F term[4]) {
+        for (int j = 0; j < 4; ++j) term[j] = load_at(data, at + j * W, W);
+    };
+    const auto write = [&](float* data, const F value[4]) {
+        for (int j = 0; j < 4; ++j) store_at(data, at + j * W, W, value[j]);
+    };
+    const auto add = [&](const F term[4], float coefficient) {
+        if (coefficient != 0)
+            for (int j = 0; j < 4; ++j) sum[j] = sum[j] + term[j] * coefficient;
+    };
+    const auto combined = [&](const Combination& c) {  // in the order of combine
+        add(x, c.x);
+        add(anchor, c.anchor);
+        add(x0, c.x0);
+        add(m, c.m);
+        add(slots[0], c.slot0);
+        add(slots[1], c.slot1);
+        add(slots[2], c.slot2);
+        add(z, c.z);
+    };
+    if (reads_anchor(r)) read(p.anchor, anchor);
+    if (reads_slot0(r)) read(p.slots[static_cast<int>(r.read0)], slots[0]);
+    if (reads_slot1(r)) read(p.slots[static_cast<int>(r.read1)], slots[1]);
+    if (reads_slot2(r)) read(p.slots[static_cast<int>(r.read2)], slots[2]);
+    const auto write_combined = [&](float* data, const Combination& c) {
+        combined(c);
+        write(data, sum);
+        for (int j = 0; j < 4; ++j) sum[j] = F{};
+    };
+    if (r.keeps_anchor != 0) write_combined(p.anchor_out, r.anchor);
+    if (r.write >= 0) write_combined(p.slots_out[static_cast<int>(r.write)], r.slot);
+    combined(r.x);
+    if (p.x_out) write(p.x_out, sum);
+    if (p.x0_out) write(p.x0_out, x0);
+    if (p.model_input.data)
+        for (int j = 0; j < 4; ++j)
+            store_dense(p.model_input, b * p.model_input.batch_stride + e + j * W, sum[j] * r.next_c_in);
+    return bad;
 }
 
+bool takes_whole_vectors(const UpdateParams& p, const Row& r) {
+    return p.n_outputs == 1 && !p.gain && !p.mask && !p.variance.data && !reads_g(r) && is_dense(p.outputs[0], p.n) &&
+           (!p.model_input.data || is_dense(p.model_input, p.n));
+}
+
+bool is_plain(const UpdateParams& p, const Row& r) {
+    return !p.clip && r.keeps_anchor == 0 && r.write < 0 && !reads_anchor(r) && !reads_slot0(r) && !reads_slot1(r) &&
+           !reads_slot2(r);
+}
+
+// Compiled twice, since state_vectors' many vectors would drive those of plain rows out of registers.
+template <bool plain>
 void update_range(const void* context, int64_t begin, int64_t end) {
     const Update& u = *static_cast<const Update*>(context);
     const UpdateParams p = u.p;  // copies: the compiler knows that no store changes them
     const Row r = u.row;
-    const bool plain = u.plain;
+    const bool whole = u.whole;
     const Simd::U quads = first_quads();
     const uint32_t draw = static_cast<uint32_t>(r.draw), stream = static_cast<uint32_t>(r.stream);
     const bool uses_z = reads_z(r), uses_known_z = p.mask && r.known_sigma != 0;
@@ -129,10 +188,15 @@ void update_range(const void* context, int64_t begin, int64_t end) {
         const int64_t b = at.b, first = at.first;
         if (draws) normal_group(quads, first, sample_of(p.key, b), draw, stream, seed_of(p.key, b), z);
         if (draws_known) normal_group(quads, first, sample_of(p.key, b), draw, 3, seed_of(p.key, b), known_z);
-        if (plain && first + kGroup <= p.n) {
+        if (whole && first + kGroup <= p.n) {
             if (uses_z && p.noise)
                 for (int j = 0; j < kVectors; ++j) z[j] = load_at(p.noise, b * p.n + first + j * W, W);
-            for (int j = 0; j < kVectors; j += 4) bad |= plain_vectors(p, r, b, first + j * W, z + j);
+            for (int j = 0; j < kVectors; j += 4) {
+                if constexpr (plain)
+                    bad |= plain_vectors(p, r, b, first + j * W, z + j);
+                else
+                    bad |= state_vectors(p, r, b, first + j * W, z + j);
+            }
             continue;
         }
         for (int j = 0; j < kVectors; ++j) {
@@ -159,9 +223,10 @@ void update_range(const void* context, int64_t begin, int64_t end) {
 void update(const UpdateParams& p, int threads) {
     const int64_t index = p.step ? *p.step : p.row;
     const Row& row = reinterpret_cast<const Row*>(p.table)[index];
-    const Update u{p, row, index, is_plain(p, row)};
+    const Update u{p, row, index, takes_whole_vectors(p, row)};
     const int64_t grain = reads_z(row) && !p.noise ? kNoiseGrain : kCopyGrain;
-    parallel_for(p.batch * groups_in(p.n), grain / kGroup, threads, update_range, &u);
+    parallel_for(p.batch * groups_in(p.n), grain / kGroup, threads,
+                 is_plain(p, row) ? update_range<true> : update_range<false>, &u);
 }
 
 }  // namespace FASTDIFF_SIMD

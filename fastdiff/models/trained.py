@@ -54,7 +54,7 @@ class TrainedModel:
         arguments = dict(self.sampling)
         sampler = changes.get("sampler", arguments.get("sampler", "ddpm"))
         if sampler != "ddpm":
-            arguments.pop("variance", None)  # the folder's; only DDPM has one
+            arguments.pop("variance", None)  # the folder's; one that was asked for goes to `sample`, which refuses it
         if sampler != "ddim":
             arguments.pop("eta", None)
         if sampler in ("lcm", "tcd"):
@@ -88,10 +88,15 @@ def load(folder: str | os.PathLike[str]) -> TrainedModel:
     record = root / "training.json"
     if record.exists():
         told = _read(record)
-        more = dict(told.get("sampling", {}))
-        trained.guidance_scale = float(more.pop("guidance_scale", 1.0))
-        trained.sampling |= more
-        trained.classes = [str(name) for name in told.get("classes", [])]
+        more, classes = told.get("sampling", {}), told.get("classes", [])
+        if not isinstance(more, dict) or not isinstance(classes, list):
+            raise ValueError(f"{record}: sampling must be an object and classes a list; got {more!r} and {classes!r}")
+        trained.sampling |= {name: value for name, value in more.items() if name != "guidance_scale"}
+        trained.classes = [str(name) for name in classes]
+        try:
+            trained.guidance_scale = float(more.get("guidance_scale", 1.0))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{record}: guidance_scale: {error}") from error
     elif unet.config.num_class_embeds:
         count = unet.config.num_class_embeds - (unet.null_class is not None)
         trained.classes = [str(i) for i in range(count)]
@@ -108,13 +113,26 @@ def _scheduler(path: Path) -> dict[str, Any]:
     variance = str(config.get("variance_type", "fixed_small"))
     if variance not in ("fixed_small", "fixed_small_log", "fixed_large", "learned_range"):
         raise ValueError(f"{path}: variance_type is {variance!r}; it must be fixed_small, fixed_large or learned_range")
-    return {
-        "schedule": NoiseSchedule.from_diffusers(config),
-        "prediction": config.get("prediction_type", "epsilon"),
-        "spacing": config.get("timestep_spacing", "leading"),
-        "variance": variance.removesuffix("_log"),
-        "clip": float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None,
-    }
+    walk: dict[str, Any] = {}
+    if config.get("steps_offset"):
+        walk["steps_offset"] = config["steps_offset"]
+    if config.get("set_alpha_to_one") is False:
+        walk["final"] = "sigma_min"
+    try:
+        sampling = {
+            "schedule": NoiseSchedule.from_diffusers(config),
+            "prediction": config.get("prediction_type", "epsilon"),
+            "spacing": config.get("timestep_spacing", "leading"),
+            "variance": variance.removesuffix("_log"),
+        }
+        if config.get("thresholding"):
+            ratio, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+            sampling["thresholding"] = (float(ratio), float(most))
+        else:
+            sampling["clip"] = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return sampling | ({"sampler_options": walk} if walk else {})
 
 
 def _read(path: Path) -> dict[str, Any]:

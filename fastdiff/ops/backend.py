@@ -13,6 +13,8 @@ VARIABLE = "FASTDIFF_BACKEND"
 
 def why_missing(backend: str, device_type: str) -> str | None:
     """Why a backend cannot serve a device type, or None where it can."""
+    if device_type == "meta":
+        return "meta tensors hold no numbers"
     if backend == "reference":
         return None
     if backend == "native":
@@ -40,6 +42,7 @@ def _choose(backend: str, origin: str, device_type: str) -> str:
                 continue
             if why_missing(candidate, device_type) is None:
                 return candidate
+        raise RuntimeError(f"no backend serves {device_type} tensors: {why_missing('reference', device_type)}")
     if backend not in BACKENDS:
         raise ValueError(f"{origin} is {backend!r}; it must be auto, {', '.join(BACKENDS)}")
     reason = why_missing(backend, device_type)

@@ -47,6 +47,7 @@ def dpm_singlestep(
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
     stages: str = "listed",
+    sizes: Sequence[int] | None = None,
     eta: float = 0.0,
     s_noise: float = 1.0,
     r: float = 0.5,
@@ -65,6 +66,7 @@ def dpm_singlestep(
             else it must be a multiple of ``order``. A step that leaves or reaches an infinite λ has order 1.
         stages: "listed" or "inserted": the calls' levels are the walk's, or the step's inner ones lie at λ + r h
             (order 2), λ + h/3 and λ + 2h/3 (order 3), where the timestep is interpolated.
+        sizes: for "listed": how many calls each step makes, 1 to 3, in place of order and lower_order_final.
         eta: the share of the SDE's noise in each row, as ancestral samplers share it (Algorithm 1 of k-diffusion's
             dpmpp_sde): a step goes down to σ_down and noise leads back to σ'. 1 is diffusers' "sde-dpmsolver++".
         s_noise: a factor of the noise, which is drawn by (stream, row). A Brownian tree correlates the noise of
@@ -89,8 +91,10 @@ def dpm_singlestep(
         raise ValueError("eta goes with algorithm='dpmsolver++' in singlestep form; got 'dpmsolver'")
     bound, noise_form = check_clip(clip), algorithm == "dpmsolver"
     points = levels(schedule, steps, **walk)
+    if sizes is not None and stages != "listed":
+        raise ValueError(f"sizes goes with stages='listed'; got {stages!r}")
     if stages == "listed":
-        groups = _listed(points, order, lower_order_final)
+        groups = _listed(points, order, lower_order_final, sizes)
     else:
         inner = (r,) if order == 2 else (1 / 3, 2 / 3)[: order - 1]
         groups = [inserted(schedule, a, b, inner, walk) for a, b in pairwise(points)]
@@ -102,9 +106,25 @@ def dpm_singlestep(
     return Plan(tuple(rows), name="dpm_singlestep", init_sigma=init_sigma(points[0]))
 
 
-def _listed(points: list[Level], order: int, lower_order_final: bool) -> list[Group]:
-    """The walk's levels in groups that share their ends: steps of ``order`` calls, then of fewer."""
+def _listed(points: list[Level], order: int, lower_order_final: bool, given: Sequence[int] | None) -> list[Group]:
+    """The walk's levels in groups that share their ends: steps of ``order`` calls, then of fewer; or as given."""
     count = len(points) - 1
+    if given is None:
+        sizes = _sizes(points, count, order, lower_order_final)
+    else:
+        sizes = [check_int(f"sizes[{i}]", size, 1, 3) for i, size in enumerate(given)]
+        if sum(sizes) != count:
+            raise ValueError(f"sizes must add up to the walk's {count} calls; got {sizes}")
+        if (points[0].alpha == 0 and sizes[0] > 1) or (points[-1].sigma == 0 and sizes[-1] > 1):
+            raise ValueError(f"a step that leaves or reaches an infinite λ makes one call; got sizes {sizes}")
+    ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
+    return [
+        (points[a : b + 1], [*(node(level, points[a], points[b]) for level in points[a + 1 : b]), 1.0])
+        for a, b in pairwise(ends)
+    ]
+
+
+def _sizes(points: list[Level], count: int, order: int, lower_order_final: bool) -> list[int]:
     whole, rest = divmod(count, order)
     if not lower_order_final and rest:
         raise ValueError(
@@ -117,11 +137,7 @@ def _listed(points: list[Level], order: int, lower_order_final: bool) -> list[Gr
         sizes[-1:] = [sizes[-1] - 1, 1]
     if points[0].alpha == 0 and sizes[0] > 1:
         sizes[:1] = [1, sizes[0] - 1]
-    ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    return [
-        (points[a : b + 1], [*(node(level, points[a], points[b]) for level in points[a + 1 : b]), 1.0])
-        for a, b in pairwise(ends)
-    ]
+    return sizes
 
 
 def inserted(schedule: Schedule, here: Level, there: Level, shares: Sequence[float], walk: dict[str, Any]) -> Group:

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -147,6 +150,24 @@ def test_the_drawn_noise_has_no_gradient(seed):
     assert not z.requires_grad
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_after_a_fork():
+    """In a process of its own, whose threads have worked: a child that then uses torch's own would hang."""
+    pytest.importorskip("fastdiff._C", reason="the extension is not built")
+    code = """
+import os, torch, fastdiff
+torch.set_num_threads(2)
+x0 = fastdiff.randn((4, 100_003))
+child = os.fork()
+if child == 0:
+    x_t, noise = fastdiff.add_noise(x0, 500, fastdiff.NoiseSchedule.linear(), seed=1)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+
+
 # ---- what it refuses
 
 
@@ -157,6 +178,8 @@ def test_the_drawn_noise_has_no_gradient(seed):
         ({"x0": torch.zeros(2, 3, dtype=torch.float64)}, TypeError, "x0"),
         ({"x0": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "x0"),
         ({"x0": torch.tensor(1.0)}, ValueError, "x0"),
+        ({"x0": torch.zeros(2, 3).to_sparse()}, TypeError, "x0"),
+        ({"x0": torch.zeros(2, 3, device="meta")}, RuntimeError, "meta tensors"),
         ({"t": 1000}, ValueError, "t must"),
         ({"t": -1}, ValueError, "t must"),
         ({"t": 1.0}, TypeError, "t must"),

@@ -240,6 +240,8 @@ def test_the_ends_of_box_muller(w0):
         ({"seeds": [1, 1 << 64]}, ValueError, r"seeds\[1\]"),
         ({"seeds": [1, 2], "sample_offset": 1}, ValueError, "sample_offset"),
         ({"seeds": 7}, TypeError, "seeds"),
+        ({"seeds": [1, 2], "seed": 3}, ValueError, "seed or seeds"),
+        ({"shape": ((1 << 32) + 1, 0)}, ValueError, "batch"),
         ({"dtype": torch.float64}, ValueError, "dtype"),
         ({"dtype": "float32"}, ValueError, "dtype"),
         ({"backend": "cuda"}, ValueError, "backend"),
@@ -247,6 +249,8 @@ def test_the_ends_of_box_muller(w0):
         ({"memory_format": "channels_last"}, TypeError, "memory_format"),
         ({"device": "nowhere"}, ValueError, "device"),
         ({"device": 1.5}, TypeError, "device"),
+        ({"device": "hpu"}, ValueError, "device"),
+        ({"device": "meta"}, RuntimeError, "meta tensors"),
     ],
 )
 def test_refuses(arguments, error, names):

@@ -50,6 +50,8 @@ def add_noise(
         raise TypeError(f"x0 must be a tensor; got {type(x0).__name__}")
     if x0.dtype not in DTYPES:
         raise TypeError(f"x0 must be float32, bfloat16 or float16; got {x0.dtype}")
+    if x0.layout != torch.strided:
+        raise TypeError(f"x0 must be a dense tensor; got {x0.layout}")
     if x0.ndim == 0:
         raise ValueError("x0 must have a batch dimension first; got a tensor without dimensions")
     check_shape("x0.shape", x0.shape)

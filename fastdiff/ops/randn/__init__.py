@@ -107,6 +107,11 @@ def check_device(device: torch.device | str | None) -> torch.device:
         raise ValueError(f"device is {device!r}: {error}") from error
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {str(target)!r}, but torch finds {torch.cuda.device_count()} CUDA devices here")
+    if target.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(0, device=target)
+        except (RuntimeError, AssertionError, ImportError) as error:  # by name and by build of torch
+            raise ValueError(f"device is {str(target)!r}: {error}") from error
     return target
 
 

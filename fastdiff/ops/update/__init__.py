@@ -41,6 +41,7 @@ class BoundUpdate(Protocol):
     def set_state(self, x: Tensor, x_out: Tensor) -> None: ...
     def set_outputs(self, outputs: tuple[Tensor, ...], variance: Tensor | None = None) -> None: ...
     def set_noise(self, noise: Tensor | None, known_noise: Tensor | None = None) -> None: ...
+    def set_results(self, x0_out: Tensor | None, anchor_out: Tensor | None) -> None: ...
     def __call__(self, row: int | Tensor) -> None: ...
 
 
@@ -110,7 +111,8 @@ def update(
     r = plan.rows[check_int("row", row, 0, len(plan.rows) - 1)]
     check_state(x)
     shape, device = x.shape, x.device
-    several = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    several = (outputs,) if isinstance(outputs, Tensor) else _sequence("outputs", outputs)
+    slots, guidance = _sequence("slots", slots), _sequence("guidance", guidance)
     named = (anchor, noise, gradient, mask, known, known_noise, gain, clip, *slots)
     given = {name: t for name, t in zip(_NAMES, named, strict=False) if t is not None}
     _check_given(x, r, row, given, len(slots))
@@ -161,6 +163,12 @@ WANTS_ANCHOR, WANTS_SLOT, WANTS_X0, WANTS_INPUT, WANTS_CHANNELS_LAST = 1, 2, 4, 
 # ---- checks
 
 
+def _sequence(name: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple or list; got {type(values).__name__}")
+    return tuple(values)
+
+
 def check_state(x: Tensor, name: str = "x") -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
@@ -187,6 +195,8 @@ def split_outputs(
             raise TypeError(f"{name} must be tensors; got {type(output).__name__}")
         if output.dtype not in DTYPES and (output.dtype != torch.float64 or state_dtype != torch.float64):
             raise TypeError(f"{name} must be float32, bfloat16 or float16; got {output.dtype}")
+        if output.layout != torch.strided:
+            raise TypeError(f"{name} must be dense; got {output.layout}")
         if output.device != device:
             raise ValueError(f"{name} must be on the state's device {device}; got {output.device}")
         if learned_variance and output.ndim >= 2 and output.shape[1] == 2 * shape[1]:

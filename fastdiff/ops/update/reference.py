@@ -162,6 +162,10 @@ class Update:
     def set_noise(self, noise: Tensor | None, known_noise: Tensor | None = None) -> None:
         self.operands.noise, self.operands.known_noise = noise, known_noise
 
+    def set_results(self, x0_out: Tensor | None, anchor_out: Tensor | None) -> None:
+        """Name where x̂_0 and anchor' go, for a caller who wants new tensors of them."""
+        self.operands.x0_out, self.operands.anchor_out = x0_out, anchor_out
+
     def __call__(self, row: int | Tensor) -> None:
         o, index = self.operands, int(row)
         assert o.host_table is not None

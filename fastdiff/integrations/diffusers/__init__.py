@@ -1,0 +1,62 @@
+"""diffusers' schedulers, each step of which is one fused update: put ours where theirs stood.
+
+    from fastdiff.integrations.diffusers import DPMSolverMultistepScheduler
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)   # or fastdiff.accelerate(pipe)
+
+Constructors, configs, loading and saving, lists of timesteps and results are diffusers' own, and so are the numbers,
+to 1e-5 with the same torch generator; where they differ, the class says so. ``use_fastdiff_noise`` takes the steps'
+noise from fastdiff's stream instead, drawn inside the update. A step does not wait for the device.
+"""
+
+from typing import Any
+
+import diffusers
+
+from fastdiff.integrations.diffusers.distilled import LCMScheduler, TCDScheduler
+from fastdiff.integrations.diffusers.sigmas import (
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+)
+from fastdiff.integrations.diffusers.solvers import (
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    UniPCMultistepScheduler,
+)
+from fastdiff.integrations.diffusers.stepping import Stepping
+from fastdiff.integrations.diffusers.vp import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    PNDMScheduler,
+)
+
+SCHEDULERS = {
+    cls.__name__: cls
+    for cls in (
+        DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, PNDMScheduler, EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, DPMSolverMultistepScheduler,
+        DPMSolverSinglestepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler, EDMEulerScheduler,
+        FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler,
+    )
+}  # fmt: skip
+TABLES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod")
+
+
+def like(scheduler: Any) -> Stepping | None:
+    """Our scheduler of diffusers' class, config and tables; None for a class, or a subclass, that we do not have."""
+    made = SCHEDULERS.get(type(scheduler).__name__)
+    if made is None or type(scheduler) is not getattr(diffusers, made.__name__):
+        return None
+    ours = made.from_config(scheduler.config)
+    for name in TABLES:  # which may have been changed by hand
+        if name in scheduler.__dict__:
+            setattr(ours, name, getattr(scheduler, name))
+    return ours
+
+
+__all__ = ["SCHEDULERS", "like", *SCHEDULERS]

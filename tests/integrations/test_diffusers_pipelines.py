@@ -1,0 +1,143 @@
+"""Our schedulers in diffusers' pipelines, and accelerate and restore, which put them there."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+import diffusers
+
+import fastdiff
+import fastdiff.integrations.diffusers as ours
+
+diffusers.utils.logging.disable_progress_bar()
+NAMES = list(ours.SCHEDULERS)
+
+
+def unet(**more):
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16),
+        norm_num_groups=4, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8, **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
+def test_image_pipelines(tmp_path, kind):
+    pipe = getattr(diffusers, f"{kind}Pipeline")(unet(), getattr(diffusers, f"{kind}Scheduler")())
+    pipe.set_progress_bar_config(disable=True)
+    options = {"eta": 0.5} if kind == "DDIM" else {}
+
+    def images():
+        return pipe(2, torch.manual_seed(0), num_inference_steps=4, output_type="np", **options).images
+
+    before, scheduler = images(), pipe.scheduler
+    report = fastdiff.accelerate(pipe)
+    assert type(pipe.scheduler) is getattr(ours, f"{kind}Scheduler")
+    assert abs(images() - before).max() <= 1e-4
+    assert str(report) == (
+        f"diffusers.{kind}Pipeline:\n  scheduler: diffusers.{kind}Scheduler -> fastdiff.{kind}Scheduler"
+    )
+    with pytest.raises(ValueError, match="accelerated already"):
+        fastdiff.accelerate(pipe)
+    pipe.save_pretrained(tmp_path)  # a plain pipeline of diffusers'
+    assert type(type(pipe).from_pretrained(tmp_path).scheduler) is type(scheduler)
+    fastdiff.restore(pipe)
+    assert pipe.scheduler is scheduler
+    assert abs(images() - before).max() == 0
+    with pytest.raises(ValueError, match="is not accelerated"):
+        fastdiff.restore(pipe)
+
+
+def test_stable_diffusion():
+    """Text to image and image to image of a network of random weights, with every scheduler that it takes."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    network = diffusers.UNet2DConditionModel(
+        sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=50, **sizes))
+    parts = {"vae": vae, "text_encoder": text, "tokenizer": None, "unet": network, "safety_checker": None}
+    parts |= {"feature_extractor": None, "requires_safety_checker": False}
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    config |= {"skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": False}
+    prompt = {"prompt_embeds": torch.randn(1, 4, 16), "negative_prompt_embeds": torch.randn(1, 4, 16)}
+    image = torch.rand(1, 3, 16, 16)
+    kinds = [
+        n for n in NAMES if n not in ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "DDIMInverseScheduler")
+    ]
+    for kind in (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionImg2ImgPipeline):
+        for name in kinds:
+            middle = "image" in inspect.signature(kind.__call__).parameters
+            if middle and name in ("PNDMScheduler", "LMSDiscreteScheduler"):
+                continue  # begin otherwise, on purpose
+            pipe = kind(scheduler=getattr(diffusers, name).from_config(config), **parts)
+            pipe.set_progress_bar_config(disable=True)
+            options = prompt | ({"image": image, "strength": 0.6} if middle else {"height": 16, "width": 16})
+            results = []
+            for accelerated in (False, True):
+                if accelerated:
+                    fastdiff.accelerate(pipe)
+                done = pipe(
+                    num_inference_steps=6, eta=0.3, generator=torch.manual_seed(0), output_type="latent", **options
+                )
+                results.append(done.images)
+            assert type(pipe.scheduler).__module__.startswith("fastdiff")
+            assert float((results[0] - results[1]).abs().max()) <= 2e-4 * max(1.0, float(results[0].abs().max())), name
+
+
+def test_accelerate_refuses():
+    for wrong in (torch.nn.Linear(2, 2), "pipe", None):
+        with pytest.raises(TypeError, match="take a diffusers pipeline; got"):
+            fastdiff.accelerate(wrong)
+        with pytest.raises(TypeError, match="take a diffusers pipeline; got"):
+            fastdiff.restore(wrong)
+
+    class Mine(diffusers.DDPMScheduler):
+        pass
+
+    pipe = diffusers.DDPMPipeline(unet(), Mine())
+    with pytest.raises(ValueError, match="no scheduler for this DDPMPipeline: scheduler is"):
+        fastdiff.accelerate(pipe)
+    pipe.scheduler = diffusers.DDPMScheduler(variance_type="learned")
+    with pytest.raises(ValueError, match="variance_type='learned'"):
+        fastdiff.accelerate(pipe)
+    pipe.scheduler = ours.DDPMScheduler()
+    with pytest.raises(ValueError, match="no scheduler for this"):
+        fastdiff.accelerate(pipe)
+    pipe.scheduler = diffusers.DDPMScheduler()
+    fastdiff.accelerate(pipe)
+    made, pipe.scheduler = pipe.scheduler, diffusers.DDPMScheduler()
+    with pytest.raises(ValueError, match="was replaced since accelerate"):
+        fastdiff.restore(pipe)
+    pipe.scheduler = made
+    fastdiff.restore(pipe)
+
+
+def test_accelerate_keeps_tables_that_were_changed_by_hand():
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
+    pipe = diffusers.DDIMPipeline(unet(), scheduler)
+    pipe.scheduler = scheduler
+    fastdiff.accelerate(pipe)
+    assert pipe.scheduler.alphas_cumprod is scheduler.alphas_cumprod
+
+
+def test_importing_fastdiff_imports_neither_diffusers_nor_integrations():
+    code = (
+        "import sys, fastdiff; print([m for m in sys.modules if m.startswith(('diffusers', 'fastdiff.integrations'))])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
