@@ -1,8 +1,8 @@
-// Small work is handed to torch's own OpenMP team, whose threads are awake while a network runs: it begins and ends in
-// 2 to 3 microseconds, and no second pool spins beside it. But its closing barrier waits for every member to be
-// scheduled, some 10 ms where another process has the core: a team that came late is left alone for a second. Large
-// work, then all work, and work where torch has no such team or in a forked child, which has none of its parent's
-// threads, goes to a small pool of our own, which takes 30 to 60 microseconds to wake.
+// Work is handed to torch's own OpenMP team, whose threads are awake while a network runs: it begins and ends in 2 to 3
+// microseconds, and no second pool spins beside it. But its closing barrier waits for every member to be scheduled,
+// some 10 ms where another process has the core: a team that came late is left alone for a second. Work then, and where
+// torch has no such team or in a forked child, which has none of its parent's threads, goes to a small pool of our own,
+// which takes 30 to 60 microseconds to wake, and longer while torch's team spins.
 #include "cpu/parallel.h"
 
 #include <dlfcn.h>
@@ -22,10 +22,9 @@
 namespace fastdiff {
 namespace {
 
-// Work that is large, in grains: some 400 microseconds.
-constexpr int64_t kLarge = 50;
-// A team is late that takes longer over work that is not large, and is then left alone for so long. Nanoseconds.
-constexpr int64_t kLate = 2'000'000, kLeftAlone = 1'000'000'000;
+// A team is late that takes longer than kLate and kSlower times what a grain should take each thread (see parallel.h);
+// it is then left alone for so long. Nanoseconds.
+constexpr int64_t kLate = 2'000'000, kSlower = 8, kGrain = 8'000, kLeftAlone = 1'000'000'000;
 
 struct Job {
     RangeFunction function;
@@ -147,12 +146,13 @@ void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction funct
     // Eight chunks a thread: what the last one leaves to wait for is small.
     const int64_t chunk = std::max<int64_t>(1, units / (useful * 8));
     Job job{function, context, units, chunk, static_cast<int>(useful) - 1};
-    const ParallelRegion team = forked || units >= kLarge * grain ? nullptr : torchs_team();
+    const ParallelRegion team = forked ? nullptr : torchs_team();
     const int64_t begin = team ? nanoseconds() : 0;
     if (team && begin >= left_alone_until.load(std::memory_order_relaxed)) {
         team([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(useful), 0);
         const int64_t end = nanoseconds();
-        if (end - begin > kLate) left_alone_until.store(end + kLeftAlone, std::memory_order_relaxed);
+        const int64_t late = kLate + kSlower * kGrain * (units / grain) / useful;
+        if (end - begin > late) left_alone_until.store(end + kLeftAlone, std::memory_order_relaxed);
         return;
     }
     pool.load()->run(job);
