@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
-from fastdiff.ops import native
+from fastdiff.ops.update import native_impl
 from fastdiff.sample import _prepare
 
 SHAPE = (3, 2, 8, 8)
@@ -18,7 +18,8 @@ WAITS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "_to_c
 Y = torch.tensor([0.2, 0.4, 0.6])
 GUIDED = {"model_kwargs": {"y": Y}, "uncond_kwargs": {"y": Y * 0}, "guidance_scale": 2.0}
 MASKED = {"mask": torch.ones(8, 8).triu() == 1, "known": torch.zeros(SHAPE)}
-RESCALE = Counter(mul=4, add=2, std=2, div=1)  # u·w0 + c·w1, φ·std(c)/std(m) + 1 − φ, m·gain
+# u·w0 + c·w1, φ·std(c)/std(m) + 1 − φ but where std(m) is 0, m·gain
+RESCALE = Counter(mul=4, add=2, std=2, div=1, eq=1, scalar_tensor=1, where=1)
 BOUNDS = Counter(mul=2, add=1, abs=1, topk=2, lerp=1, clamp=1, reciprocal=1)  # p x + q m, its quantile
 
 
@@ -68,16 +69,14 @@ def test_a_row_is_one_update(seed, monkeypatch, case):
     bound = inspect.signature(fastdiff.sample).bind(model, SHAPE, **{"steps": 6, "backend": "native", **options})
     bound.apply_defaults()
     run = _prepare(**bound.arguments, keeps_x0=False)
-    launched, launch = [], native.launch
-    monkeypatch.setattr(
-        native, "launch", lambda module, name, *rest: (launched.append(name), launch(module, name, *rest))
-    )
+    launched, call = [], native_impl.Update.__call__
+    monkeypatch.setattr(native_impl.Update, "__call__", lambda update, row: (launched.append(row), call(update, row)))
     with torch.no_grad():
         run.first_input()
         for index, row in enumerate(run.plan):
             with Recorded() as recorded:
                 run.step(index)
-            assert launched == ["update"]
+            assert launched == [index]
             launched.clear()
             assert not WAITS & set(recorded.names)
             if row.calls_model and run.calls[index] == run.guidance.calls and (run.classifier is None or row.uses("g")):
