@@ -7,6 +7,7 @@ returns one. Schedulers that draw noise are timed with our own, drawn inside the
 generator, which is how they agree with diffusers'.
 """
 
+import ctypes
 import inspect
 
 import pytest
@@ -29,6 +30,20 @@ NAMES = (
 )  # fmt: skip
 OPTIONS = {"PNDMScheduler": {"skip_prk_steps": True}}
 STOCHASTIC = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "TCDScheduler")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keep_freed_memory():
+    """Have glibc's allocator keep up to 1 GiB of freed memory, blocks of up to 32 MiB among it.
+
+    A step returns new tensors. By default their memory comes from the kernel, page by page, after some calls and not
+    after others, which takes longer than the work that is compared. It cannot be undone: this file's turn is the last.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(trim_threshold, 1 << 30)
+        libc.mallopt(mmap_threshold, 32 << 20)
 
 
 class Walk:

@@ -9,7 +9,6 @@ is checked for equality before anything is timed.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import platform
@@ -34,25 +33,13 @@ if torch.cuda.is_available():
 Contestant = Callable[[], Any]
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc's allocator keep up to 1 GiB of freed memory, blocks of up to 32 MiB among it.
-
-    By default it gives some of it back after some calls, to be paged in again by whichever contestant comes next: ten
-    times the time of the work that is compared, in one process and not in another.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(trim_threshold, 1 << 30)
-        libc.mallopt(mmap_threshold, 32 << 20)
-
-
-_keep_freed_memory()
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "shape" in metafunc.fixturenames:
         metafunc.parametrize("shape", SIZES, ids=lambda shape: "x".join(map(str, shape)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name == "bench_samplers.py")  # which changes the process's allocator
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
