@@ -195,13 +195,14 @@ def plan(
             check_writable(path, suffix=suffix)
     walked = NoiseSchedule.from_diffusers(schedule) if Path(schedule).is_dir() else schedule
     made = resolve_plan(sampler, steps, walked, prediction, None, spacing, eta, None, _options(option or []))
-    typer.echo(str(made))
+    told = [str(made)]  # said when the files are there: whom it is said to may have stopped listening
     if plot is not None:
         from fastdiff.plan_plot import save_plot
 
-        typer.echo(f"\n{save_plot(made, plot)}: the levels, the coefficients and the noise of {len(made)} rows")
+        told.append(f"{save_plot(made, plot)}: the levels, the coefficients and the noise of {len(made)} rows")
     if json is not None:
-        typer.echo(f"\n{made.save(json)}: the plan, for  fastdiff sample --plan {json}")
+        told.append(f"{made.save(json)}: the plan, for  fastdiff sample --plan {json}")
+    typer.echo("\n\n".join(told))
 
 
 @command
