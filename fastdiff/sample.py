@@ -191,6 +191,8 @@ def _prepare(
     classifier = Classifier(cond_fn, guidance.plain) if cond_fn is not None else None
     threshold = resolve_thresholding(thresholding, plan)
     mask, known = resolve_mask(mask, known, shape, network.device)
+    if mask is not None and plan[-1].sigma > plan[0].sigma:
+        raise ValueError(f"mask goes with a plan that leads to an image; {plan.name!r} leads to noise")
     _check_graph(cuda_graph, network.device, draws, callback, cond_fn)
     backend = choose(backend, network.device.type)
     start, x = initial_state(plan, shape, network.device, draws, x_init, start_step, resume, backend)

@@ -277,3 +277,12 @@ def test_resampling_refuses_plans_with_a_history():
                   Row(t=5, alpha=0.5, sigma=0.8, x={"x": 1.0}, calls_model=False)):  # fmt: skip
         with pytest.raises(ValueError, match="one step each"):
             resampled(Plan((row, other)))
+
+
+def test_an_inversion_takes_no_mask():
+    """Its last row would put the clean known image into noise."""
+    x = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(ValueError, match="'ddim_inverse' leads to noise"):
+        fastdiff.sample(
+            lambda x, t: x, x.shape, sampler="ddim_inverse", steps=4, x_init=x, mask=torch.ones(4, 4) == 1, known=x
+        )
