@@ -217,3 +217,10 @@ def test_update(x, outputs, row, options):
         assert result.x.shape == x.shape
 
     refused_or(check, fastdiff.ops.update, x, outputs, plan, row, **options)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cuda:1000", 1000])
+def test_a_device_that_is_not_here(device):
+    """torch wraps large indices around, and a CUDA build without a driver raises its own RuntimeError later."""
+    with pytest.raises(ValueError, match="device is"):
+        fastdiff.randn((1, 2), device=device)

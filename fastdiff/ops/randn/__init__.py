@@ -105,8 +105,9 @@ def check_device(device: torch.device | str | None) -> torch.device:
         target = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}: {error}") from error
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {str(target)!r}, but torch finds {torch.cuda.device_count()} CUDA devices here")
+    # torch wraps an index beyond 127 around to a negative one.
+    if target.type == "cuda" and not 0 <= (target.index or 0) < torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}, but torch finds {torch.cuda.device_count()} CUDA devices here")
     if target.type not in ("cpu", "cuda"):
         try:
             torch.empty(0, device=target)
