@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import math
@@ -236,9 +237,9 @@ def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """What `Run._state` wrote; ValueError for a file that is damaged or something else's."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a damaged pickle's seek
+            raise
         reason = [type(error).__name__, *str(error).splitlines()[:1]]
         raise ValueError(f"{path} is unreadable ({': '.join(reason)})") from error
     needed = ("settings", "fingerprint", "environment", "step", "seconds", "losses", "generator", "model", "ema",

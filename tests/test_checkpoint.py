@@ -293,3 +293,14 @@ def test_a_broken_scheduler_names_its_file(folder, config):
     (folder / "scheduler_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"scheduler_config\.json"):
         models.load(folder)
+
+
+@pytest.mark.parametrize("kept", range(1, 40))
+def test_a_pickle_cut_anywhere(model, folder, kept):
+    """Cut where the unpickler seeks beyond the file, it raises an OSError that is no fault of the disk."""
+    (folder / SAFETENSORS).unlink()
+    torch.save(model.state_dict(), folder / PICKLE)
+    data = (folder / PICKLE).read_bytes()
+    (folder / PICKLE).write_bytes(data[: kept * len(data) // 40])
+    with pytest.raises(ValueError, match=PICKLE):
+        UNet.from_pretrained(folder)

@@ -1,5 +1,6 @@
 """Checkpoint folders in diffusers' layout: `config.json` beside `diffusion_pytorch_model.safetensors` or `.bin`."""
 
+import errno
 import json
 import os
 import re
@@ -71,9 +72,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a damaged pickle's seek
+            raise
         reason = "truncated or not a safetensors file" if isinstance(error, SafetensorError) else "unreadable"
         raise ValueError(f"{path} is {reason}: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
