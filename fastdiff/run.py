@@ -14,7 +14,8 @@ from fastdiff.draws import Draws
 from fastdiff.guidance import Guidance, P, Q, mixed
 from fastdiff.network import Network, evaluating, first_tensor
 from fastdiff.noise import KNOWN
-from fastdiff.ops.update import bind, split_outputs
+from fastdiff.ops.update import bind
+from fastdiff.ops.update.checks import split_outputs
 from fastdiff.ops.update.operands import Operands
 from fastdiff.ops.update.reference import learned_sigma
 from fastdiff.plan import SLOTS, Plan, Row

@@ -5,16 +5,14 @@ The formulas stand in ``samplers.exponential``. The last output or two come from
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from fastdiff.levels import Level, check_clip
+from fastdiff.levels import Level, check_clip, check_number
 from fastdiff.noise import check_int
 from fastdiff.plan import Plan
 from fastdiff.samplers.exponential import (
     blend,
     check_choice,
-    check_share,
     data_step,
     history,
     init_sigma,
@@ -69,8 +67,8 @@ def dpm_multistep(
     check_int("order", order, 1, 3)
     check_choice("algorithm", algorithm, ALGORITHMS)
     check_choice("solver_type", solver_type, SOLVER_TYPES)
-    check_share("eta", eta)
-    check_share("s_noise", s_noise, math.inf)
+    check_number("eta", eta, 0, 1)
+    check_number("s_noise", s_noise, 0)
     bound, noise_form = check_clip(clip), algorithm == "dpmsolver"
     points = levels(schedule, steps, **walk)
     count = len(points) - 1

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.continuous import FlowSchedule
-from fastdiff.levels import Level, check_clip
+from fastdiff.levels import Level, check_clip, check_number
 from fastdiff.noise import check_int
 from fastdiff.plan import Plan, Row
 from fastdiff.samplers.dpm_multistep import ALGORITHMS, SOLVER_TYPES
@@ -22,7 +20,6 @@ from fastdiff.samplers.exponential import (
     Step,
     blend,
     check_choice,
-    check_share,
     data_step,
     init_sigma,
     make_row,
@@ -31,6 +28,7 @@ from fastdiff.samplers.exponential import (
     noise_step,
 )
 from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.samplers.stages import level_at_ratio
 
 STAGES = ("listed", "inserted")
 Group = tuple[list[Level], list[float]]  # a step's levels, and how far along the step each after the first lies
@@ -81,9 +79,9 @@ def dpm_singlestep(
     check_choice("algorithm", algorithm, ALGORITHMS)
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     check_choice("stages", stages, STAGES)
-    check_share("eta", eta)
-    check_share("s_noise", s_noise, math.inf)
-    if not 0 < check_share("r", r) < 1:
+    check_number("eta", eta, 0, 1)
+    check_number("s_noise", s_noise, 0)
+    if not 0 < check_number("r", r, 0, 1) < 1:
         raise ValueError(f"r must be between 0 and 1; got {r}")
     if r != 0.5 and (order != 2 or stages == "listed"):
         raise ValueError(f"r goes with order=2 and stages='inserted'; got order={order}, stages={stages!r}")
@@ -145,17 +143,10 @@ def inserted(schedule: Schedule, here: Level, there: Level, shares: Sequence[flo
     low, high = here.log_snr, there.log_snr
     if not math.isfinite(high - low):
         return [here, there], [1.0]
-    between = [_at(schedule, math.exp(-low - share * (high - low)), walk) for share in shares]
+    ve, quantize = bool(walk.get("ve", False)), bool(walk.get("quantize", False))
+    ratios = (math.exp(-low - share * (high - low)) for share in shares)
+    between = [level_at_ratio(schedule, ratio, quantize, ve) for ratio in ratios]
     return [here, *between, there], [*shares, 1.0]
-
-
-def _at(schedule: Schedule, ratio: float, walk: dict[str, Any]) -> Level:
-    """The level where σ/α is ``ratio``."""
-    ve = bool(walk.get("ve", False))
-    if isinstance(schedule, FlowSchedule):
-        return schedule.at(ratio / (1 + ratio), ve=ve)
-    level = schedule.at(ratio, ve=ve)
-    return replace(level, t=float(round(level.t))) if walk.get("quantize", False) else level
 
 
 def grown_by(h: float, eta: float) -> float:

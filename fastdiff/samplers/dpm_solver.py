@@ -1,54 +1,75 @@
 """The samplers of the DPM-Solver family by the names that they are known by (Lu et al. 2022a, 2022b; k-diffusion).
 
-Multistep ones call ``dpm_multistep``, singlestep ones ``dpm_singlestep``, where the arguments are described.
+Multistep ones are ``dpm_multistep``, singlestep ones ``dpm_singlestep``, with some arguments decided; the others are
+described there.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.levels import check_clip
+from fastdiff.levels import check_clip, check_number
 from fastdiff.plan import Plan
 from fastdiff.samplers.dpm_multistep import dpm_multistep
 from fastdiff.samplers.dpm_singlestep import dpm_singlestep, grown_by, inserted, step_rows
-from fastdiff.samplers.exponential import blend, check_choice, check_share, init_sigma
+from fastdiff.samplers.exponential import blend, check_choice, init_sigma
 from fastdiff.samplers.spacing import Schedule, levels
 
 METHODS = ("singlestep", "multistep")
 
 
-def dpmpp_1s(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    **walk: Any,
-) -> Plan:
-    """DPM-Solver++(1), which is DDIM at η = 0 (Lu et al. 2022b, Section 4)."""
-    return replace(dpm_multistep(schedule, steps, prediction=prediction, clip=clip, order=1, **walk), name="dpmpp_1s")
+def _named(name: str, solver: Callable[..., Plan], about: str, *without: str, **decided: Any) -> Callable[..., Plan]:
+    """``solver`` by a name of its own, with ``decided`` as defaults; it takes no order, no algorithm, nor ``without``."""
+    hidden = {"order", "algorithm", *without}
+    signature = inspect.signature(solver)
+    parameters = [
+        parameter.replace(default=decided.get(key, parameter.default))
+        for key, parameter in signature.parameters.items()
+        if key not in hidden
+    ]
+
+    def sampler(schedule: Schedule, steps: int | None = None, **options: Any) -> Plan:
+        refused = sorted(hidden & set(options))
+        if refused:
+            raise TypeError(f"{name} does not take {', '.join(refused)}; {solver.__name__} does")
+        return replace(solver(schedule, steps, **{**decided, **options}), name=name)
+
+    sampler.__name__ = sampler.__qualname__ = name
+    sampler.__doc__ = f"{about}; the arguments are those of ``{solver.__name__}``."
+    sampler.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return sampler
 
 
-def dpmpp_2s(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    solver_type: str = "midpoint",
-    stages: str = "inserted",
-    lower_order_final: bool = True,
-    **walk: Any,
-) -> Plan:
-    """DPM-Solver++(2S) (Lu et al. 2022b, Algorithm 1); the arguments are those of ``dpm_singlestep``."""
-    plan = dpm_singlestep(
-        schedule, steps, prediction=prediction, clip=clip, order=2, solver_type=solver_type, stages=stages,
-        lower_order_final=lower_order_final, **walk,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_2s")
+dpmpp_1s = _named(
+    "dpmpp_1s", dpm_multistep, "DPM-Solver++(1), which is DDIM at η = 0 (Lu et al. 2022b, Section 4)",
+    "eta", "s_noise", "solver_type", "lower_order_final", "euler_at_final", order=1,
+)  # fmt: skip
+dpmpp_2s = _named(
+    "dpmpp_2s", dpm_singlestep, "DPM-Solver++(2S) (Lu et al. 2022b, Algorithm 1)",
+    "eta", "s_noise", "r", "sizes", order=2, stages="inserted",
+)  # fmt: skip
+dpmpp_sde = _named(
+    "dpmpp_sde", dpm_singlestep, "k-diffusion's DPM-Solver++ SDE: two calls a step, noise in both",
+    "solver_type", "lower_order_final", "stages", "sizes", order=2, stages="inserted", eta=1.0,
+)  # fmt: skip
+dpmpp_2m = _named(
+    "dpmpp_2m", dpm_multistep, "DPM-Solver++(2M) (Lu et al. 2022b, Algorithm 2)", "eta", "s_noise", order=2
+)
+dpmpp_3m = _named(
+    "dpmpp_3m", dpm_multistep, 'DPM-Solver++(3M), of order 3 with solver_type="exact"', "eta", "s_noise", order=3
+)
+dpmpp_2m_sde = _named(
+    "dpmpp_2m_sde", dpm_multistep, "DPM-Solver++(2M) SDE, as in k-diffusion and diffusers", order=2, eta=1.0
+)
+dpmpp_3m_sde = _named(
+    "dpmpp_3m_sde", dpm_multistep, "DPM-Solver++(3M) SDE, as in k-diffusion", order=3, eta=1.0, solver_type="heun",
+    lower_order_final=False,
+)  # fmt: skip
 
 
 def dpmpp_2s_ancestral(
@@ -66,8 +87,8 @@ def dpmpp_2s_ancestral(
     Args:
         schedule, steps, prediction, clip, eta, s_noise, walk: as for ``dpm_singlestep``.
     """
-    check_share("eta", eta)
-    check_share("s_noise", s_noise, math.inf)
+    check_number("eta", eta, 0, 1)
+    check_number("s_noise", s_noise, 0)
     bound = check_clip(clip)
     points = levels(schedule, steps, **walk)
     rows = []
@@ -79,105 +100,6 @@ def dpmpp_2s_ancestral(
         noise = s_noise * there.sigma * math.sqrt(-math.expm1(-2 * extra))
         rows += [*inner, replace(last, x=blend((1.0, last.x), (noise, {"z": 1.0})))]
     return Plan(tuple(rows), name="dpmpp_2s_ancestral", init_sigma=init_sigma(points[0]))
-
-
-def dpmpp_sde(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    r: float = 0.5,
-    **walk: Any,
-) -> Plan:
-    """k-diffusion's DPM-Solver++ SDE: two calls a step, noise in both; the arguments are ``dpm_singlestep``'s."""
-    plan = dpm_singlestep(
-        schedule, steps, prediction=prediction, clip=clip, order=2, stages="inserted", eta=eta, s_noise=s_noise, r=r,
-        **walk,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_sde")
-
-
-def dpmpp_2m(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = True,
-    euler_at_final: bool = False,
-    **walk: Any,
-) -> Plan:
-    """DPM-Solver++(2M) (Lu et al. 2022b, Algorithm 2); the arguments are those of ``dpm_multistep``."""
-    plan = dpm_multistep(
-        schedule, steps, prediction=prediction, clip=clip, order=2, solver_type=solver_type,
-        lower_order_final=lower_order_final, euler_at_final=euler_at_final, **walk,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_2m")
-
-
-def dpmpp_3m(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = True,
-    euler_at_final: bool = False,
-    **walk: Any,
-) -> Plan:
-    """DPM-Solver++(3M); the arguments are those of ``dpm_multistep``, whose solver_type="exact" has order 3."""
-    plan = dpm_multistep(
-        schedule, steps, prediction=prediction, clip=clip, order=3, solver_type=solver_type,
-        lower_order_final=lower_order_final, euler_at_final=euler_at_final, **walk,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_3m")
-
-
-def dpmpp_2m_sde(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = True,
-    euler_at_final: bool = False,
-    **walk: Any,
-) -> Plan:
-    """DPM-Solver++(2M) SDE, as in k-diffusion and diffusers; the arguments are those of ``dpm_multistep``."""
-    plan = dpm_multistep(
-        schedule, steps, prediction=prediction, clip=clip, order=2, eta=eta, s_noise=s_noise, solver_type=solver_type,
-        lower_order_final=lower_order_final, euler_at_final=euler_at_final, **walk,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_2m_sde")
-
-
-def dpmpp_3m_sde(
-    schedule: Schedule,
-    steps: int | None = None,
-    *,
-    prediction: str = "epsilon",
-    clip: float | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    solver_type: str = "heun",
-    lower_order_final: bool = False,
-    euler_at_final: bool = False,
-    **walk: Any,
-) -> Plan:
-    """DPM-Solver++(3M) SDE, as in k-diffusion; the arguments are those of ``dpm_multistep``."""
-    plan = dpm_multistep(
-        schedule, steps, prediction=prediction, clip=clip, order=3, eta=eta, s_noise=s_noise, solver_type=solver_type,
-        lower_order_final=lower_order_final, euler_at_final=euler_at_final, **walk,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_3m_sde")
 
 
 def dpm_solver_2(

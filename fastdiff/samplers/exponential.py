@@ -173,11 +173,3 @@ def init_sigma(first: Level) -> float:
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} is {value!r}" + nearest(str(value), known))
-
-
-def check_share(name: str, value: float, most: float = 1.0) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not 0 <= value <= most or not math.isfinite(value):
-        raise ValueError(f"{name} must be in [0, {most:g}]; got {value}")
-    return float(value)

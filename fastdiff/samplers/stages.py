@@ -33,10 +33,15 @@ def call(
     )  # fmt: skip
 
 
-def level_at(schedule: Schedule, sigma: float, quantize: bool) -> Level:
-    """The level of a σ between those of the walk, the timestep rounded where the walk's are."""
-    level = schedule.at(sigma, ve=True)
+def level_at(schedule: Schedule, sigma: float, quantize: bool, ve: bool = True) -> Level:
+    """The level of a σ (a flow's own) between those of the walk, the timestep rounded where the walk's are."""
+    level = schedule.at(sigma, ve=ve)
     return replace(level, t=float(round(level.t))) if quantize else level
+
+
+def level_at_ratio(schedule: Schedule, ratio: float, quantize: bool, ve: bool = True) -> Level:
+    """The same where σ/α is ``ratio``."""
+    return level_at(schedule, ratio / (1 + ratio) if isinstance(schedule, FlowSchedule) else ratio, quantize, ve)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Churn:
         if gamma == 0 or not self.s_tmin <= here.ratio <= self.s_tmax or here.ratio == math.inf:
             return [], here
         ratio = here.ratio * (1 + gamma)
-        there = level_at(schedule, ratio / (1 + ratio) if isinstance(schedule, FlowSchedule) else ratio, quantize)
+        there = level_at_ratio(schedule, ratio, quantize)
         noise = self.s_noise * there.alpha * math.sqrt(ratio**2 - here.ratio**2)
         x = {"x": there.alpha / here.alpha, "z": noise}
         return [Row(t=here.t, alpha=here.alpha, sigma=here.sigma, c_in=here.c_in, x=x, calls_model=False)], there

@@ -12,7 +12,8 @@ from update_cases import random_case, textbook
 
 import fastdiff
 from fastdiff.noise import NoiseKey
-from fastdiff.ops.update import bind, split_outputs
+from fastdiff.ops.update import bind
+from fastdiff.ops.update.checks import split_outputs
 from fastdiff.ops.update.operands import Operands
 from fastdiff.plan import Plan, Row
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,9 +33,8 @@ class ChurningStepping(ScaledStepping):
     _dtype_from = "output"
     _output: Any
 
-    def _x0_terms(self, sigma: float, high: float) -> tuple[float, float]:
-        """(p, q) of x̂_0 = p x̂ + q m, the network having been shown the level σ and x̂ being at σ̂."""
-        raise NotImplementedError
+    # Each has its own: _x0_terms(σ, σ̂) are (p, q) of x̂_0 = p x̂ + q m, the network having been shown σ.
+    _x0_terms: Callable[[float, float], tuple[float, float]]
 
     def _gamma(self, sigma: float, s_churn: float, s_tmin: float, s_tmax: float) -> float:
         inside = s_tmin <= sigma <= s_tmax

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastdiff.integrations.diffusers.steps import Rows, Steps
 from fastdiff.noise import noise_key
 from fastdiff.ops.randn import DTYPES
-from fastdiff.ops.update import split_outputs
+from fastdiff.ops.update.checks import split_outputs
 from fastdiff.ops.view import viewable
 from fastdiff.plan import Plan
 from fastdiff.thresholding import Thresholding
@@ -53,6 +53,9 @@ class Stepping:
 
     _steps: Steps  # set by the constructor, as is this:
     _thresholds: bool
+
+    # Each scheduler has its own: _plan(start, *options), the plan from step ``start`` on under a step's options.
+    _plan: Callable[..., Plan]
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -89,10 +92,6 @@ class Stepping:
 
     def _refuse(self, option: str, why: str) -> None:
         raise ValueError(f"{option}={self.config[option]!r} of {type(self).__name__} {why}")
-
-    def _plan(self, start: int, *options: Any) -> Plan:
-        """The plan for the steps from ``start`` on, under the options of a step."""
-        raise NotImplementedError
 
     def _rows(self, index: int, *options: Any) -> Rows:
         """The rows for step ``index``, made when a run first needs them."""
