@@ -89,7 +89,8 @@ def contest(benchmark: Any, device: torch.device, copy_bandwidth: float) -> Call
 
     contestants: name -> what to call, "fastdiff" first; None marks one that is absent.
     moved: bytes that must cross the memory bus in one call; 0 where that says nothing.
-    targets: dicts of kind ("ratio", "of_copy" or "beyond"), contestant, goal and, optionally, stretch.
+    targets: dicts of kind ("ratio", "of_copy" or "beyond"), contestant, goal and, optionally, stretch, and ours, the
+        name of fastdiff's contestant where it is not "fastdiff".
     steps: how many steps of a loop one call makes; times are then given for one of them. A call that is no loop is
         made once untimed before it is timed, so that each meets the caches and threads as its own last call left them;
         ``warm`` decides otherwise.

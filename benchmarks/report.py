@@ -98,7 +98,7 @@ def targets(cases: list[Case]) -> Iterator[str]:
             reached |= enough is not None and ours <= enough
             text = {"ratio": "{:.1f}×", "of_copy": "{:.0%}", "beyond": "{:.2f} s"}[kind]
             what = {
-                "ratio": f"{target['contestant']} ÷ fastdiff",
+                "ratio": f"{target['contestant']} ÷ {target.get('ours', 'fastdiff')}",
                 "of_copy": "share of the copy bandwidth",
                 "beyond": f"seconds beyond {target['contestant']}",
             }[kind]
@@ -118,7 +118,7 @@ def measured(case: Case, target: dict[str, Any]) -> float | None:
     if contestant is None:
         return None
     if target["kind"] == "ratio":
-        return contestant["ratio"]
+        return contestant["median"] / case["contestants"][target.get("ours", "fastdiff")]["median"]
     if target["kind"] == "of_copy":
         return ours["bandwidth"] / case["copy_bandwidth"]
     return ours["median"] - contestant["median"]
