@@ -1,6 +1,6 @@
 """Who does the CPU kernels' work: torch's team, until it comes late, or in a forked child; then a pool of our own.
 
-csrc/cpu/parallel.cpp is compiled alone and meets a stand-in for torch (tests/native/team.cpp) in processes of their own.
+csrc/cpu/parallel.cpp, compiled alone, meets a stand-in for torch (tests/native/team.cpp) in processes of their own.
 """
 
 import shutil

@@ -24,7 +24,7 @@ METHODS = ("singlestep", "multistep")
 
 
 def _named(name: str, solver: Callable[..., Plan], about: str, *without: str, **decided: Any) -> Callable[..., Plan]:
-    """``solver`` by a name of its own, with ``decided`` as defaults; it takes no order, no algorithm, nor ``without``."""
+    """``solver`` by a name of its own, with ``decided`` as defaults; without order, algorithm and ``without``."""
     hidden = {"order", "algorithm", *without}
     signature = inspect.signature(solver)
     parameters = [
