@@ -1,11 +1,16 @@
-"""What several tests use: the run's seed, bit comparison, layouts of a tensor, ulps, and networks."""
+"""What several tests use: the run's seed, bit comparison, layouts of a tensor, ulps, networks, and runs."""
 
+import inspect
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import fastdiff
 from fastdiff.plan import Plan, Row
+from fastdiff.run import Run
+from fastdiff.sample import _prepare
 
 SEED_VARIABLE = "FASTDIFF_TEST_SEED"
 SEED = int(os.environ.get(SEED_VARIABLE) or int.from_bytes(os.urandom(4), "little") >> 1)
@@ -101,3 +106,10 @@ def history_plan() -> Plan:
             )
         )  # fmt: skip
     return Plan(tuple(rows))
+
+
+def prepared(model: Any, shape: tuple[int, ...], **options: Any) -> Run:
+    """The Run that ``fastdiff.sample`` would make, not started."""
+    bound = inspect.signature(fastdiff.sample).bind(model, shape, **options)
+    bound.apply_defaults()
+    return _prepare(**bound.arguments, keeps_x0=False)

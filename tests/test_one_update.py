@@ -1,15 +1,14 @@
 """What a row of the loop costs: one fused update, the reductions that were asked for, and no wait for the device."""
 
-import inspect
 from collections import Counter
 
 import pytest
 import torch
+from helpers import prepared
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
 from fastdiff.ops.update import native_impl
-from fastdiff.sample import _prepare
 
 SHAPE = (3, 2, 8, 8)
 VIEWS = {"view", "slice", "select", "unbind", "detach", "alias", "split", "unsqueeze", "_unsafe_view", "expand",
@@ -66,9 +65,7 @@ CASES = {
 def test_a_row_is_one_update(seed, monkeypatch, case):
     pytest.importorskip("fastdiff._C", reason="the extension is not built")
     options, allowed = CASES[case]
-    bound = inspect.signature(fastdiff.sample).bind(model, SHAPE, **{"steps": 6, "backend": "native", **options})
-    bound.apply_defaults()
-    run = _prepare(**bound.arguments, keeps_x0=False)
+    run = prepared(model, SHAPE, **{"steps": 6, "backend": "native", **options})
     launched, call = [], native_impl.Update.__call__
     monkeypatch.setattr(native_impl.Update, "__call__", lambda update, row: (launched.append(row), call(update, row)))
     with torch.no_grad():

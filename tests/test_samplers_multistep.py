@@ -8,13 +8,12 @@ import torch
 from samplers_multistep import (
     Network,
     adams_reference,
-    at_ratio,
     dpm_reference,
     pndm_reference,
-    singlestep_reference,
     unipc_reference,
     walk,
-)  # fmt: skip
+)
+from samplers_singlestep import at_ratio, singlestep_reference
 
 from fastdiff import NoiseSchedule, samplers
 from fastdiff.continuous import EDMSchedule, FlowSchedule
