@@ -83,12 +83,36 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / statistics.median(copy() for _ in range(9))
 
 
+@pytest.fixture(scope="session")
+def convolutions(device: torch.device) -> dict[str, float]:
+    """Operations a second of the library's own 3×3 convolution of 256 channels, channels_last: a network's ceiling."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        batch = 8 if device.type == "cpu" else 256
+        x, w = torch.ones(batch, 256, 16, 16, device=device), torch.ones(256, 256, 3, 3, device=device)
+        x, w = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (x, w))
+
+        def convolve(x: torch.Tensor = x, w: torch.Tensor = w) -> float:
+            start = time.perf_counter()
+            torch.conv2d(x, w, padding=1)
+            _wait(device)
+            return time.perf_counter() - start
+
+        convolve()
+        flops = 2 * 9 * x.numel() * w.shape[0]
+        rates[str(dtype).removeprefix("torch.")] = flops / statistics.median(convolve() for _ in range(9))
+    return rates
+
+
 @pytest.fixture
-def contest(benchmark: Any, device: torch.device, copy_bandwidth: float) -> Callable[..., None]:
+def contest(
+    benchmark: Any, device: torch.device, copy_bandwidth: float, convolutions: dict[str, float]
+) -> Callable[..., None]:
     """Run and record one contest.
 
     contestants: name -> what to call, "fastdiff" first; None marks one that is absent.
     moved: bytes that must cross the memory bus in one call; 0 where that says nothing.
+    flops: operations of a call, those of the textbook; 0 where that says nothing.
     targets: dicts of kind ("ratio", "of_copy" or "beyond"), contestant, goal and, optionally, stretch, and ours, the
         name of fastdiff's contestant where it is not "fastdiff".
     steps: how many steps of a loop one call makes; times are then given for one of them. A call that is no loop is
@@ -103,6 +127,7 @@ def contest(benchmark: Any, device: torch.device, copy_bandwidth: float) -> Call
         *,
         shape: tuple[int, ...] = (),
         moved: int = 0,
+        flops: int = 0,
         targets: list[dict[str, Any]] | None = None,
         steps: int = 1,
         seconds: float = SECONDS,
@@ -130,8 +155,9 @@ def contest(benchmark: Any, device: torch.device, copy_bandwidth: float) -> Call
         times[ours] = list(benchmark.stats.stats.data)
         benchmark.group = op
         benchmark.extra_info.update(
-            op=op, case=case, shape=list(shape), rounds=rounds, calls=calls, steps=steps, bytes=moved,
+            op=op, case=case, shape=list(shape), rounds=rounds, calls=calls, steps=steps, bytes=moved, flops=flops,
             copy_bandwidth=copy_bandwidth, targets=targets or [], elsewhere=_elsewhere(started),
+            ceiling=convolutions if flops else None,
             load=os.getloadavg()[0], absent=[name for name, call in contestants.items() if call is None],
             contestants={
                 name: _record([t / (calls * steps) for t in values], [t / (calls * steps) for t in times[ours]], moved)

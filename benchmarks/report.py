@@ -127,16 +127,23 @@ def measured(case: Case, target: dict[str, Any]) -> float | None:
 def table(case: Case) -> Iterator[str]:
     moved, per = case["bytes"], " a step" if case["steps"] > 1 else ""
     yield f"\n**{title(case)}** ({case['rounds']} rounds)\n"
-    yield f"| | median{per} | fastest | ÷ fastdiff |" + (" GB/s | of copy |" if moved else "")
-    yield "|---|---:|---:|---:|" + ("---:|---:|" if moved else "")
+    flops = case.get("flops", 0)
+    if flops:
+        rates = ", ".join(f"{rate / 1e9:.0f} in {dtype}" for dtype, rate in case["ceiling"].items())
+        yield f"{flops / 1e9:.0f} GFLOP. A 3×3 convolution of 256 channels alone reaches, in GFLOP/s: {rates}.\n"
+    more = (" GB/s | of copy |" if moved else "") + (" GFLOP/s |" if flops else "")
+    yield f"| | median{per} | fastest | ÷ fastdiff |" + more
+    yield "|---|---:|---:|---:|" + ("---:|---:|" if moved else "") + ("---:|" if flops else "")
     for name, c in case["contestants"].items():
         ratio = "1" if name == "fastdiff" else f"{c['ratio']:.2f} [{c['ratio_q1']:.2f} … {c['ratio_q3']:.2f}]"
         line = f"| {name} | {duration(c['median'])} | {duration(c['min'])} | {ratio} |"
         if moved:
             line += f" {c['bandwidth'] / 1e9:.1f} | {c['bandwidth'] / case['copy_bandwidth']:.0%} |"
+        if flops:
+            line += f" {flops / c['median'] / 1e9:.0f} |"
         yield line
     for name in case["absent"]:
-        yield f"| {name} | absent | | |" + (" | |" if moved else "")
+        yield f"| {name} | absent | | |" + (" | |" if moved else "") + (" |" if flops else "")
 
 
 def steps(cases: list[Case]) -> Iterator[str]:

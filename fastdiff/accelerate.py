@@ -1,12 +1,45 @@
-"""accelerate: what can be made faster in an object of another library, put in place; restore takes it out again."""
+"""accelerate: the fast path put into a network or a pipeline, in place; restore takes it out again."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-_RECORD = "_fastdiff_accelerated"  # on the object itself: nothing global is touched
+import torch
+from torch import nn
+
+from fastdiff.fast import network as fast
+from fastdiff.fast.network import RECORD, Network
+from fastdiff.fast.replace import UNETS, name_of
+from fastdiff.ops.randn import DTYPES
+
+# What accelerate looks for in a pipeline, beside schedulers.
+NETWORKS = (*UNETS, *fast.ENTRIES)
+
+
+@dataclass(frozen=True)
+class NetworkReport:
+    """What ``accelerate`` changed in one network; prints as a table.
+
+    Attributes:
+        what: the network's class.
+        dtype: of its arithmetic; its parameters keep their own.
+        changed: (class, how many, what its modules now do), inner ones first.
+        kept: (class, how many, why) of modules that could not be changed though their class is known.
+    """
+
+    what: str
+    dtype: torch.dtype
+    changed: tuple[tuple[str, int, str], ...]
+    kept: tuple[tuple[str, int, str], ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.what}, computing in {str(self.dtype).removeprefix('torch.')}, channels_last:"]
+        rows = [(kind, str(count), does) for kind, count, does in self.changed]
+        rows += [(kind, str(count), f"as it was: {why}") for kind, count, why in self.kept]
+        kind, number = (max((len(row[i]) for row in rows), default=0) for i in range(2))
+        return "\n".join(lines + [f"  {row[1]:>{number}} {row[0]:<{kind}}  {row[2]}" for row in rows])
 
 
 @dataclass(frozen=True)
@@ -16,87 +49,154 @@ class Accelerated:
     Attributes:
         what: the class of the accelerated object.
         changed: the class before and the class after, by the component's name.
-        kept: the class of each component that could have been changed in kind, but that fastdiff does not have.
+        kept: the class of each component that was left alone though it is a scheduler or a network, and why.
+        networks: a report of each network, by the component's name; under "" that of the object itself.
     """
 
     what: str
-    changed: dict[str, tuple[str, str]]
-    kept: dict[str, str]
+    changed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    networks: dict[str, NetworkReport] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        if "" in self.networks:
+            return str(self.networks[""])
         lines = [f"{self.what}:"]
         lines += [f"  {name}: {before} -> {after}" for name, (before, after) in self.changed.items()]
         lines += [f"  {name}: {kept}, as it was" for name, kept in self.kept.items()]
+        for name, report in self.networks.items():
+            lines += [f"  {line}" for line in f"{name}: {report}".splitlines()]
         return "\n".join(lines)
 
 
-def accelerate(target: Any) -> Accelerated:
-    """Make a diffusers pipeline faster, in place: its schedulers become fastdiff's, of the same config and tables.
+def accelerate(target: Any, *, dtype: torch.dtype | str = "auto") -> Accelerated:
+    """Give a network, or a diffusers pipeline's schedulers and networks, their fast path, in place.
 
-    Images are the same to rounding, for the same generator; ``fastdiff.integrations.diffusers`` says where a scheduler
-    differs on purpose. ``restore`` puts the very same objects back.
+    Of a network, every module that is known computes the same function in fewer passes over memory: fused GroupNorm
+    and SiLU, convolutions with weights packed once and the residual summed as the result is stored, one projection to
+    queries, keys and values, up-sampling by four 2×2 convolutions of the small grid, the time embedding once for all
+    steps of a plan, a prompt's keys and values once. Known are the blocks of ``fastdiff.models.UNet`` and of diffusers'
+    UNet2DModel, UNet2DConditionModel and AutoencoderKL, and in any module its Conv2d, Linear, GroupNorm and LayerNorm,
+    and GroupNorm followed by SiLU in a Sequential. What is not known, or not as usual, stays as it was, and the report
+    says so. Parameters, state dict, hooks and classes do not change; weights that change later are seen. While
+    gradients are recorded, in training mode and under torch.compile, the module's own code runs.
+
+    A pipeline's schedulers become fastdiff's, of the same config and tables (``fastdiff.integrations.diffusers`` says
+    where one differs on purpose), and its UNet and autoencoder are accelerated, unless they are already, for another
+    pipeline, or in training mode.
 
     Args:
-        target: a diffusers.DiffusionPipeline.
+        target: a torch.nn.Module in eval mode, or a diffusers.DiffusionPipeline.
+        dtype: of a network's arithmetic: float32, bfloat16 or float16. "auto" takes bfloat16 for a float32 network
+            where the device computes in it natively (AVX-512-BF16 or AMX on a CPU, compute capability 8.0 of a GPU),
+            and else the network's own. What comes out has the dtype that it had.
 
     Returns:
         What was changed, for printing.
 
     Raises:
-        TypeError: for anything else.
-        ValueError: for a pipeline that is accelerated already, that has no scheduler, or none of a class that fastdiff
-            has; for a config option that fastdiff does not serve, by name.
+        TypeError: for anything else, and for a dtype that is none.
+        ValueError: for what is accelerated already, in training mode, or has nothing in it that fastdiff knows; for a
+            scheduler's config option that fastdiff does not serve, by name.
     """
-    _check_pipeline(target)
+    if dtype != "auto" and dtype not in DTYPES:
+        kind = TypeError if not isinstance(dtype, (torch.dtype, str)) else ValueError
+        raise kind(f'dtype must be "auto", torch.float32, torch.bfloat16 or torch.float16; got {dtype!r}')
+    target = _checked(target)
+    if isinstance(target, nn.Module):
+        reason = _why_not(target)
+        if reason is not None:
+            raise ValueError(f"this {type(target).__name__} is {reason}")
+        return Accelerated(_name(target), networks={"": _report(fast.put(target, _dtype(target, dtype)))})
+    return _accelerate_pipeline(target, dtype)
+
+
+def _accelerate_pipeline(pipe: Any, dtype: torch.dtype | str) -> Accelerated:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
     from fastdiff.integrations import diffusers as ours
 
-    if _RECORD in target.__dict__:
-        raise ValueError(f"this {type(target).__name__} is accelerated already; restore it first")
-    schedulers = {name: value for name, value in target.components.items() if isinstance(value, SchedulerMixin)}
-    if not schedulers:
-        raise ValueError(f"this {type(target).__name__} has no scheduler, and nothing else of it is accelerated yet")
+    if RECORD in pipe.__dict__:
+        raise ValueError(f"this {type(pipe).__name__} is accelerated already; restore it first")
+    schedulers = {name: value for name, value in pipe.components.items() if isinstance(value, SchedulerMixin)}
     made = {name: ours.like(scheduler) for name, scheduler in schedulers.items()}
-    if not any(made.values()):
-        found = ", ".join(f"{name} is {_name(value)}" for name, value in schedulers.items())
-        raise ValueError(f"fastdiff has no scheduler for this {type(target).__name__}: {found}")
+    kept = {name: _name(schedulers[name]) for name, new in made.items() if new is None}
+    networks = {name: value for name, value in pipe.components.items() if name_of(value) in NETWORKS}
+    for name, network in list(networks.items()):
+        reason = _why_not(network)
+        if reason is not None:
+            kept[name] = f"{_name(networks.pop(name))}, {reason}"
+    if not any(made.values()) and not networks:
+        found = "; ".join(f"{name} is {what}" for name, what in kept.items()) or "it has no scheduler"
+        raise ValueError(f"fastdiff has nothing for this {type(pipe).__name__}: {found}")
     changed = {name: (schedulers[name], new) for name, new in made.items() if new is not None}
+    put = {name: fast.put(network, _dtype(network, dtype)) for name, network in networks.items()}
     for name, (_, new) in changed.items():
-        setattr(target, name, new)
-    target.__dict__[_RECORD] = changed
+        setattr(pipe, name, new)
+    pipe.__dict__[RECORD] = changed, put
     return Accelerated(
-        _name(target),
+        _name(pipe),
         {name: (_name(old), _name(new)) for name, (old, new) in changed.items()},
-        {name: _name(schedulers[name]) for name, new in made.items() if new is None},
+        kept,
+        {name: _report(network) for name, network in put.items()},
     )
 
 
 def restore(target: Any) -> None:
-    """Undo ``accelerate``: every component is the object that it was.
+    """Undo ``accelerate``: every forward is its class's, every component the object that it was.
 
     Raises:
-        TypeError: for anything but a diffusers pipeline.
-        ValueError: for one that is not accelerated, or a component of which was replaced since.
+        TypeError: for what accelerate does not take.
+        ValueError: for what is not accelerated, or a part of which was replaced since.
     """
-    _check_pipeline(target)
-    changed = target.__dict__.get(_RECORD)
-    if changed is None:
+    target = _checked(target)
+    record = target.__dict__.get(RECORD)
+    if record is None:
         raise ValueError(f"this {type(target).__name__} is not accelerated")
+    if isinstance(record, Network):
+        fast.check(record)
+        fast.take(record)
+        return
+    changed, put = record
     for name, (_, new) in changed.items():
         if getattr(target, name) is not new:
             raise ValueError(
                 f"{name} was replaced since accelerate, by {_name(getattr(target, name))}; put it back first"
             )
+    for network in put.values():
+        fast.check(network)
+    for network in put.values():
+        fast.take(network)
     for name, (old, _) in changed.items():
         setattr(target, name, old)
-    del target.__dict__[_RECORD]
+    del target.__dict__[RECORD]
 
 
-def _check_pipeline(target: Any) -> None:
+def _checked(target: Any) -> Any:
+    """A module (a compiled one's own), or a pipeline."""
+    if isinstance(target, nn.Module):
+        return getattr(target, "_orig_mod", target)
     diffusers = sys.modules.get("diffusers")  # whoever has a pipeline has imported it
     if diffusers is None or not isinstance(target, diffusers.DiffusionPipeline):
-        raise TypeError(f"accelerate and restore take a diffusers pipeline; got {type(target).__name__}")
+        raise TypeError(
+            f"accelerate and restore take a torch.nn.Module or a diffusers pipeline; got {type(target).__name__}"
+        )
+    return target
+
+
+def _why_not(network: nn.Module) -> str | None:
+    """Why a network cannot be accelerated as it is, or None."""
+    if any(RECORD in module.__dict__ for module in network.modules()):
+        return "accelerated already, or a part of it; restore that first"
+    return "in training mode; call eval() first" if network.training else None
+
+
+def _dtype(network: nn.Module, dtype: torch.dtype | str) -> torch.dtype:
+    return fast.native_dtype(network) if isinstance(dtype, str) else dtype
+
+
+def _report(network: Network) -> NetworkReport:
+    return NetworkReport(_name(network.root), network.context.dtype, tuple(network.counts()), tuple(network.reasons()))
 
 
 def _name(value: Any) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdiff.fast import network as fast
 from fastdiff.run import Run
 
 LIMIT = 4
@@ -93,7 +94,7 @@ def _lease(run: Run, cuda_graph: bool | str) -> Captured | None:
             raise ValueError(f"cuda_graph=True cannot capture this run: {reason}")
         return None
     try:
-        captured = Captured(run, key, check=cuda_graph == "auto" and not getattr(model, "_fastdiff_accelerated", False))
+        captured = Captured(run, key, check=cuda_graph == "auto" and fast.of(model) is None)
     except (RuntimeError, ValueError) as error:
         if cuda_graph is True:
             raise RuntimeError(f"cuda_graph=True: the step could not be captured: {error}") from error
@@ -179,6 +180,8 @@ class Captured:
             *zip(a.slots, b.slots, strict=True),
         ]
         pairs += [(a.mask, b.mask), (a.known, b.known)]
+        if mine.rows is not None and run.rows is not None:
+            pairs += [(mine.rows.emb, run.rows.emb), (mine.rows.projected, run.rows.projected)]
         pairs += [(mine.guidance.kwargs[k], v) for k, v in run.guidance.kwargs.items()]
         pairs += [(mine.guidance.plain[k], v) for k, v in run.guidance.plain.items()]
         for target, value in pairs:
@@ -227,11 +230,13 @@ def _key(run: Run) -> Any:
     """What two runs must share to share a graph. Rescale and thresholding are baked in, weights are not."""
     model: Any = run.network.model
     weights = [*model.parameters(), *model.buffers()]
+    accelerated = fast.of(model)
     return (
         run.network.device, run.network.dtype, run.network.layout, tuple(run.x.shape), len(run.plan), run.backend,
         run.times.dtype, run.shares_x, run.plan.learned_variance, run.plan.uses_anchor, run.plan.slots_used,
         run.guidance.calls, run.guidance.rescale, _kwargs_key(run), tuple(kinds(run)), 0 in run.calls,
         run.thresholding, run.operands.mask is None,
+        None if accelerated is None else (accelerated.context.dtype, accelerated.stamp(), run.rows is None),
         hash(tuple((w.data_ptr(), w.dtype) for w in weights)), torch.is_autocast_enabled("cuda"),
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
     )  # fmt: skip

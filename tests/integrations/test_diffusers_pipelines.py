@@ -23,7 +23,7 @@ def unet(**more):
         sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16),
         norm_num_groups=4, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8, **more,
-    )  # fmt: skip
+    ).eval()  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
@@ -36,12 +36,16 @@ def test_image_pipelines(tmp_path, kind):
         return pipe(2, torch.manual_seed(0), num_inference_steps=4, output_type="np", **options).images
 
     before, scheduler = images(), pipe.scheduler
-    report = fastdiff.accelerate(pipe)
+    report = fastdiff.accelerate(pipe, dtype=torch.float32)
     assert type(pipe.scheduler) is getattr(ours, f"{kind}Scheduler")
     assert abs(images() - before).max() <= 1e-4
-    assert str(report) == (
-        f"diffusers.{kind}Pipeline:\n  scheduler: diffusers.{kind}Scheduler -> fastdiff.{kind}Scheduler"
-    )
+    lines = str(report).splitlines()
+    assert lines[:3] == [
+        f"diffusers.{kind}Pipeline:",
+        f"  scheduler: diffusers.{kind}Scheduler -> fastdiff.{kind}Scheduler",
+        "  unet: diffusers.UNet2DModel, computing in float32, channels_last:",
+    ]
+    assert "ResnetBlock2D" in lines[4]
     with pytest.raises(ValueError, match="accelerated already"):
         fastdiff.accelerate(pipe)
     pipe.save_pretrained(tmp_path)  # a plain pipeline of diffusers'
@@ -61,11 +65,11 @@ def test_stable_diffusion():
         sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=16,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=2,
-    )  # fmt: skip
+    ).eval()  # fmt: skip
     vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
+    ).eval()  # fmt: skip
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     text = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=50, **sizes))
     parts = {"vae": vae, "text_encoder": text, "tokenizer": None, "unet": network, "safety_checker": None}
@@ -88,33 +92,35 @@ def test_stable_diffusion():
             results = []
             for accelerated in (False, True):
                 if accelerated:
-                    fastdiff.accelerate(pipe)
+                    report = fastdiff.accelerate(pipe, dtype=torch.float32)
+                    assert set(report.networks) == {"unet", "vae"}
                 done = pipe(
                     num_inference_steps=6, eta=0.3, generator=torch.manual_seed(0), output_type="latent", **options
                 )
                 results.append(done.images)
             assert type(pipe.scheduler).__module__.startswith("fastdiff")
+            fastdiff.restore(pipe)
             assert float((results[0] - results[1]).abs().max()) <= 2e-4 * max(1.0, float(results[0].abs().max())), name
 
 
 def test_accelerate_refuses():
-    for wrong in (torch.nn.Linear(2, 2), "pipe", None):
-        with pytest.raises(TypeError, match="take a diffusers pipeline; got"):
+    for wrong in (torch.ones(2), "pipe", None):
+        with pytest.raises(TypeError, match="or a diffusers pipeline; got"):
             fastdiff.accelerate(wrong)
-        with pytest.raises(TypeError, match="take a diffusers pipeline; got"):
+        with pytest.raises(TypeError, match="or a diffusers pipeline; got"):
             fastdiff.restore(wrong)
 
     class Mine(diffusers.DDPMScheduler):
         pass
 
-    pipe = diffusers.DDPMPipeline(unet(), Mine())
-    with pytest.raises(ValueError, match="no scheduler for this DDPMPipeline: scheduler is"):
+    pipe = diffusers.DDPMPipeline(unet().train(), Mine())
+    with pytest.raises(ValueError, match="nothing for this DDPMPipeline: scheduler is"):
         fastdiff.accelerate(pipe)
     pipe.scheduler = diffusers.DDPMScheduler(variance_type="learned")
     with pytest.raises(ValueError, match="variance_type='learned'"):
         fastdiff.accelerate(pipe)
     pipe.scheduler = ours.DDPMScheduler()
-    with pytest.raises(ValueError, match="no scheduler for this"):
+    with pytest.raises(ValueError, match="nothing for this"):
         fastdiff.accelerate(pipe)
     pipe.scheduler = diffusers.DDPMScheduler()
     fastdiff.accelerate(pipe)
@@ -132,6 +138,22 @@ def test_accelerate_keeps_tables_that_were_changed_by_hand():
     pipe.scheduler = scheduler
     fastdiff.accelerate(pipe)
     assert pipe.scheduler.alphas_cumprod is scheduler.alphas_cumprod
+
+
+def test_pipelines_that_share_a_network():
+    """The second leaves it as the first made it, says so, and does not take it away."""
+    first, second = (diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()) for network in [unet()] * 2)
+    assert set(fastdiff.accelerate(first).networks) == {"unet"}
+    report = fastdiff.accelerate(second)
+    assert report.networks == {}
+    assert "unet: diffusers.UNet2DModel, accelerated already" in str(report)
+    fastdiff.restore(second)
+    with pytest.raises(ValueError, match="accelerated already"):
+        fastdiff.accelerate(first.unet)
+    first.unet.conv_in.forward = lambda x: x
+    with pytest.raises(ValueError, match="forward of a Conv2d was replaced"):
+        fastdiff.restore(first)
+    assert type(first.scheduler) is ours.DDPMScheduler  # all or nothing
 
 
 def test_importing_fastdiff_imports_neither_diffusers_nor_integrations():

@@ -1,0 +1,294 @@
+"""The blocks of a UNet and of an autoencoder, ours and diffusers', each with as few passes over memory as it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdiff import ops
+from fastdiff.fast.forward import Context, Fast, Made, fast_of, hooked
+from fastdiff.fast.leaves import Conv, GroupNorm, Packed, Projection
+from fastdiff.ops.attention_block import attend
+
+
+class Resnet(Fast):
+    """GroupNorm, SiLU, convolution, twice; the time embedding and the first bias enter with the second norm.
+
+    A skip connection comes as a second tensor and is not copied beside the first.
+    """
+
+    does = "GroupNorm and SiLU in one pass that adds the embedding and reads the skip; residual summed as it is stored"
+
+    def __init__(self, module: nn.Module, context: Context) -> None:
+        super().__init__(module, context)
+        m = self.module
+        self.number = None if m.time_emb_proj is None else self.conditioning.add(m)
+        self.shortcuts = [Packed() for _ in range(2)]
+        self.halves: Made[tuple[Tensor, Tensor]] = Made()
+
+    @classmethod
+    def refuses(cls, module: Any) -> str | None:
+        m = module
+        if type(m.nonlinearity) is not nn.SiLU:
+            return f"its activation is {type(m.nonlinearity).__name__}"
+        plain = getattr(m, "time_embedding_norm", "default") == "default" or m.time_emb_proj is None
+        if not plain or getattr(m, "skip_time_act", False):
+            return "its time embedding scales, too"
+        if getattr(m, "upsample", None) is not None or getattr(m, "downsample", None) is not None:
+            return "it changes the resolution"
+        if any(fast_of(n, GroupNorm) is None for n in (m.norm1, m.norm2)):
+            return "its norms are not GroupNorm"
+        if any(fast_of(c, Conv) is None for c in (m.conv1, m.conv2, m.conv_shortcut) if c is not None):
+            return "its convolutions are not Conv2d"
+        if m.conv_shortcut is not None and not _pointwise(m.conv_shortcut):
+            return "its shortcut is no 1x1 convolution"
+        if m.time_emb_proj is not None and type(m.time_emb_proj) is not nn.Linear:
+            return "its time projection is no Linear"
+        parts = (m.norm1, m.conv1, m.time_emb_proj, m.norm2, m.dropout, m.conv2, m.nonlinearity, m.conv_shortcut)
+        return "a layer in it has hooks" if hooked(*(p for p in parts if p is not None)) else None
+
+    def run(self, x: Tensor, temb: Tensor | None = None, *_: Any, skip: Tensor | None = None, **__: Any) -> Tensor:
+        m = self.module
+        if (temb is None) is not (self.number is None):
+            x = x if skip is None else torch.cat([x, skip], dim=1)
+            return self.original(x, temb)
+        norm1, norm2 = m.norm1.forward, m.norm2.forward
+        h = m.conv1.forward.fused(norm1.fused(x, x2=skip), bias=False)
+        add = m.conv1.bias
+        if self.number is not None:
+            assert temb is not None
+            add = self.conditioning(temb, self.number)
+        h = norm2.fused(h, add=add)
+        factor = m.output_scale_factor
+        y = m.conv2.forward.fused(h, residual=self.shortcut(x.to(self.dtype), skip))
+        return y if factor == 1 else y / factor
+
+    def shortcut(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        conv = self.module.conv_shortcut
+        if conv is None:
+            return x if skip is None else torch.cat([x, skip], dim=1)
+        if skip is None:
+            return conv.forward.fused(x)
+        first, second = self.halves.get(
+            [conv.weight],
+            lambda: tuple(w.contiguous() for w in conv.weight.detach().split([x.shape[1], skip.shape[1]], 1)),
+        )
+        return self.shortcuts[1](skip, second, None, self.shortcuts[0](x, first, conv.bias))
+
+
+def _split(weight: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    return weight[:, :channels].contiguous(), weight[:, channels:].contiguous()
+
+
+def _pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+
+
+class SelfAttention(Fast):
+    """GroupNorm, one projection to queries, keys and values, attention, projection, residual: pixels stay in place."""
+
+    does = "one projection to q, k and v, no layout copies, residual summed as it is stored"
+
+    def __init__(self, module: nn.Module, context: Context) -> None:
+        super().__init__(module, context)
+        self.to_qkv, self.to_out = (Packed() for _ in range(2))
+        self.joined: Made[tuple[Tensor, Tensor | None]] = Made()
+        self.weight: Made[Tensor] = Made()
+
+    @classmethod
+    def refuses(cls, module: Any) -> str | None:
+        m = module
+        linear = (m.to_q, m.to_k, m.to_v, m.to_out[0])
+        if any(type(layer) is not nn.Linear for layer in linear):
+            return "its projections are not Linear"
+        if len({(layer.in_features, layer.out_features) for layer in linear[:3]}) > 1:
+            return "its projections differ in width"
+        if fast_of(m.group_norm, GroupNorm) is None:
+            return "it has no GroupNorm"
+        return "a layer in it has hooks" if hooked(m.group_norm, *linear) else None
+
+    def run(self, x: Tensor) -> Tensor:
+        m = self.module
+        x = x.to(self.dtype)
+        h = m.group_norm.forward.fused(x, silu=False)
+        linear = (m.to_q, m.to_k, m.to_v)
+        weight, bias = self.joined.get(
+            [p for layer in linear for p in (layer.weight, layer.bias)], lambda: _joined(linear)
+        )
+        h = attend(self.to_qkv(h, weight, bias), m.heads)
+        out = m.to_out[0]
+        weight = self.weight.get([out.weight], lambda: out.weight.detach()[:, :, None, None])
+        residual = x if getattr(m, "residual_connection", True) else None
+        y = self.to_out(h, weight, out.bias, residual)
+        factor = m.rescale_output_factor
+        return y if factor == 1 else y / factor
+
+
+def _joined(linear: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
+    weight = torch.cat([layer.weight.detach() for layer in linear])[:, :, None, None]
+    if all(layer.bias is None for layer in linear):
+        return weight, None
+    zeros = weight.new_zeros(linear[0].out_features)
+    return weight, torch.cat([zeros if layer.bias is None else layer.bias.detach() for layer in linear])
+
+
+class Attention(Fast):
+    """diffusers' attention: over pixels with a GroupNorm, over tokens, or from tokens to a prompt.
+
+    The keys and values of a prompt that is the same tensor as in the last call are kept.
+    """
+
+    does = "one projection to q, k and v; a prompt's keys and values kept from step to step"
+    processors = ("AttnProcessor2_0", "AttnProcessor")
+
+    def __init__(self, module: nn.Module, context: Context) -> None:
+        super().__init__(module, context)
+        self.pixels = SelfAttention(module, context) if SelfAttention.refuses(module) is None else None
+        self.to_qkv, self.to_q, self.to_kv, self.to_out = (Projection() for _ in range(4))
+        self.prompt: Made[Tensor] = Made()
+
+    @classmethod
+    def refuses(cls, module: Any) -> str | None:
+        m = module
+        if type(m.processor).__name__ not in cls.processors:
+            return f"its processor is {type(m.processor).__name__}"
+        linear = (m.to_q, m.to_k, m.to_v, m.to_out[0])
+        if any(type(layer) is not nn.Linear for layer in linear):
+            return "its projections are not Linear"
+        names = ("spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj", "add_q_proj")
+        unknown = [name for name in names if getattr(m, name, None) is not None and getattr(m, name) is not False]
+        if unknown or not m.scale_qk:
+            return f"it has {', '.join(unknown) or 'no scale'}"
+        if m.group_norm is not None and SelfAttention.refuses(m) is not None:
+            return SelfAttention.refuses(m)
+        return "a layer in it has hooks" if hooked(*linear) else None
+
+    def run(
+        self,
+        x: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        m = self.module
+        temb = kwargs.pop("temb", None)
+        changed = type(m.processor).__name__ not in self.processors
+        if changed or attention_mask is not None or kwargs:
+            return self.original(x, encoder_hidden_states, attention_mask, temb=temb, **kwargs)
+        if x.ndim == 4 and encoder_hidden_states is None and self.pixels is not None:
+            return self.pixels.run(x)
+        if x.ndim != 3 or m.group_norm is not None:
+            return self.original(x, encoder_hidden_states, attention_mask, temb=temb)
+        x = x.to(self.dtype)
+        q, k, v = (t.unflatten(2, (m.heads, -1)).transpose(1, 2) for t in self.projected(x, encoder_hidden_states))
+        h = ops.attention(q, k, v).transpose(1, 2).flatten(2)
+        y = self.to_out(h, [m.to_out[0].weight], [m.to_out[0].bias])
+        if m.residual_connection:
+            y = y + x
+        return y if m.rescale_output_factor == 1 else y / m.rescale_output_factor
+
+    def projected(self, x: Tensor, prompt: Tensor | None) -> tuple[Tensor, ...]:
+        m = self.module
+        if prompt is None:
+            layers = (m.to_q, m.to_k, m.to_v)
+            return self.to_qkv(x, *_of(layers)).chunk(3, dim=-1)
+        q = self.to_q(x, *_of((m.to_q,)))
+        both = (m.to_k, m.to_v)
+
+        def project() -> Tensor:
+            return self.to_kv(prompt.to(self.dtype), *_of(both))
+
+        keep = not prompt.is_inference() and not (prompt.is_cuda and torch.cuda.is_current_stream_capturing())
+        kv = self.prompt.get([prompt, *_of(both)[0]], project) if keep else project()
+        return (q, *kv.chunk(2, dim=-1))
+
+
+def _of(layers: tuple[nn.Linear, ...]) -> tuple[list[Tensor], list[Any]]:
+    return [layer.weight for layer in layers], [layer.bias for layer in layers]
+
+
+class Up(Fast):
+    """Residual blocks that each read x and a skip connection, which are not copied side by side; then up-sampling."""
+
+    does = "skip connections read where they are"
+
+    @classmethod
+    def refuses(cls, module: Any) -> str | None:
+        if any(fast_of(resnet, Resnet) is None for resnet in module.resnets):
+            return "its residual blocks are not all known"
+        return None
+
+    def run(self, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
+        m = self.module
+        for resnet, attention, skip in zip(m.resnets, m.attentions, skips, strict=True):
+            x = attention(resnet(x, temb, skip=skip))
+        for upsample in m.upsamplers:
+            x = upsample(x)
+        return x
+
+
+class DiffusersUp(Up):
+    """The same for diffusers' up blocks, whose skips come last first."""
+
+    def run(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        res_hidden_states_tuple: tuple[Tensor, ...],
+        temb: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        upsample_size: Any = None,
+        **masks: Any,
+    ) -> Tensor:
+        m, x = self.module, hidden_states
+        more: dict[str, Any] = {}
+        if type(m).__name__ == "CrossAttnUpBlock2D":
+            more = {"encoder_hidden_states": encoder_hidden_states, "cross_attention_kwargs": cross_attention_kwargs}
+            more |= {**masks, "return_dict": False}
+        if all(getattr(m, name, None) for name in ("s1", "s2", "b1", "b2")):  # FreeU rescales x and the skips
+            more = {k: v for k, v in more.items() if k != "return_dict"}
+            return self.original(x, res_hidden_states_tuple, temb, upsample_size=upsample_size, **more)
+        attentions = getattr(m, "attentions", [None] * len(m.resnets))
+        for resnet, attention, skip in zip(m.resnets, attentions, reversed(res_hidden_states_tuple), strict=True):
+            x = resnet(x, temb, skip=skip)
+            if attention is not None:
+                x = attention(x, **more)[0] if more else attention(x)
+        for upsample in m.upsamplers or ():
+            x = upsample(x, temb=temb) if getattr(m, "upsample_type", None) == "resnet" else upsample(x, upsample_size)
+        return x
+
+
+class Upsample(Fast):
+    """Nearest-neighbour doubling and a 3x3 convolution as one transposed convolution of the small grid."""
+
+    does = "four 2x2 convolutions of the small grid in place of one 3x3 of the large: 4/9 of the work"
+
+    def __init__(self, module: nn.Module, context: Context) -> None:
+        super().__init__(module, context)
+        self.upsample = ops.PackedUpsample() if hasattr(ops, "PackedUpsample") else None
+
+    @classmethod
+    def refuses(cls, module: Any) -> str | None:
+        m = module
+        if getattr(m, "norm", None) is not None or getattr(m, "use_conv_transpose", False):
+            return "it has a norm or a transposed convolution"
+        if not getattr(m, "use_conv", True) or not getattr(m, "interpolate", True):
+            return "it has no convolution, or no interpolation"
+        conv: Any = getattr(m, "conv", None)
+        if fast_of(conv, Conv) is None or (conv.kernel_size, conv.padding, conv.groups) != ((3, 3), (1, 1), 1):
+            return "its convolution is not a plain 3x3 one"
+        if (conv.stride, conv.dilation) != ((1, 1), (1, 1)):
+            return "its convolution is not a plain 3x3 one"
+        return "a layer in it has hooks" if hooked(conv) else None
+
+    def run(self, x: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
+        if output_size is not None and tuple(output_size) != tuple(2 * size for size in x.shape[2:]):
+            return self.original(x, output_size)
+        conv = self.module.conv
+        x = x.to(self.dtype)
+        if self.upsample is None:
+            return conv.forward.fused(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.upsample(x, conv.weight, conv.bias)

@@ -1,0 +1,205 @@
+"""Single layers: packed convolutions and projections, normalisations, and what must keep its own dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdiff import ops
+from fastdiff.fast.forward import Context, Fast, Made
+
+
+def _onednn(x: Tensor) -> bool:
+    """Whether torch's oneDNN kernels with packed weights serve x; they have no gradients."""
+    if x.device.type != "cpu" or not x.numel() or not torch.backends.mkldnn.is_available():
+        return False
+    if not torch.backends.mkldnn.enabled:
+        return False
+    if x.dtype == torch.float32:
+        return True
+    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(x.dtype)
+    return kind is not None and getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported")()
+
+
+class Packed:
+    """A convolution's weights, kept as the library wants them: y = conv(x) + bias + residual, channels_last.
+
+    On the CPU they are laid out in oneDNN's blocks once, not in every call, and the sum is taken as the result is
+    stored. Elsewhere they are in x's dtype and channels_last, and bias and residual are one pass.
+    """
+
+    def __init__(
+        self,
+        stride: tuple[int, ...] = (1, 1),
+        padding: tuple[int, ...] = (0, 0),
+        dilation: tuple[int, ...] = (1, 1),
+        groups: int = 1,
+    ) -> None:
+        self.geometry = [list(padding), list(stride), list(dilation), groups]
+        self._blocked: Made[Tensor] = Made()
+        self._plain: Made[Tensor] = Made()
+        self._bias: Made[Tensor | None] = Made()
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W] in the dtype of the arithmetic; weight and bias in any."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        padding, stride, dilation, groups = self.geometry
+        if _onednn(x):
+            blocked = self._blocked.get([weight], lambda: self._block(weight.detach().to(x.dtype), x))
+            offset = self._bias.get([bias], lambda: None if bias is None else bias.detach().to(x.dtype))
+            if residual is None:
+                return torch.ops.mkldnn._convolution_pointwise(
+                    x, blocked, offset, padding, stride, dilation, groups, "none", [], ""
+                )
+            residual = residual.contiguous(memory_format=torch.channels_last)
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, residual, blocked, offset, padding, stride, dilation, groups, "add", 1.0, None, [], None
+            )
+        plain = self._plain.get(
+            [weight], lambda: weight.detach().to(x.dtype).contiguous(memory_format=torch.channels_last)
+        )
+        y = F.conv2d(x, plain, None, stride, padding, dilation, groups)
+        if bias is None and residual is None:
+            return y
+        return ops.conv_epilogue(y, bias=bias, residual=residual)
+
+    def _block(self, weight: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, list(x.shape))
+
+
+class Conv(Fast):
+    """A convolution with packed weights."""
+
+    does = "weights packed once, channels_last"
+
+    def __init__(self, module: nn.Conv2d, context: Context) -> None:
+        super().__init__(module, context)
+        padding = module.padding
+        assert not isinstance(padding, str)
+        self.packed = Packed(module.stride, padding, module.dilation, module.groups)
+
+    @classmethod
+    def refuses(cls, module: nn.Conv2d) -> str | None:
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            return f"padding {module.padding_mode!r}, {module.padding!r}"
+        return None
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.fused(x)
+
+    def fused(self, x: Tensor, residual: Tensor | None = None, bias: bool = True) -> Tensor:
+        """The convolution, with or without its bias, plus a residual."""
+        m = self.module
+        if x.ndim == 3:
+            return self.fused(x[None], None if residual is None else residual[None], bias)[0]
+        return self.packed(x.to(self.dtype), m.weight, m.bias if bias else None, residual)
+
+
+class Linear(Fast):
+    """A projection; on the CPU with packed weights, by oneDNN."""
+
+    does = "weights packed once"
+
+    def __init__(self, module: nn.Linear, context: Context) -> None:
+        super().__init__(module, context)
+        self.project = Projection()
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.project(x.to(self.dtype), [self.module.weight], [self.module.bias])
+
+
+class Projection:
+    """Linear layers that read the same x, as one: [..., K] -> [..., sum of their widths]."""
+
+    def __init__(self) -> None:
+        self._blocked: Made[Tensor] = Made()
+        self._plain: Made[Tensor] = Made()
+        self._bias: Made[Tensor | None] = Made()
+
+    def __call__(self, x: Tensor, weights: list[Tensor], biases: list[Any]) -> Tensor:
+        def bias() -> Tensor | None:
+            if all(b is None for b in biases):
+                return None
+            zero = [torch.zeros(len(w), device=x.device) for w in weights]
+            return torch.cat([z if b is None else b.float() for b, z in zip(biases, zero, strict=True)]).to(x.dtype)
+
+        joined = self._bias.get(biases, bias)
+        if not _onednn(x):
+            return F.linear(x, self._plain.get(weights, lambda: torch.cat(list(weights)).to(x.dtype)), joined)
+        rows = x.reshape(-1, x.shape[-1])
+        blocked = self._blocked.get(
+            weights,
+            lambda: torch.ops.mkldnn._reorder_linear_weight(
+                torch.cat([w.detach() for w in weights]).to(x.dtype), len(rows)
+            ),
+        )
+        y = torch.ops.mkldnn._linear_pointwise(rows, blocked, joined, "none", [], "")
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class GroupNorm(Fast):
+    """GroupNorm, and SiLU after it where ``silu`` is set."""
+
+    does = "one fused pass"
+    silu = False
+
+    @classmethod
+    def refuses(cls, module: nn.GroupNorm) -> str | None:
+        return None
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.fused(x, silu=self.silu)
+
+    def fused(self, x: Tensor, **more: Any) -> Tensor:
+        m = self.module
+        return ops.group_norm_silu(x.to(self.dtype), m.weight, m.bias, m.num_groups, m.eps, **more)
+
+
+class LayerNorm(Fast):
+    """LayerNorm in the network's dtype."""
+
+    does = "in the network's dtype"
+
+    def __init__(self, module: nn.LayerNorm, context: Context) -> None:
+        super().__init__(module, context)
+        self._cast: Made[list[Tensor | None]] = Made()
+
+    def run(self, x: Tensor) -> Tensor:
+        m = self.module
+        pair = (m.weight, m.bias)
+        weight, bias = self._cast.get(pair, lambda: [None if p is None else p.detach().to(self.dtype) for p in pair])
+        return F.layer_norm(x.to(self.dtype), m.normalized_shape, weight, bias, m.eps)
+
+
+class Passed(Fast):
+    """A SiLU whose work the GroupNorm before it has done."""
+
+    does = "done by the GroupNorm before it"
+
+    def run(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Foreign(Fast):
+    """A module that is not known here and has parameters of its own: it computes in their dtype."""
+
+    does = "not known: computed in its own dtype"
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        own = next(p.dtype for p in self.module.parameters(recurse=False) if p.is_floating_point())
+        out = self.original(*cast(args, own), **cast(kwargs, own))
+        return cast(out, self.dtype)
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in a structure of tuples, lists and dicts, cast."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(cast(v, dtype) for v in value)
+    if type(value) is dict:
+        return {k: cast(v, dtype) for k, v in value.items()}
+    return value
