@@ -132,6 +132,29 @@ def test_the_buffers_serve_runs_of_their_kind(emulated, several):
         assert_same_bits(through(captured, resumed), made.x)
 
 
+def test_an_accelerated_networks_embeddings_are_buffers_too(emulated, seed):
+    """A graph serves another plan of as many rows; a weight that was written to makes another graph."""
+    torch.manual_seed(seed)
+    model = fastdiff.models.UNet(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    ).eval().requires_grad_(False)  # fmt: skip
+    fastdiff.accelerate(model, dtype=torch.float32)
+    captured, key = None, None
+    for spacing in ("leading", "trailing", "linspace"):
+        options = {"steps": 5, "spacing": spacing, "backend": "native", "seed": seed}
+        made = prepared(model, SHAPE, **options)
+        key = key or graph._key(made)
+        captured = captured or graph.Captured(made, key, check=False)
+        assert graph._key(made) == key
+        assert_same_bits(through(captured, made), fastdiff.sample(model, SHAPE, **options))
+    with torch.no_grad():
+        model.conv_in.weight.mul_(2)
+    assert graph._key(prepared(model, SHAPE, **options)) != key
+    fastdiff.restore(model)
+    assert graph._key(prepared(model, SHAPE, **options)) != key
+
+
 def test_what_a_graph_is_kept_by():
     """What is baked into the captured kernels, and not in a buffer, makes another graph."""
     mask = {"mask": torch.ones(SHAPE), "known": torch.zeros(SHAPE)}
