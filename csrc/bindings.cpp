@@ -122,10 +122,41 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         .def_readwrite("key", &UpdateParams::key)
         .ADDRESS(UpdateParams, nonfinite);
 
+    py::class_<Planes>(m, "Planes")
+        .def(py::init([](uintptr_t data, int64_t batch_stride, int64_t channel_stride, int64_t pixel_stride) {
+                 return Planes{pointer<void>(data), batch_stride, channel_stride, pixel_stride};
+             }),
+             py::arg("data"), py::arg("batch_stride"), py::arg("channel_stride"), py::arg("pixel_stride"));
+
+    py::class_<Channels>(m, "Channels")
+        .def(py::init([](uintptr_t data, int dtype, int64_t batch_stride) {
+                 return Channels{pointer<const void>(data), dtype, batch_stride};
+             }),
+             py::arg("data"), py::arg("dtype"), py::arg("batch_stride") = 0);
+
+    py::class_<GroupNormSiluParams>(m, "GroupNormSiluParams")
+        .def(py::init<>())
+        .def_readwrite("batch", &GroupNormSiluParams::batch)
+        .def_readwrite("channels", &GroupNormSiluParams::channels)
+        .def_readwrite("channels2", &GroupNormSiluParams::channels2)
+        .def_readwrite("pixels", &GroupNormSiluParams::pixels)
+        .def_readwrite("groups", &GroupNormSiluParams::groups)
+        .def_readwrite("dtype", &GroupNormSiluParams::dtype)
+        .def_readwrite("x", &GroupNormSiluParams::x)
+        .def_readwrite("x2", &GroupNormSiluParams::x2)
+        .def_readwrite("out", &GroupNormSiluParams::out)
+        .def_readwrite("channels_last", &GroupNormSiluParams::channels_last)
+        .def_readwrite("weight", &GroupNormSiluParams::weight)
+        .def_readwrite("bias", &GroupNormSiluParams::bias)
+        .def_readwrite("add", &GroupNormSiluParams::add)
+        .def_readwrite("eps", &GroupNormSiluParams::eps)
+        .def_readwrite("silu", &GroupNormSiluParams::silu);
+
     using Released = py::call_guard<py::gil_scoped_release>;
     m.def("randn_cpu", &randn_cpu, Released());
     m.def("add_noise_cpu", &add_noise_cpu, Released());
     m.def("update_cpu", &update_cpu, Released());
+    m.def("group_norm_silu_cpu", &group_norm_silu_cpu, Released());
     m.def("cpu_simd", &cpu_simd, "avx512, avx2 or portable: the kernels in use");
     m.def("set_cpu_simd", &set_cpu_simd, "use other kernels; False where this CPU lacks them");
     m.def("philox4x32", &philox4x32, "one Philox4x32-10 block, for its known answers");

@@ -75,10 +75,36 @@ struct UpdateParams {
     int64_t* nonfinite = nullptr;  // lowered to the row's index where a network output is not finite
 };
 
+// A [batch, channels, pixels] tensor's memory; strides are in elements.
+struct Planes {
+    void* data = nullptr;
+    int64_t batch_stride = 0, channel_stride = 0, pixel_stride = 0;
+};
+
+// A number a channel, for each sample or (batch_stride 0) for all; null means absent.
+struct Channels {
+    const void* data = nullptr;
+    int dtype = kFloat32;
+    int64_t batch_stride = 0;
+};
+
+// h = cat(x, x2) + add over the channels; out = (h - mean) rstd weight + bias with the statistics of each of `groups`
+// equal parts of a sample's channels, rstd = 1 / sqrt(variance + eps); then out sigmoid(out) if silu.
+struct GroupNormSiluParams {
+    int64_t batch = 0, channels = 0, channels2 = 0, pixels = 0, groups = 1;
+    int dtype = kFloat32;  // of x, x2 and out
+    Planes x, x2, out;
+    bool channels_last = false;  // which stride is 1 in all three: the channels' or the pixels'
+    Channels weight, bias, add;
+    double eps = 1e-5;
+    bool silu = true;
+};
+
 // csrc/cpu/<op>.cpp; threads is an upper bound.
 void randn_cpu(const RandnParams& params, int threads);
 void add_noise_cpu(const AddNoiseParams& params, int threads);
 void update_cpu(const UpdateParams& params, int threads);
+void group_norm_silu_cpu(const GroupNormSiluParams& params, int threads);
 
 // csrc/cuda/<op>.cu; each returns a cudaError_t. stream is a cudaStream_t of the current device.
 int randn_cuda(const RandnParams& params, void* stream);

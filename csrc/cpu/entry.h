@@ -3,11 +3,12 @@
 
 #include "fastdiff.h"
 
-#define FASTDIFF_ENTRIES(simd)                                 \
-    namespace simd {                                           \
-    void randn(const RandnParams& params, int threads);        \
-    void add_noise(const AddNoiseParams& params, int threads); \
-    void update(const UpdateParams& params, int threads);      \
+#define FASTDIFF_ENTRIES(simd)                                            \
+    namespace simd {                                                      \
+    void randn(const RandnParams& params, int threads);                   \
+    void add_noise(const AddNoiseParams& params, int threads);            \
+    void update(const UpdateParams& params, int threads);                 \
+    void group_norm_silu(const GroupNormSiluParams& params, int threads); \
     }
 
 namespace fastdiff {

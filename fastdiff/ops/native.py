@@ -24,9 +24,9 @@ def extension() -> ModuleType | str:
     return _C
 
 
-@lru_cache(maxsize=2)
-def missing(device_type: str) -> str | None:
-    """Why the native backend cannot serve a device type, or None where it can."""
+@lru_cache(maxsize=16)
+def missing(device_type: str, op: str = "randn") -> str | None:
+    """Why the native backend cannot serve an operation on a device type, or None where it can."""
     module = extension()
     if isinstance(module, str):
         return module
@@ -36,6 +36,8 @@ def missing(device_type: str) -> str | None:
         return f"there are no native kernels for {device_type!r} devices"
     if not module.with_cuda:
         return "the extension was built without CUDA"
+    if not hasattr(module, f"{op}_cuda"):
+        return f"there is no CUDA C++ kernel of {op}"
     try:
         count = module.cuda_device_count()
     except RuntimeError as error:

@@ -1,0 +1,277 @@
+// GroupNorm of cat(x, x2) + add, then SiLU, without the concatenation: see GroupNormSiluParams in fastdiff.h.
+//
+// A unit is a sample's block of whole groups, read once for the statistics and once more, from the core's cache where
+// it fits, to be normalised. Both layouts are walked as rectangles of lanes (consecutive in memory) by rows: the lanes
+// are channels and the rows pixels in channels_last; in a contiguous tensor both are pixels of one channel.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "cpu/entry.h"
+#include "cpu/parallel.h"
+#include "cpu/silu.h"
+
+namespace fastdiff {
+namespace FASTDIFF_SIMD {
+namespace {
+
+using Params = GroupNormSiluParams;
+using F = Simd::F;
+
+constexpr int kTile = 4;                 // vectors of lanes that are walked side by side
+constexpr int kLanes = kTile * W;        // and their lanes
+constexpr int64_t kRows = 64;            // rows summed in float32 before they are merged in float64
+constexpr int64_t kMaxGroups = 128;      // groups of a unit
+constexpr int64_t kLine = 64;            // bytes of a cache line
+constexpr int64_t kUnitElements = 8192;  // some 3 microseconds of work
+
+// Count, mean and sum of squared deviations, merged by Chan, Golub and LeVeque (1983).
+struct Moments {
+    double n = 0, mean = 0, m2 = 0;
+
+    void merge(double count, double other_mean, double other_m2) {
+        const double delta = other_mean - mean, total = n + count;
+        mean += delta * (count / total);
+        m2 += other_m2 + delta * delta * (n * count / total);
+        n = total;
+    }
+};
+
+// Lanes consecutive elements of `data`, `rows` times; lane l is channel `channel` + l `step`.
+struct Rectangle {
+    const void* data;
+    int64_t at, stride, out_at, out_stride, rows, lanes, channel;
+    int step;
+};
+
+float number(const Channels& v, int64_t b, int64_t c, float absent) {
+    if (v.data == nullptr) return absent;
+    View view;
+    view.data = const_cast<void*>(v.data);
+    view.dtype = v.dtype;
+    return load_one(view, b * v.batch_stride + c);
+}
+
+// The elements at `at`: W of them, or `count` and zeros.
+template <int D, bool kPart>
+FASTDIFF_HD F load_lanes(const void* data, int64_t at, int count) {
+    View view;
+    view.dtype = D;
+    if (!kPart) {
+        view.data = const_cast<void*>(data);
+        return load_dense(view, at);
+    }
+    constexpr int size = D == kFloat32 ? 4 : 2;
+    char buffer[W * 4] = {};
+    memcpy(buffer, static_cast<const char*>(data) + at * size, count * size);
+    view.data = buffer;
+    return load_dense(view, 0);
+}
+
+template <int D, bool kPart>
+FASTDIFF_HD void store_lanes(void* data, int64_t at, int count, F value) {
+    View view;
+    view.dtype = D;
+    if (!kPart) {
+        view.data = data;
+        store_dense(view, at, value);
+        return;
+    }
+    constexpr int size = D == kFloat32 ? 4 : 2;
+    char buffer[W * 4];
+    view.data = buffer;
+    store_dense(view, 0, value);
+    memcpy(static_cast<char*>(data) + at * size, buffer, count * size);
+}
+
+// Each lane's mean and sum of squared deviations. A block of rows is summed around the mean of the block before it, the
+// first around its own: with that the squares' sum is at most five times the deviations', whatever the numbers are, so
+// one pass over memory loses no accuracy.
+template <int D, int V, bool kPart>
+void lane_moments(const Rectangle& r, int64_t lane, int count, double* mean, double* m2) {
+    const int64_t start = r.at + lane;
+    F shift[V] = {};
+    const int64_t first = std::min(r.rows, kRows);
+    for (int64_t row = 0; row < first; ++row)
+        for (int v = 0; v < V; ++v) shift[v] += load_lanes<D, kPart>(r.data, start + row * r.stride + v * W, count);
+    for (int v = 0; v < V; ++v) shift[v] = shift[v] * (1.0f / static_cast<float>(first));
+    for (int i = 0; i < V * W; ++i) mean[i] = m2[i] = 0;
+    for (int64_t row = 0; row < r.rows; row += kRows) {
+        const int64_t end = std::min(r.rows, row + kRows);
+        F sum[V] = {}, squares[V] = {};
+        for (int64_t i = row; i < end; ++i)
+            for (int v = 0; v < V; ++v) {
+                const F d = load_lanes<D, kPart>(r.data, start + i * r.stride + v * W, count) - shift[v];
+                sum[v] += d;
+                squares[v] = fma(d, d, squares[v]);
+            }
+        const double n = static_cast<double>(end - row), total = static_cast<double>(end);
+        float s[V * W], q[V * W], around[V * W];
+        memcpy(s, sum, sizeof(s));
+        memcpy(q, squares, sizeof(q));
+        memcpy(around, shift, sizeof(around));
+        for (int i = 0; i < V * W; ++i) {
+            const double off = s[i] * (1 / n), block_mean = around[i] + off, delta = block_mean - mean[i];
+            mean[i] += delta * (n / total);
+            m2[i] += (q[i] - s[i] * off) + delta * delta * (static_cast<double>(row) * n / total);
+            around[i] = static_cast<float>(block_mean);
+        }
+        memcpy(shift, around, sizeof(shift));
+    }
+}
+
+// (x - mean) scale + shift and its SiLU, with one of each for every lane.
+template <int D, bool kSilu, int V, bool kPart>
+void normalise(const Rectangle& r, int64_t lane, int count, void* out, const float* mean, const float* scale,
+               const float* shift) {
+    F m[V], s[V], t[V];
+    memcpy(m, mean, sizeof(m));
+    memcpy(s, scale, sizeof(s));
+    memcpy(t, shift, sizeof(t));
+    for (int64_t row = 0; row < r.rows; ++row)
+        for (int v = 0; v < V; ++v) {
+            const F x = load_lanes<D, kPart>(r.data, r.at + lane + row * r.stride + v * W, count);
+            F y = fma(x - m[v], s[v], t[v]);
+            if (kSilu) y = silu(y);
+            store_lanes<D, kPart>(out, r.out_at + lane + row * r.out_stride + v * W, count, y);
+        }
+}
+
+// The rectangles of channels [begin, end) of sample b.
+template <class Visit>
+void rectangles(const Params& p, int64_t b, int64_t begin, int64_t end, Visit visit) {
+    for (int64_t c = begin; c < end;) {
+        const bool second = c >= p.channels;
+        const Planes& in = second ? p.x2 : p.x;
+        const int64_t at = b * in.batch_stride + (second ? c - p.channels : c) * in.channel_stride;
+        const int64_t out_at = b * p.out.batch_stride + c * p.out.channel_stride;
+        if (p.channels_last) {
+            const int64_t lanes = (second ? end : std::min(end, p.channels)) - c;
+            visit(Rectangle{in.data, at, in.pixel_stride, out_at, p.out.pixel_stride, p.pixels, lanes, c, 1});
+            c += lanes;
+            continue;
+        }
+        const int64_t rows = p.pixels / kLanes, whole = rows * kLanes;
+        if (rows) visit(Rectangle{in.data, at, kLanes, out_at, kLanes, rows, kLanes, c, 0});
+        if (whole < p.pixels) visit(Rectangle{in.data, at + whole, 0, out_at + whole, 0, 1, p.pixels - whole, c, 0});
+        ++c;
+    }
+}
+
+template <int V, bool kPart>
+struct Tile {
+    static constexpr int vectors = V;
+    static constexpr bool part = kPart;
+};
+
+// Calls visit(tile, lane, count) over tiles that cover the lanes.
+template <class Visit>
+FASTDIFF_HD void tiles(int64_t lanes, Visit visit) {
+    int64_t lane = 0;
+    for (; lanes - lane >= kLanes; lane += kLanes) visit(Tile<kTile, false>{}, lane, kLanes);
+    if (lanes - lane >= 2 * W) {
+        visit(Tile<2, false>{}, lane, 2 * W);
+        lane += 2 * W;
+    }
+    if (lanes - lane >= W) {
+        visit(Tile<1, false>{}, lane, W);
+        lane += W;
+    }
+    if (lane < lanes) visit(Tile<1, true>{}, lane, static_cast<int>(lanes - lane));
+}
+
+// Merges lanes of equal count, each with its own mean, into their group.
+void merge_lanes(Moments& group, int lanes, int64_t rows, const double* mean, const double* m2) {
+    double centre = 0, within = 0, between = 0;
+    for (int i = 0; i < lanes; ++i) centre += mean[i];
+    centre /= lanes;
+    for (int i = 0; i < lanes; ++i) {
+        within += m2[i];
+        between += (mean[i] - centre) * (mean[i] - centre);
+    }
+    group.merge(static_cast<double>(rows) * lanes, centre, within + between * static_cast<double>(rows));
+}
+
+template <int D, bool kSilu>
+void unit(const Params& p, int64_t b, int64_t first, int64_t last) {
+    const int64_t size = (p.channels + p.channels2) / p.groups;
+    Moments moments[kMaxGroups];
+    rectangles(p, b, first * size, last * size, [&](const Rectangle& r) {
+        tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
+            double mean[kLanes], m2[kLanes];
+            lane_moments<D, tile.vectors, tile.part>(r, lane, count, mean, m2);
+            for (int i = 0; i < count;) {
+                const int64_t c = r.channel + (lane + i) * r.step, group = c / size;
+                const int lanes = r.step ? static_cast<int>(std::min<int64_t>(count - i, (group + 1) * size - c)) : count;
+                for (int j = i; j < i + lanes; ++j) mean[j] += number(p.add, b, c + (j - i) * r.step, 0.0f);
+                merge_lanes(moments[group - first], lanes, r.rows, mean + i, m2 + i);
+                i += lanes;
+            }
+        });
+    });
+    float rstd[kMaxGroups];
+    for (int64_t g = 0; g < last - first; ++g)
+        rstd[g] = static_cast<float>(1 / std::sqrt(moments[g].m2 / moments[g].n + p.eps));
+    rectangles(p, b, first * size, last * size, [&](const Rectangle& r) {
+        tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
+            float mean[kLanes] = {}, scale[kLanes] = {}, shift[kLanes] = {};
+            for (int i = 0; i < count; ++i) {
+                const int64_t c = r.channel + (lane + i) * r.step, g = c / size - first;
+                mean[i] = static_cast<float>(moments[g].mean - number(p.add, b, c, 0.0f));
+                scale[i] = rstd[g] * number(p.weight, 0, c, 1.0f);
+                shift[i] = number(p.bias, 0, c, 0.0f);
+                if (r.step) continue;
+                std::fill(mean + 1, mean + count, mean[0]);
+                std::fill(scale + 1, scale + count, scale[0]);
+                std::fill(shift + 1, shift + count, shift[0]);
+                break;
+            }
+            normalise<D, kSilu, tile.vectors, tile.part>(r, lane, count, p.out.data, mean, scale, shift);
+        });
+    });
+}
+
+// Groups of a unit: in channels_last rows of whole cache lines, four vectors wide where that leaves every thread work.
+int64_t groups_of_unit(const Params& p, int threads) {
+    if (!p.channels_last) return 1;
+    const int64_t size = (p.channels + p.channels2) / p.groups, line = kLine / (p.dtype == kFloat32 ? 4 : 2);
+    const int64_t step = line / std::gcd(size, line);
+    int64_t wanted = (kLanes + size * step - 1) / (size * step) * step;
+    if (p.batch * p.groups < 2 * threads * wanted) wanted = step;
+    return std::min({wanted, p.groups, kMaxGroups});
+}
+
+struct Work {
+    Params p;
+    int64_t groups, blocks;
+};
+
+template <int D, bool kSilu>
+void range(const void* context, int64_t begin, int64_t end) {
+    const Work& work = *static_cast<const Work*>(context);
+    for (int64_t u = begin; u < end; ++u) {
+        const int64_t first = u % work.blocks * work.groups;
+        unit<D, kSilu>(work.p, u / work.blocks, first, std::min(first + work.groups, work.p.groups));
+    }
+}
+
+template <int D>
+RangeFunction range_of(bool silu) {
+    return silu ? range<D, true> : range<D, false>;
+}
+
+}  // namespace
+
+void group_norm_silu(const GroupNormSiluParams& params, int threads) {
+    const int64_t groups = groups_of_unit(params, threads), blocks = (params.groups + groups - 1) / groups;
+    const Work work{params, groups, blocks};
+    const int64_t elements = params.pixels * (params.channels + params.channels2) / blocks;
+    const RangeFunction function = params.dtype == kFloat32    ? range_of<kFloat32>(params.silu)
+                                   : params.dtype == kBFloat16 ? range_of<kBFloat16>(params.silu)
+                                                               : range_of<kFloat16>(params.silu);
+    parallel_for(params.batch * blocks, std::max<int64_t>(1, kUnitElements / std::max<int64_t>(1, elements)), threads,
+                 function, &work);
+}
+
+}  // namespace FASTDIFF_SIMD
+}  // namespace fastdiff

@@ -1,0 +1,161 @@
+"""GroupNorm (Wu & He 2018), and SiLU y σ(y) after it, in one operation that never concatenates its two inputs.
+
+reference.py says what is computed; csrc/cpu/group_norm_silu.cpp and triton_impl.py compute it in float32 with
+statistics that stay accurate where |mean| is far above the standard deviation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.noise import check_int
+from fastdiff.ops.backend import choose
+from fastdiff.ops.group_norm_silu.planes import memory_format, walkable
+from fastdiff.ops.randn import DTYPES
+from fastdiff.ops.registry import LIBRARY, register, traced
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float = 1e-5,
+    *,
+    x2: Tensor | None = None,
+    add: Tensor | None = None,
+    silu: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """silu(group_norm(cat([x, x2], 1) + add, groups, weight, bias, eps)).
+
+    Args:
+        x: [B, C1, …] of float32, bfloat16 or float16, of any strides and any number of dimensions from two.
+        weight, bias: [C] with C = C1 + C2, of float32 or x's dtype; None for 1 and 0.
+        groups: of C / groups channels each, so it must divide C; they may straddle the border of x and x2.
+        eps: added to the variance, at least 0.
+        x2: [B, C2, …] of x's dtype, the channels after x's: a UNet's skip connection.
+        add: a number a channel, added before: [C], [1, C] or [B, C] of float32 or x's dtype: a time embedding.
+        silu: whether SiLU follows.
+
+    Returns:
+        [B, C, …] of x's dtype, channels_last where x is (or is a slice of such a tensor), else contiguous. The
+        arithmetic is float32, rounded once at the end. Gradients flow to all five tensors.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these ranges. RuntimeError: for a backend that cannot run here.
+    """
+    _check_input("x", x)
+    if x2 is not None:
+        _check_input("x2", x2)
+        if x2.dtype != x.dtype:
+            raise TypeError(f"x2 must have x's dtype {x.dtype}; got {x2.dtype}")
+        if x2.ndim != x.ndim or x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:]:
+            raise ValueError(f"x2 must have x's shape {list(x.shape)} but for its channels; got {list(x2.shape)}")
+        if x2.device != x.device:
+            raise ValueError(f"x2 must be on x's device {x.device}; got {x2.device}")
+    channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
+    _check_channels("weight", weight, x, [(channels,)])
+    _check_channels("bias", bias, x, [(channels,)])
+    _check_channels("add", add, x, [(channels,), (1, channels), (x.shape[0], channels)])
+    check_int("groups", groups, 1, (1 << 31) - 1)
+    if channels % groups:
+        raise ValueError(f"groups must divide the {channels} channels; got {groups}")
+    if isinstance(eps, bool) or not isinstance(eps, int | float):
+        raise TypeError(f"eps must be a number; got {type(eps).__name__}")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and at least 0; got {eps}")
+    if not isinstance(silu, bool):
+        raise TypeError(f"silu must be a bool; got {type(silu).__name__}")
+    backend = choose(backend, x.device.type, "group_norm_silu")
+    tensors = (x, x2, add, weight, bias)
+    if traced(*tensors) or (torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])):
+        return torch.ops.fastdiff.group_norm_silu(x, x2, add, weight, bias, groups, eps, silu, backend)
+    return _compute(x, x2, add, weight, bias, groups, eps, silu, backend)
+
+
+def _check_input(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16; got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got {x.layout}")
+    if x.ndim < 2:
+        raise ValueError(f"{name} must have shape [B, C, …]; got {list(x.shape)}")
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} must have channels; got {list(x.shape)}")
+
+
+def _check_channels(name: str, v: Tensor | None, x: Tensor, shapes: list[tuple[int, ...]]) -> None:
+    if v is None:
+        return
+    if not isinstance(v, Tensor):
+        raise TypeError(f"{name} must be a tensor or None; got {type(v).__name__}")
+    if v.dtype not in (torch.float32, x.dtype):
+        raise TypeError(f"{name} must be float32 or of x's dtype {x.dtype}; got {v.dtype}")
+    if v.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got {v.layout}")
+    if tuple(v.shape) not in shapes:
+        raise ValueError(f"{name} must have shape {' or '.join(str(list(s)) for s in shapes)}; got {list(v.shape)}")
+    if v.device != x.device:
+        raise ValueError(f"{name} must be on x's device {x.device}; got {v.device}")
+
+
+def _compute(
+    x: Tensor, x2: Tensor | None, add: Tensor | None, weight: Tensor | None, bias: Tensor | None, groups: int,
+    eps: float, silu: bool, backend: str,
+) -> Tensor:  # fmt: skip
+    out = _fake(x, x2)
+    if out.numel() == 0:
+        return out
+    if backend == "reference":
+        from fastdiff.ops.group_norm_silu.reference import group_norm_silu as reference
+
+        return out.copy_(reference(x, x2, add, weight, bias, groups, eps, silu))
+    if backend == "native":
+        from fastdiff.ops.group_norm_silu import native_impl as impl
+    else:
+        from fastdiff.ops.group_norm_silu import triton_impl as impl  # type: ignore[no-redef]
+    # Where there is one pixel, both formats are the same memory, and its channels are what is dense.
+    format = memory_format(x)
+    last = format == torch.channels_last or x.shape[2:].numel() == 1
+    x, x2 = walkable(x, last, format), None if x2 is None else walkable(x2, last, format)
+    if add is not None and add.shape[0] == 1 and add.ndim == 2:
+        add = add[0]
+    if add is not None and add.stride(-1) != 1:
+        add = add.contiguous()
+    weight, bias = None if weight is None else weight.contiguous(), None if bias is None else bias.contiguous()
+    impl.group_norm_silu(out, x, x2, add, weight, bias, groups, float(eps), silu, last)
+    return out
+
+
+def _fake(x: Tensor, x2: Tensor | None, *rest: Any) -> Tensor:
+    """The result, not filled."""
+    channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
+    shape = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.numbers = inputs[5:8]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    from fastdiff.ops.group_norm_silu.reference import backward
+
+    return *backward(grad, *ctx.saved_tensors, *ctx.numbers), None, None, None, None
+
+
+register(
+    "group_norm_silu(Tensor x, Tensor? x2, Tensor? add, Tensor? weight, Tensor? bias, int groups, float eps, "
+    "bool silu, str backend) -> Tensor",
+    _compute,
+    _fake,
+)
+torch.library.register_autograd("fastdiff::group_norm_silu", _backward, setup_context=_save, lib=LIBRARY)

@@ -1,0 +1,45 @@
+"""group_norm_silu through csrc/cpu/group_norm_silu.cpp."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import Tensor
+
+from fastdiff.ops import native
+from fastdiff.ops.group_norm_silu.planes import planes
+
+
+def group_norm_silu(
+    out: Tensor, x: Tensor, x2: Tensor | None, add: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+    groups: int, eps: float, silu: bool, last: bool,
+) -> None:  # fmt: skip
+    """Fill ``out``.
+
+    Args:
+        out, x, x2: [B, C, …], [B, C1, …], [B, C2, …] of one dtype, not empty, their channels (``last``) or else their
+            pixels dense (planes.walkable).
+        add: [B, C], its rows dense, or [C].
+        weight, bias: [C]. These three are contiguous, of float32, bfloat16 or float16.
+    """
+    module = native.extension()
+    assert not isinstance(module, str)
+    params = module.GroupNormSiluParams()
+    params.batch, params.channels = x.shape[0], x.shape[1]
+    params.pixels = x.shape[2:].numel()
+    params.groups, params.dtype, params.channels_last = groups, native.DTYPES[x.dtype], last
+    params.x, params.out = _planes(module, x, last), _planes(module, out, last)
+    if x2 is not None:
+        params.channels2, params.x2 = x2.shape[1], _planes(module, x2, last)
+    for name, tensor in (("add", add), ("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            batch_stride = tensor.stride(0) if tensor.ndim == 2 else 0
+            setattr(params, name, module.Channels(tensor.data_ptr(), native.DTYPES[tensor.dtype], batch_stride))
+    params.eps, params.silu = eps, silu
+    native.launch(module, "group_norm_silu", params, out.device)
+
+
+def _planes(module: ModuleType, tensor: Tensor, last: bool):  # -> _C.Planes
+    strides = planes(tensor, last)
+    assert strides is not None
+    return module.Planes(tensor.data_ptr(), *strides)
