@@ -3,11 +3,12 @@
 
 #include "fastdiff.h"
 
-#define FASTDIFF_ENTRIES(simd)                                 \
-    namespace simd {                                           \
-    void randn(const RandnParams& params, int threads);        \
-    void add_noise(const AddNoiseParams& params, int threads); \
-    void update(const UpdateParams& params, int threads);      \
+#define FASTDIFF_ENTRIES(simd)                                         \
+    namespace simd {                                                   \
+    void randn(const RandnParams& params, int threads);                \
+    void add_noise(const AddNoiseParams& params, int threads);         \
+    void update(const UpdateParams& params, int threads);              \
+    void conv_epilogue(const ConvEpilogueParams& params, int threads); \
     }
 
 namespace fastdiff {

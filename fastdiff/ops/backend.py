@@ -11,19 +11,19 @@ BACKENDS = ("native", "triton", "reference")
 VARIABLE = "FASTDIFF_BACKEND"
 
 
-def why_missing(backend: str, device_type: str) -> str | None:
-    """Why a backend cannot serve a device type, or None where it can."""
+def why_missing(backend: str, device_type: str, op: str = "") -> str | None:
+    """Why a backend cannot serve a device type, or one operation on it; None where it can."""
     if device_type == "meta":
         return "meta tensors hold no numbers"
     if backend == "reference":
         return None
     if backend == "native":
-        return native.missing(device_type)
+        return native.missing(device_type, op)
     return triton_support.why_missing(device_type)
 
 
-def choose(backend: str, device_type: str) -> str:
-    """The backend that serves ``backend`` on a device type.
+def choose(backend: str, device_type: str, op: str = "") -> str:
+    """The backend that serves ``backend`` on a device type; ``op`` names an operation that some of them lack.
 
     "auto" takes what FASTDIFF_BACKEND names, or else native, then triton on a GPU, then the reference. Raises
     ValueError for an unknown name and RuntimeError for a named backend that cannot serve the device, saying why.
@@ -31,21 +31,21 @@ def choose(backend: str, device_type: str) -> str:
     origin = "backend"
     if backend == "auto":
         backend, origin = os.environ.get(VARIABLE) or "auto", VARIABLE
-    return _choose(backend, origin, device_type)
+    return _choose(backend, origin, device_type, op)
 
 
 @lru_cache(maxsize=32)
-def _choose(backend: str, origin: str, device_type: str) -> str:
+def _choose(backend: str, origin: str, device_type: str, op: str) -> str:
     if backend == "auto":
         for candidate in BACKENDS:
             if candidate == "triton" and device_type == "cpu":
                 continue
-            if why_missing(candidate, device_type) is None:
+            if why_missing(candidate, device_type, op) is None:
                 return candidate
         raise RuntimeError(f"no backend serves {device_type} tensors: {why_missing('reference', device_type)}")
     if backend not in BACKENDS:
         raise ValueError(f"{origin} is {backend!r}; it must be auto, {', '.join(BACKENDS)}")
-    reason = why_missing(backend, device_type)
+    reason = why_missing(backend, device_type, op)
     if reason is not None:
         raise RuntimeError(f"{origin}={backend!r} cannot serve {device_type} tensors: {reason}")
     return backend

@@ -24,9 +24,9 @@ def extension() -> ModuleType | str:
     return _C
 
 
-@lru_cache(maxsize=2)
-def missing(device_type: str) -> str | None:
-    """Why the native backend cannot serve a device type, or None where it can."""
+@lru_cache(maxsize=32)
+def missing(device_type: str, op: str = "") -> str | None:
+    """Why the native backend cannot serve a device type, or one operation on it; None where it can."""
     module = extension()
     if isinstance(module, str):
         return module
@@ -36,6 +36,8 @@ def missing(device_type: str) -> str | None:
         return f"there are no native kernels for {device_type!r} devices"
     if not module.with_cuda:
         return "the extension was built without CUDA"
+    if op and not hasattr(module, f"{op}_cuda"):
+        return f"{op} has no native kernel for it"
     try:
         count = module.cuda_device_count()
     except RuntimeError as error:
