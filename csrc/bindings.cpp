@@ -151,12 +151,25 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         .def_readwrite("add", &GroupNormSiluParams::add)
         .def_readwrite("eps", &GroupNormSiluParams::eps)
         .def_readwrite("silu", &GroupNormSiluParams::silu);
+    py::class_<ConvEpilogueParams>(m, "ConvEpilogueParams")
+        .def(py::init<>())
+        .def_readwrite("batch", &ConvEpilogueParams::batch)
+        .def_readwrite("rows", &ConvEpilogueParams::rows)
+        .def_readwrite("length", &ConvEpilogueParams::length)
+        .def_readwrite("channels_last", &ConvEpilogueParams::channels_last)
+        .def_readwrite("x", &ConvEpilogueParams::x)
+        .def_readwrite("bias", &ConvEpilogueParams::bias)
+        .def_readwrite("add", &ConvEpilogueParams::add)
+        .def_readwrite("residual", &ConvEpilogueParams::residual)
+        .def_readwrite("out", &ConvEpilogueParams::out)
+        .def_readwrite("scale", &ConvEpilogueParams::scale);
 
     using Released = py::call_guard<py::gil_scoped_release>;
     m.def("randn_cpu", &randn_cpu, Released());
     m.def("add_noise_cpu", &add_noise_cpu, Released());
     m.def("update_cpu", &update_cpu, Released());
     m.def("group_norm_silu_cpu", &group_norm_silu_cpu, Released());
+    m.def("conv_epilogue_cpu", &conv_epilogue_cpu, Released());
     m.def("cpu_simd", &cpu_simd, "avx512, avx2 or portable: the kernels in use");
     m.def("set_cpu_simd", &set_cpu_simd, "use other kernels; False where this CPU lacks them");
     m.def("philox4x32", &philox4x32, "one Philox4x32-10 block, for its known answers");

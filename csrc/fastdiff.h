@@ -100,11 +100,22 @@ struct GroupNormSiluParams {
     bool silu = true;
 };
 
+// out = ((x + (bias + add)) + residual) * scale, in rows: element i of row r of sample b lies at b * batch_stride
+// + r * outer_stride + i * inner_stride. A row's elements are the channels of a position (channels_last) or the
+// positions of a channel. bias and add have inner_stride 1; those and residual may be absent.
+struct ConvEpilogueParams {
+    int64_t batch = 0, rows = 0, length = 0;
+    bool channels_last = false;
+    View x, bias, add, residual, out;
+    float scale = 1;
+};
+
 // csrc/cpu/<op>.cpp; threads is an upper bound.
 void randn_cpu(const RandnParams& params, int threads);
 void add_noise_cpu(const AddNoiseParams& params, int threads);
 void update_cpu(const UpdateParams& params, int threads);
 void group_norm_silu_cpu(const GroupNormSiluParams& params, int threads);
+void conv_epilogue_cpu(const ConvEpilogueParams& params, int threads);
 
 // csrc/cuda/<op>.cu; each returns a cudaError_t. stream is a cudaStream_t of the current device.
 int randn_cuda(const RandnParams& params, void* stream);

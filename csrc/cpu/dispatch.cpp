@@ -13,20 +13,22 @@ struct Kernels {
     void (*add_noise)(const AddNoiseParams&, int);
     void (*update)(const UpdateParams&, int);
     void (*group_norm_silu)(const GroupNormSiluParams&, int);
+    void (*conv_epilogue)(const ConvEpilogueParams&, int);
     bool (*runs_here)();
 };
 
 const Kernels kernels[] = {
 #ifdef FASTDIFF_X86
-    {"avx512", avx512::randn, avx512::add_noise, avx512::update, avx512::group_norm_silu,
+    {"avx512", avx512::randn, avx512::add_noise, avx512::update, avx512::group_norm_silu, avx512::conv_epilogue,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
-    {"avx2", avx2::randn, avx2::add_noise, avx2::update, avx2::group_norm_silu,
+    {"avx2", avx2::randn, avx2::add_noise, avx2::update, avx2::group_norm_silu, avx2::conv_epilogue,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
 #endif
-    {"portable", portable::randn, portable::add_noise, portable::update, portable::group_norm_silu, [] { return true; }},
+    {"portable", portable::randn, portable::add_noise, portable::update, portable::group_norm_silu,
+     portable::conv_epilogue, [] { return true; }},
 };
 
 const Kernels* widest() {
@@ -47,6 +49,9 @@ void add_noise_cpu(const AddNoiseParams& params, int threads) { chosen().load()-
 void update_cpu(const UpdateParams& params, int threads) { chosen().load()->update(params, threads); }
 void group_norm_silu_cpu(const GroupNormSiluParams& params, int threads) {
     chosen().load()->group_norm_silu(params, threads);
+}
+void conv_epilogue_cpu(const ConvEpilogueParams& params, int threads) {
+    chosen().load()->conv_epilogue(params, threads);
 }
 
 const char* cpu_simd() { return chosen().load()->name; }

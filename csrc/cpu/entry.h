@@ -9,6 +9,7 @@
     void add_noise(const AddNoiseParams& params, int threads);            \
     void update(const UpdateParams& params, int threads);                 \
     void group_norm_silu(const GroupNormSiluParams& params, int threads); \
+    void conv_epilogue(const ConvEpilogueParams& params, int threads);    \
     }
 
 namespace fastdiff {

@@ -1,4 +1,4 @@
-"""Runs the cases of triton_cases.py and triton_update_cases.py in a process where the kernels are what the cases need.
+"""Runs the cases of triton_*_cases.py and triton_cases.py in a process where the kernels are what the cases need.
 
 Triton decides when a kernel is decorated whether it is interpreted, and for its own library when it is imported, so
 TRITON_INTERPRET=1 must be set before anything imports triton, and must not stay set for the tests that use a GPU.
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 def run_cases(**environment: str) -> None:
-    cases = [Path(__file__).with_name(name) for name in ("triton_cases.py", "triton_update_cases.py")]
+    cases = [Path(__file__).with_name(name) for name in ("triton_cases.py", "triton_update_cases.py", "triton_conv_epilogue_cases.py")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", *cases],
         capture_output=True, text=True,
