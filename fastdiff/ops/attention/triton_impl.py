@@ -32,6 +32,7 @@ class Tiles(NamedTuple):
     columns: int  # channels of the output that a program computes; 0 is all
     num_warps: int
     num_stages: int
+    hoist: int  # 0 computes addresses anew in every step, which costs fewer registers
 
 
 @triton.jit
@@ -57,7 +58,7 @@ def attention_kernel(
     out, q, k, v, scale, H, N, M, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
     D: tl.constexpr, TILE: tl.constexpr, REST: tl.constexpr, DEPTH: tl.constexpr, COLUMN_BLOCKS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HOIST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out [B, N, H, D] = softmax₂(q kᵀ · scale) v. Strides but the last are in units of UNIT elements.
 
@@ -90,7 +91,7 @@ def attention_kernel(
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)  # the largest score so far
     total = tl.zeros((BLOCK_M,), tl.float32)  # Σ 2^(score − top)
 
-    for start in range(0, M, BLOCK_N):
+    for start in tl.range(0, M, BLOCK_N, disable_licm=not HOIST):
         k_block, v_block = k + tl.cast(start, tl.int64) * k_n, v + tl.cast(start, tl.int64) * v_n
         left = M - start
         if DEPTH == 0:
@@ -121,14 +122,15 @@ def attention_kernel(
             v_rest = load_rows(v_block, keys, v_n, rest, v_d, left, D, WIDE, not EVEN, TILE + REST > D)
             rest_accumulator = tl.dot(weights, v_rest, rest_accumulator * shrink[:, None], input_precision=PRECISION)
 
+    inverse = 1.0 / total
     inside = first + tl.arange(0, BLOCK_M) < N
     at = (first + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None] * (H * D)
     out += (b * N * H + h) * D
     pointers = out + at + (column + tile)[None, :]
-    value = (accumulator / total[:, None]).to(out.dtype.element_ty)
+    value = (accumulator * inverse[:, None]).to(out.dtype.element_ty)
     tl.store(pointers, value, mask=inside[:, None] & ((column + tile)[None, :] < D))
     if REST > 0:
-        value = (rest_accumulator / total[:, None]).to(out.dtype.element_ty)
+        value = (rest_accumulator * inverse[:, None]).to(out.dtype.element_ty)
         tl.store(out + at + rest[None, :], value, mask=inside[:, None] & (rest[None, :] < D))
 
 
@@ -163,7 +165,8 @@ def attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Non
             out, q, k, v, scale * LOG2_E, H, N, M, *units,
             D=D, TILE=tile, REST=rest, DEPTH=tiles.depth, COLUMN_BLOCKS=column_blocks, BLOCK_M=tiles.block_m,
             BLOCK_N=tiles.block_n, UNIT=unit, WIDE=span >= 1 << 31, EVEN=M % tiles.block_n == 0,
-            PRECISION="tf32" if tf32 else "ieee", num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            HOIST=tiles.hoist, PRECISION="tf32" if tf32 else "ieee", num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
         )  # fmt: skip
 
 
