@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastdiff import ops
 from fastdiff.fast.forward import Context, Fast, Made
+from fastdiff.ops.upsample_conv import presum
 
 
 def _onednn(x: Tensor) -> bool:
@@ -68,6 +69,36 @@ class Packed:
 
     def _block(self, weight: Tensor, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, list(x.shape))
+
+
+class PackedUpsample:
+    """The weights of ``ops.upsample_conv``, summed and laid out once."""
+
+    def __init__(self) -> None:
+        self._blocked: Made[Tensor] = Made()
+        self._plain: Made[Tensor] = Made()
+        self._bias: Made[Tensor | None] = Made()
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x [B, C, H, W] in the dtype of the arithmetic; weight and bias in any."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        offset = self._bias.get([bias], lambda: None if bias is None else bias.detach().to(x.dtype))
+        if not _onednn(x):
+            kernel = self._plain.get(
+                [weight],
+                lambda: presum(weight.detach()).to(x.dtype).contiguous(memory_format=torch.channels_last),
+            )
+            return F.conv_transpose2d(x, kernel, offset, stride=2, padding=1)
+        one, two, none = [1, 1], [2, 2], [0, 0]  # padding and dilation, stride, output padding
+        blocked = self._blocked.get(
+            [weight],
+            lambda: torch.ops.mkldnn._reorder_convolution_transpose_weight(
+                presum(weight.detach()).to(x.dtype), one, none, two, one, 1, list(x.shape)
+            ),
+        )
+        return torch.ops.mkldnn._convolution_transpose_pointwise(
+            x, blocked, offset, one, none, two, one, 1, "none", [], ""
+        )
 
 
 class Conv(Fast):

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def conv_epilogue(
-    x: Tensor, bias: Tensor | None, add: Tensor | None, residual: Tensor | None, scale: float
-) -> Tensor:
+def conv_epilogue(x: Tensor, bias: Tensor | None, add: Tensor | None, residual: Tensor | None, scale: float) -> Tensor:
     """y in float32.
 
     Args:
