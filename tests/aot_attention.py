@@ -1,4 +1,4 @@
-"""The attention kernel's variants for triton_aot.py: every tuned head size and dtype, the last block of keys full or not."""
+"""The attention kernel for triton_aot.py: every tuned head size and dtype, the last block of keys full or not."""
 
 from __future__ import annotations
 
