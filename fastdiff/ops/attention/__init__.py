@@ -1,0 +1,124 @@
+"""Attention softmax(scale · q kᵀ) v (Vaswani et al. 2017, Equation 1) over views, by the kernel that suits the head size.
+
+reference.py says what is computed; triton_impl.py computes it in float32; choice.json says where torch's own kernels
+(F.scaled_dot_product_attention) are taken instead.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdiff.ops.attention.backends import check, choice, choose
+from fastdiff.ops.randn import DTYPES
+from fastdiff.ops.registry import LIBRARY, register, traced
+
+__all__ = ["attention", "choice"]
+
+LARGEST = 512  # channels of a head
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, backend: str = "auto") -> Tensor:
+    """softmax(scale · q kᵀ) v for every sample and head.
+
+    Args:
+        q: queries [B, H, N, D] of float32, bfloat16 or float16, of any strides; D from 1 to 512.
+        k, v: keys and values [B, H, M, D] of q's dtype, of any strides; M at least 1.
+        scale: None for 1 / √D.
+        backend: "auto", "reference", "torch" or "triton". "auto" is torch on a CPU and what choice.json says on a GPU.
+
+    Returns:
+        [B, H, N, D] of q's dtype, the transpose(1, 2) of a contiguous [B, N, H, D], so that a projection of all heads
+        reads it without a copy. Gradients flow to q, k and v; they are computed in float32 from recomputed weights.
+
+    Raises:
+        TypeError: for what is no tensor, or of another dtype.
+        ValueError: for a shape or device that does not fit, a scale that is not finite, or an unknown backend.
+        RuntimeError: for a backend that cannot run here.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        _check(name, tensor, q)
+    if v.shape != k.shape:
+        raise ValueError(f"v must have k's shape {list(k.shape)}; got {list(v.shape)}")
+    if scale is None:
+        scale = q.shape[3] ** -0.5
+    elif isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise TypeError(f"scale must be a number or None; got {type(scale).__name__}")
+    elif not math.isfinite(scale):
+        raise ValueError(f"scale must be finite; got {scale}")
+    check(backend)
+    if traced(q, k, v) or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+        return torch.ops.fastdiff.attention(q, k, v, scale, backend)
+    return _compute(q, k, v, scale, backend)
+
+
+def _check(name: str, t: Tensor, q: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(t).__name__}")
+    if t.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16; got {t.dtype}")
+    if t.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got {t.layout}")
+    if t.ndim != 4:
+        raise ValueError(f"{name} must have shape [B, H, {'N' if name == 'q' else 'M'}, D]; got {list(t.shape)}")
+    if name == "q":
+        if not 1 <= t.shape[3] <= LARGEST:
+            raise ValueError(f"q must have heads of 1 to {LARGEST} channels, its last dimension; got {list(t.shape)}")
+        return
+    if t.dtype != q.dtype:
+        raise TypeError(f"{name} must have q's dtype {q.dtype}; got {t.dtype}")
+    B, H, _, D = q.shape
+    if t.shape[:2] != q.shape[:2] or t.shape[3] != D:
+        raise ValueError(f"{name} must have shape [{B}, {H}, M, {D}], as q has; got {list(t.shape)}")
+    if t.shape[2] == 0:
+        raise ValueError(f"{name} must have at least one key; got {list(t.shape)}")
+    if t.device != q.device:
+        raise ValueError(f"{name} must be on q's device {q.device}; got {t.device}")
+
+
+def _compute(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Tensor:
+    # Chosen here and not before, since torch.compile could not trace the look into choice.json.
+    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+        backend = choose(backend, q.device, q.dtype, q.shape[3])
+    if q.numel() == 0:
+        return _fake(q)
+    if backend == "triton":
+        from fastdiff.ops.attention import triton_impl
+
+        out = _fake(q)
+        triton_impl.attention(out.transpose(1, 2), q, k, v, scale)
+        return out
+    automatic = torch.is_autocast_enabled(q.device.type)  # which would change the dtype
+    with torch.autocast(q.device.type, enabled=False) if automatic else nullcontext():
+        if backend == "torch":
+            y = F.scaled_dot_product_attention(q, k, v, scale=scale)
+            return y.transpose(1, 2).contiguous().transpose(1, 2)
+        from fastdiff.ops.attention.reference import attention as reference
+
+        return _fake(q).copy_(reference(q, k, v, scale))
+
+
+def _fake(q: Tensor, *rest: Any) -> Tensor:
+    """The result, not filled."""
+    B, H, N, D = q.shape
+    return torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, k, v, ctx.scale, _ = inputs
+    ctx.save_for_backward(q, k, v)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    from fastdiff.ops.attention.reference import backward
+
+    return *backward(grad, *ctx.saved_tensors, ctx.scale), None, None
+
+
+register("attention(Tensor q, Tensor k, Tensor v, float scale, str backend) -> Tensor", _compute, _fake)
+torch.library.register_autograd("fastdiff::attention", _backward, setup_context=_save, lib=LIBRARY)
