@@ -1,4 +1,4 @@
-"""Attention softmax(scale · q kᵀ) v (Vaswani et al. 2017, Equation 1) over views, by the kernel that suits the head size.
+"""Attention softmax(scale · q kᵀ) v (Vaswani et al. 2017, Equation 1), by the kernel that suits the head size.
 
 reference.py says what is computed; triton_impl.py computes it in float32; choice.json says where torch's own kernels
 (F.scaled_dot_product_attention) are taken instead.
@@ -117,7 +117,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     from fastdiff.ops.attention.reference import backward
 
-    return *backward(grad, *ctx.saved_tensors, ctx.scale), None, None
+    q, k, v = ctx.saved_tensors
+    return *backward(grad, q, k, v, ctx.scale), None, None
 
 
 register("attention(Tensor q, Tensor k, Tensor v, float scale, str backend) -> Tensor", _compute, _fake)

@@ -28,13 +28,12 @@ def check(backend: str) -> None:
 
 def choose(backend: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:
     """The backend that serves ``backend``; RuntimeError for one that cannot serve the device, saying why."""
-    origin = "backend"
+    why = "named by the caller"
     if backend == "auto":
-        backend, _ = choice(device.type, dtype, head_size)
-        origin = VARIABLE
+        backend, why = choice(device.type, dtype, head_size)
     reason = why_missing(backend, device.type)
     if reason is not None:
-        raise RuntimeError(f"{origin}={backend!r} cannot serve {device.type} tensors: {reason}")
+        raise RuntimeError(f"backend {backend!r} ({why}) cannot serve {device.type} tensors: {reason}")
     return backend
 
 
