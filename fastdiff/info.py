@@ -9,9 +9,10 @@ import platform
 import torch
 
 from fastdiff.ops import native
+from fastdiff.ops.attention.backends import choice
 from fastdiff.ops.backend import BACKENDS, VARIABLE, choose, why_missing
 
-OPERATIONS = ("randn", "add_noise", "update")
+OPERATIONS = ("randn", "add_noise", "update", "group_norm_silu", "conv_epilogue")
 
 
 def info() -> None:
@@ -31,8 +32,8 @@ def report() -> str:
     ]
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         try:
-            chosen = choose("auto", device)
-            lines += [f"{op + ' on ' + device:<18} {chosen}" for op in OPERATIONS]
+            lines += [f"{op + ' on ' + device:<25} {choose('auto', device, op)}" for op in OPERATIONS]
+            lines += _attention(device)
         except (RuntimeError, ValueError) as error:
             lines.append(f"on {device}: {error}")
         for backend in BACKENDS:
@@ -40,6 +41,17 @@ def report() -> str:
             if reason is not None:
                 lines.append(f"  no {backend}: {reason}")
     return "\n".join(lines)
+
+
+def _attention(device: str) -> list[str]:
+    """A line for each run of head sizes that take the same backend for the same reason."""
+    lines: list[str] = []
+    for size in (64, 128, 256, 512):
+        backend, why = choice(device, torch.bfloat16, size)
+        line = f"{'attention on ' + device:<25} {backend} ({why})"
+        if line not in lines:
+            lines.append(line)
+    return lines
 
 
 def _built() -> str:
