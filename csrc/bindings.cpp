@@ -129,10 +129,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         .def_readwrite("length", &ConvEpilogueParams::length)
         .def_readwrite("channels_last", &ConvEpilogueParams::channels_last)
         .def_readwrite("x", &ConvEpilogueParams::x)
-        .def_readwrite("bias", &ConvEpilogueParams::bias)
-        .def_readwrite("add", &ConvEpilogueParams::add)
         .def_readwrite("residual", &ConvEpilogueParams::residual)
         .def_readwrite("out", &ConvEpilogueParams::out)
+        .ADDRESS(ConvEpilogueParams, shift)
+        .def_readwrite("shift_stride", &ConvEpilogueParams::shift_stride)
         .def_readwrite("scale", &ConvEpilogueParams::scale);
 
     using Released = py::call_guard<py::gil_scoped_release>;

@@ -75,13 +75,15 @@ struct UpdateParams {
     int64_t* nonfinite = nullptr;  // lowered to the row's index where a network output is not finite
 };
 
-// out = ((x + (bias + add)) + residual) * scale, in rows: element i of row r of sample b lies at b * batch_stride
+// out = ((x + shift) + residual) * scale, in rows: element i of row r of sample b lies at b * batch_stride
 // + r * outer_stride + i * inner_stride. A row's elements are the channels of a position (channels_last) or the
-// positions of a channel. bias and add have inner_stride 1; those and residual may be absent.
+// positions of a channel. x, residual and out have one dtype; shift and residual may be absent.
 struct ConvEpilogueParams {
     int64_t batch = 0, rows = 0, length = 0;
     bool channels_last = false;
-    View x, bias, add, residual, out;
+    View x, residual, out;
+    const float* shift = nullptr;  // channel c of sample b at b * shift_stride + c
+    int64_t shift_stride = 0;
     float scale = 1;
 };
 
