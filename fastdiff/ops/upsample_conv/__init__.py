@@ -12,6 +12,8 @@ exact arithmetic; in floating point the summed weights are rounded, and fewer pr
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, interpolate
@@ -64,42 +66,52 @@ def _spread(w: Tensor, dim: int) -> Tensor:
     return torch.stack((w2, w1 + w2, w0 + w1, w0), dim)
 
 
-def pack(weight: Tensor, input_shape: tuple[int, ...]) -> Tensor:
-    """The summed weights in the order that the convolution wants: opaque, for ``packed_upsample_conv``.
+class Packed(NamedTuple):
+    """Summed weights as ``pack`` leaves them: in oneDNN's own order, or as conv_transpose2d takes them."""
+
+    weight: Tensor
+    c_in: int
+    c_out: int
+    onednn: bool  # said here, since torch.compile does not see it in the tensor
+
+
+def pack(weight: Tensor, input_shape: tuple[int, ...]) -> Packed:
+    """The summed weights in the order that the convolution wants, for ``packed_upsample_conv``; without gradients.
 
     On a CPU it is oneDNN's, laid out for inputs of ``input_shape`` [B, Cin, H, W] (other sizes work, less quickly);
-    elsewhere, and in a dtype that oneDNN lacks on this CPU, it is ``presum(weight)``.
+    elsewhere, and in a dtype that oneDNN lacks on this CPU, the weights are ``presum(weight)``.
     """
     summed = presum(weight.detach())
-    if len(input_shape) != 4 or input_shape[1] != weight.shape[1]:
-        raise ValueError(f"input_shape must be [B, {weight.shape[1]}, H, W]; got {list(input_shape)}")
-    if not _onednn_takes(summed):
-        return summed
-    return torch.ops.mkldnn._reorder_convolution_transpose_weight(summed, *GEOMETRY, 1, list(input_shape))
+    c_in, c_out = summed.shape[:2]
+    if len(input_shape) != 4 or input_shape[1] != c_in:
+        raise ValueError(f"input_shape must be [B, {c_in}, H, W]; got {list(input_shape)}")
+    onednn = _onednn_takes(summed)
+    if onednn:
+        summed = torch.ops.mkldnn._reorder_convolution_transpose_weight(summed, *GEOMETRY, 1, list(input_shape))
+    return Packed(summed, c_in, c_out, onednn)
 
 
-def packed_upsample_conv(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``upsample_conv`` with weights of ``pack``, without gradients; the output is channels_last where they are oneDNN's.
+def packed_upsample_conv(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """``upsample_conv`` with weights of ``pack``, without gradients; channels_last comes out where they are oneDNN's.
 
     Raises:
         TypeError, ValueError: as ``upsample_conv``.
         RuntimeError: gradients are wanted.
     """
     _check_x(x)
-    if not isinstance(packed, Tensor) or packed.ndim != 4 or packed.shape[2:] != (4, 4):
-        raise ValueError("packed must come from pack(weight, input_shape)")
-    # oneDNN's packed form names its dimensions as a convolution does: [Cout, Cin, 4, 4].
-    c_in, c_out = (1, 0) if packed.is_mkldnn else (0, 1)
-    if packed.shape[c_in] != x.shape[1]:
-        raise ValueError(f"packed is for {packed.shape[c_in]} input channels; x has {x.shape[1]}")
-    _check_operand("packed", packed, x, tuple(packed.shape))
+    if not isinstance(packed, Packed):
+        raise TypeError(f"packed must come from pack(weight, input_shape); got {type(packed).__name__}")
+    weight, c_in, c_out, onednn = packed
+    if c_in != x.shape[1]:
+        raise ValueError(f"packed is for {c_in} input channels; x has {x.shape[1]}")
+    _check_operand("packed.weight", weight, x, tuple(weight.shape))
     if bias is not None:
-        _check_operand("bias", bias, x, (packed.shape[c_out],))
+        _check_operand("bias", bias, x, (c_out,))
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         raise RuntimeError("packed_upsample_conv has no gradients: call upsample_conv, or use torch.no_grad()")
-    if not packed.is_mkldnn:
-        return conv_transpose2d(x, packed, bias, stride=2, padding=1)
-    return torch.ops.mkldnn._convolution_transpose_pointwise(x, packed, bias, *GEOMETRY, 1, "none", [], "")
+    if not onednn:
+        return conv_transpose2d(x, weight, bias, stride=2, padding=1)
+    return torch.ops.mkldnn._convolution_transpose_pointwise(x, weight, bias, *GEOMETRY, 1, "none", [], "")
 
 
 def _onednn_takes(weight: Tensor) -> bool:
