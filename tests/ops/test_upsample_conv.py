@@ -1,4 +1,4 @@
-"""upsample_conv: the four 2×2 convolutions against the two plain steps in float64; gradients; packing; what it refuses."""
+"""upsample_conv: four 2×2 convolutions against the two plain steps in float64; gradients; packing; refusals."""
 
 import pytest
 import torch
@@ -164,7 +164,7 @@ def test_packing_refuses(seed):
         packed_upsample_conv(torch.zeros(2, 5, 4, 4), packed, bias)
     with pytest.raises(TypeError, match="packed must come"):
         packed_upsample_conv(x, weight, bias)
-    with pytest.raises(TypeError, match="packed.weight must have x's dtype"):
+    with pytest.raises(TypeError, match=r"packed\.weight must have x's dtype"):
         packed_upsample_conv(x.half(), packed, None)
     with pytest.raises(ValueError, match="bias must"):
         packed_upsample_conv(x, packed, bias[:2])
