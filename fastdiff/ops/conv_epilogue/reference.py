@@ -15,8 +15,9 @@ def conv_epilogue(x: Tensor, bias: Tensor | None, add: Tensor | None, residual: 
         add: [C], [1, C] or [B, C].
     """
     y = x.to(torch.float32)
-    shift = sum(t.to(torch.float32) for t in (bias, add) if t is not None)  # [C], [1, C] or [B, C]; 0 without both
-    if isinstance(shift, Tensor):
+    shifts = [t.to(torch.float32) for t in (bias, add) if t is not None]
+    if shifts:
+        shift = shifts[0] if len(shifts) == 1 else shifts[0] + shifts[1]  # [C], [1, C] or [B, C]
         y = y + shift.view(-1, x.shape[1], *[1] * (x.ndim - 2))
     if residual is not None:
         y = y + residual.to(torch.float32)
