@@ -21,6 +21,7 @@ using F = Simd::F;
 constexpr int kTile = 4;                 // vectors of lanes that are walked side by side
 constexpr int kLanes = kTile * W;        // and their lanes
 constexpr int64_t kRows = 64;            // rows summed in float32 before they are merged in float64
+constexpr int64_t kFirst = 8;            // rows whose mean the first block is summed around
 constexpr int64_t kMaxGroups = 128;      // groups of a unit
 constexpr int64_t kLine = 64;            // bytes of a cache line
 constexpr int64_t kUnitElements = 8192;  // some 3 microseconds of work
@@ -85,13 +86,13 @@ FASTDIFF_HD void store_lanes(void* data, int64_t at, int count, F value) {
 }
 
 // Each lane's mean and sum of squared deviations. A block of rows is summed around the mean of the block before it, the
-// first around its own: with that the squares' sum is at most five times the deviations', whatever the numbers are, so
-// one pass over memory loses no accuracy.
+// first around that of its own first rows: with that the squares' sum is at most ten times the deviations', whatever the
+// numbers are, so one pass over memory loses no accuracy.
 template <int D, int V, bool kPart>
 void lane_moments(const Rectangle& r, int64_t lane, int count, double* mean, double* m2) {
     const int64_t start = r.at + lane;
     F shift[V] = {};
-    const int64_t first = std::min(r.rows, kRows);
+    const int64_t first = std::min(r.rows, kFirst);
     for (int64_t row = 0; row < first; ++row)
         for (int v = 0; v < V; ++v) shift[v] += load_lanes<D, kPart>(r.data, start + row * r.stride + v * W, count);
     for (int v = 0; v < V; ++v) shift[v] = shift[v] * (1.0f / static_cast<float>(first));
@@ -180,8 +181,8 @@ FASTDIFF_HD void tiles(int64_t lanes, Visit visit) {
     if (lane < lanes) visit(Tile<1, true>{}, lane, static_cast<int>(lanes - lane));
 }
 
-// Merges lanes of equal count, each with its own mean, into their group.
-void merge_lanes(Moments& group, int lanes, int64_t rows, const double* mean, const double* m2) {
+// Merges lanes of equal count, each with its own mean, into their group; `add` is added to every number.
+void merge_lanes(Moments& group, int lanes, int64_t rows, double add, const double* mean, const double* m2) {
     double centre = 0, within = 0, between = 0;
     for (int i = 0; i < lanes; ++i) centre += mean[i];
     centre /= lanes;
@@ -189,7 +190,7 @@ void merge_lanes(Moments& group, int lanes, int64_t rows, const double* mean, co
         within += m2[i];
         between += (mean[i] - centre) * (mean[i] - centre);
     }
-    group.merge(static_cast<double>(rows) * lanes, centre, within + between * static_cast<double>(rows));
+    group.merge(static_cast<double>(rows) * lanes, centre + add, within + between * static_cast<double>(rows));
 }
 
 template <int D, bool kSilu>
@@ -203,8 +204,9 @@ void unit(const Params& p, int64_t b, int64_t first, int64_t last) {
             for (int i = 0; i < count;) {
                 const int64_t c = r.channel + (lane + i) * r.step, group = c / size;
                 const int lanes = r.step ? static_cast<int>(std::min<int64_t>(count - i, (group + 1) * size - c)) : count;
-                for (int j = i; j < i + lanes; ++j) mean[j] += number(p.add, b, c + (j - i) * r.step, 0.0f);
-                merge_lanes(moments[group - first], lanes, r.rows, mean + i, m2 + i);
+                const double same = r.step ? 0.0 : number(p.add, b, c, 0.0f);
+                for (int j = i; r.step && p.add.data && j < i + lanes; ++j) mean[j] += number(p.add, b, c + j - i, 0.0f);
+                merge_lanes(moments[group - first], lanes, r.rows, same, mean + i, m2 + i);
                 i += lanes;
             }
         });

@@ -10,7 +10,7 @@ def group_norm_silu(
     x: Tensor, x2: Tensor | None, add: Tensor | None, weight: Tensor | None, bias: Tensor | None, groups: int,
     eps: float, silu: bool,
 ) -> Tensor:  # fmt: skip
-    """y sigmoid(y), or y, with y = group_norm(cat(x, x2) + add); float32, or float64 where x is: the oracle.
+    """y sigmoid(y), or y, with y = group_norm(cat(x, x2) + add); float32, or float64 where x is.
 
     Args:
         x, x2: [B, C1, …] and [B, C2, …]; C = C1 + C2.
@@ -49,20 +49,18 @@ def backward(
     return grad_h[:, : x.shape[1]].to(x.dtype), grad_x2, grad_add, grad_weight, grad_bias
 
 
-def _normalise(
-    x: Tensor, x2: Tensor | None, add: Tensor | None, groups: int, eps: float
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(h − mean) rstd in h's shape, and rstd [B, groups, 1]."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    h = x.to(wide) if x2 is None else torch.cat([x, x2], 1).to(wide)
+def _normalise(x: Tensor, x2: Tensor | None, add: Tensor | None, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """(h − mean) rstd in h's shape, and rstd [B, groups, 1]; computed in float64, rounded once."""
+    h = (x if x2 is None else torch.cat([x, x2], 1)).to(torch.float64)
     if add is not None:
-        h = h + _per_channel(add, x)
+        h = h + _per_channel(add, h)
     grouped = _grouped(h, groups)
+    wide = torch.promote_types(x.dtype, torch.float32)
     if h.numel() == 0:
-        return h, grouped.new_zeros(*grouped.shape[:2], 1)
+        return h.to(wide), grouped.new_zeros(*grouped.shape[:2], 1, dtype=wide)
     variance, mean = torch.var_mean(grouped, 2, correction=0, keepdim=True)
     rstd = 1 / torch.sqrt(variance + eps)
-    return ((grouped - mean) * rstd).reshape(h.shape), rstd
+    return ((grouped - mean) * rstd).reshape(h.shape).to(wide), rstd.to(wide)
 
 
 def _affine(normalised: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
