@@ -1,0 +1,98 @@
+"""attention_block against the same composition of torch's operations in float64: values, gradients, layouts, errors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_accurate
+from torch import Tensor
+
+from fastdiff.ops.attention_block import attention_block
+
+
+def operands(dtype: torch.dtype, *, bias: bool = True, inner: int = 16, channels: int = 16) -> dict[str, Tensor | None]:
+    """Of a block on [2, channels, 5, 7]."""
+    values = {
+        "x": torch.randn(2, channels, 5, 7),
+        "norm_weight": 1 + 0.1 * torch.randn(channels),
+        "norm_bias": 0.1 * torch.randn(channels),
+        "qkv_weight": torch.randn(3 * inner, channels) / channels**0.5,
+        "qkv_bias": 0.1 * torch.randn(3 * inner),
+        "out_weight": torch.randn(channels, inner) / inner**0.5,
+        "out_bias": 0.1 * torch.randn(channels),
+    }
+    return {name: None if name == "qkv_bias" and not bias else value.to(dtype) for name, value in values.items()}
+
+
+def textbook(values: dict[str, Tensor | None], heads: int, rescale: float, dtype: torch.dtype) -> Tensor:
+    """The block written out, in ``dtype``."""
+    x, norm_weight, norm_bias, *rest = (None if t is None else t.to(dtype) for t in values.values())
+    h = F.group_norm(x, 4, norm_weight, norm_bias, 1e-5).flatten(2).mT  # [B, H·W, C]
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in F.linear(h, rest[0], rest[1]).chunk(3, 2))
+    weights = torch.softmax(q @ k.mT / q.shape[3] ** 0.5, -1)
+    h = F.linear((weights @ v).transpose(1, 2).flatten(2), rest[2], rest[3])
+    return (x + h.mT.reshape(x.shape)) / rescale
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("bias", "inner", "rescale"), [(True, 16, 1.0), (False, 16, 2**0.5), (True, 32, 0.5), (False, 8, 1.0)]
+)
+def test_against_float64(seed, dtype, heads, layout, bias, inner, rescale):
+    values = operands(dtype, bias=bias, inner=inner)
+    values["x"] = values["x"].contiguous(memory_format=layout)
+    before = values["x"].clone()
+    y = attention_block(groups=4, heads=heads, rescale=rescale, **values)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert values["x"].equal(before)
+    exact = textbook(values, heads, rescale, torch.float64)
+    # A result near 0 still carries the rounding of the terms it is the sum of.
+    assert_accurate(y, exact, textbook(values, heads, rescale, dtype), torch.full_like(exact, float(exact.abs().max())))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients(seed, heads, bias):
+    values = operands(torch.float32, bias=bias)
+    grad = torch.randn(2, 16, 5, 7)
+
+    def gradients(function, dtype):
+        leaves = {name: None if t is None else t.to(dtype).requires_grad_() for name, t in values.items()}
+        given = [t for t in leaves.values() if t is not None]
+        return torch.autograd.grad(function(leaves), given, grad.to(dtype))
+
+    exact = gradients(lambda leaves: textbook(leaves, heads, 1.5, torch.float64), torch.float64)
+    ours = gradients(lambda leaves: attention_block(groups=4, heads=heads, rescale=1.5, **leaves), torch.float32)
+    names = [name for name, t in values.items() if t is not None]
+    for name, a, b in zip(names, ours, exact, strict=True):
+        error = float((a - b).abs().max() / b.abs().max())
+        assert error < 1e-5, f"the gradient of {name} is off by {error}"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": [1.0]}, TypeError, "x must be a tensor"),
+        ({"x": torch.ones(2, 16, 5, 7, dtype=torch.float64)}, TypeError, "x must be float32, bfloat16 or float16"),
+        ({"x": torch.ones(2, 16, 35)}, ValueError, r"x must have shape \[B, C, H, W\]"),
+        ({"qkv_weight": torch.ones(47, 16)}, ValueError, "I a multiple of heads = 4"),
+        ({"qkv_weight": None}, ValueError, "qkv_weight must have shape"),
+        ({"qkv_weight": torch.ones(48, 17)}, ValueError, r"qkv_weight must have shape \[48, 16\]"),
+        ({"qkv_weight": torch.ones(48, 16).bfloat16()}, TypeError, "qkv_weight must have x's dtype"),
+        ({"qkv_bias": torch.ones(47)}, ValueError, r"qkv_bias must have shape \[48\]"),
+        ({"out_weight": None}, TypeError, "out_weight must be a tensor; got NoneType"),
+        ({"out_weight": torch.ones(16, 15)}, ValueError, r"out_weight must have shape \[16, 16\]"),
+        ({"out_bias": torch.ones(15)}, ValueError, r"out_bias must have shape \[16\]"),
+        ({"heads": 3}, ValueError, "I a multiple of heads = 3"),
+        ({"heads": 0}, ValueError, "heads must be an int of at least 1"),
+        ({"groups": 3}, ValueError, "groups must divide the 16 channels"),
+        ({"rescale": 0.0}, ValueError, "rescale must be finite and not 0"),
+        ({"rescale": float("nan")}, ValueError, "rescale must be finite and not 0"),
+    ],
+)
+def test_refusals(change, error, message):
+    values = operands(torch.float32) | {"groups": 4, "heads": 4} | change
+    with pytest.raises(error, match=message):
+        attention_block(**values)
