@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastdiff import ops
 from fastdiff.fast.forward import Context, Fast, Made
-from fastdiff.ops.upsample_conv import presum
+from fastdiff.ops.upsample_conv import pack, packed_upsample_conv
 
 
 def _onednn(x: Tensor) -> bool:
@@ -23,6 +23,10 @@ def _onednn(x: Tensor) -> bool:
         return True
     kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(x.dtype)
     return kind is not None and getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported")()
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.detach().to(dtype)
 
 
 class Packed:
@@ -39,7 +43,12 @@ class Packed:
         dilation: tuple[int, ...] = (1, 1),
         groups: int = 1,
     ) -> None:
-        self.geometry = [list(padding), list(stride), list(dilation), groups]
+        self.geometry: tuple[list[int], list[int], list[int], int] = (
+            list(padding),
+            list(stride),
+            list(dilation),
+            groups,
+        )
         self._blocked: Made[Tensor] = Made()
         self._plain: Made[Tensor] = Made()
         self._bias: Made[Tensor | None] = Made()
@@ -50,7 +59,7 @@ class Packed:
         padding, stride, dilation, groups = self.geometry
         if _onednn(x):
             blocked = self._blocked.get([weight], lambda: self._block(weight.detach().to(x.dtype), x))
-            offset = self._bias.get([bias], lambda: None if bias is None else bias.detach().to(x.dtype))
+            offset = self._bias.get([bias], lambda: _cast(bias, x.dtype))
             if residual is None:
                 return torch.ops.mkldnn._convolution_pointwise(
                     x, blocked, offset, padding, stride, dilation, groups, "none", [], ""
@@ -72,33 +81,17 @@ class Packed:
 
 
 class PackedUpsample:
-    """The weights of ``ops.upsample_conv``, summed and laid out once."""
+    """``ops.upsample_conv`` with weights summed and laid out once."""
 
     def __init__(self) -> None:
-        self._blocked: Made[Tensor] = Made()
-        self._plain: Made[Tensor] = Made()
+        self._packed: Made[Any] = Made()
         self._bias: Made[Tensor | None] = Made()
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x [B, C, H, W] in the dtype of the arithmetic; weight and bias in any."""
         x = x.contiguous(memory_format=torch.channels_last)
-        offset = self._bias.get([bias], lambda: None if bias is None else bias.detach().to(x.dtype))
-        if not _onednn(x):
-            kernel = self._plain.get(
-                [weight],
-                lambda: presum(weight.detach()).to(x.dtype).contiguous(memory_format=torch.channels_last),
-            )
-            return F.conv_transpose2d(x, kernel, offset, stride=2, padding=1)
-        one, two, none = [1, 1], [2, 2], [0, 0]  # padding and dilation, stride, output padding
-        blocked = self._blocked.get(
-            [weight],
-            lambda: torch.ops.mkldnn._reorder_convolution_transpose_weight(
-                presum(weight.detach()).to(x.dtype), one, none, two, one, 1, list(x.shape)
-            ),
-        )
-        return torch.ops.mkldnn._convolution_transpose_pointwise(
-            x, blocked, offset, one, none, two, one, 1, "none", [], ""
-        )
+        packed = self._packed.get([weight], lambda: pack(weight, tuple(x.shape), x.dtype))
+        return packed_upsample_conv(x, packed, self._bias.get([bias], lambda: _cast(bias, x.dtype)))
 
 
 class Conv(Fast):

@@ -16,7 +16,15 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 def run_cases(**environment: str) -> None:
-    cases = [Path(__file__).with_name(name) for name in ("triton_cases.py", "triton_update_cases.py", "triton_conv_epilogue_cases.py", "triton_attention_cases.py")]
+    cases = [
+        Path(__file__).with_name(name)
+        for name in (
+            "triton_cases.py",
+            "triton_update_cases.py",
+            "triton_conv_epilogue_cases.py",
+            "triton_attention_cases.py",
+        )
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", *cases],
         capture_output=True, text=True,

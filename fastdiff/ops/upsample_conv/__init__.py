@@ -75,13 +75,16 @@ class Packed(NamedTuple):
     onednn: bool  # said here, since torch.compile does not see it in the tensor
 
 
-def pack(weight: Tensor, input_shape: tuple[int, ...]) -> Packed:
+def pack(weight: Tensor, input_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Packed:
     """The summed weights in the order that the convolution wants, for ``packed_upsample_conv``; without gradients.
+
+    They are rounded to ``dtype``, the weight's own where None, after the sums.
 
     On a CPU it is oneDNN's, laid out for inputs of ``input_shape`` [B, Cin, H, W] (other sizes work, less quickly);
     elsewhere, and in a dtype that oneDNN lacks on this CPU, the weights are ``presum(weight)``.
     """
     summed = presum(weight.detach())
+    summed = summed if dtype is None else summed.to(dtype)
     c_in, c_out = summed.shape[:2]
     if len(input_shape) != 4 or input_shape[1] != c_in:
         raise ValueError(f"input_shape must be [B, {c_in}, H, W]; got {list(input_shape)}")
