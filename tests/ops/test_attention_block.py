@@ -26,7 +26,7 @@ def operands(dtype: torch.dtype, *, bias: bool = True, inner: int = 16, channels
 def textbook(
     values: dict[str, Tensor | None], heads: int, rescale: float, dtype: torch.dtype, sizes: bool = False
 ) -> Tensor:
-    """The block written out, in ``dtype``; with ``sizes`` its Σ|terms|, where the weights of the attention are given."""
+    """The block written out, in ``dtype``; with ``sizes`` its Σ|terms|, given the attention's weights."""
     x, norm_weight, norm_bias, *rest = (None if t is None else t.to(dtype) for t in values.values())
     h = F.group_norm(x, 4, norm_weight, norm_bias, 1e-5).flatten(2).mT  # [B, H·W, C]
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in F.linear(h, rest[0], rest[1]).chunk(3, 2))
