@@ -75,6 +75,31 @@ struct UpdateParams {
     int64_t* nonfinite = nullptr;  // lowered to the row's index where a network output is not finite
 };
 
+// A [batch, channels, pixels] tensor's memory; strides are in elements.
+struct Planes {
+    void* data = nullptr;
+    int64_t batch_stride = 0, channel_stride = 0, pixel_stride = 0;
+};
+
+// A number a channel, for each sample or (batch_stride 0) for all; null means absent.
+struct Channels {
+    const void* data = nullptr;
+    int dtype = kFloat32;
+    int64_t batch_stride = 0;
+};
+
+// h = cat(x, x2) + add over the channels; out = (h - mean) rstd weight + bias with the statistics of each of `groups`
+// equal parts of a sample's channels, rstd = 1 / sqrt(variance + eps); then out sigmoid(out) if silu.
+struct GroupNormSiluParams {
+    int64_t batch = 0, channels = 0, channels2 = 0, pixels = 0, groups = 1;
+    int dtype = kFloat32;  // of x, x2 and out
+    Planes x, x2, out;
+    bool channels_last = false;  // which stride is 1 in all three: the channels' or the pixels'
+    Channels weight, bias, add;
+    double eps = 1e-5;
+    bool silu = true;
+};
+
 // out = ((x + shift) + residual) * scale, in rows: element i of row r of sample b lies at b * batch_stride
 // + r * outer_stride + i * inner_stride. A row's elements are the channels of a position (channels_last) or the
 // positions of a channel. x, residual and out have one dtype; shift and residual may be absent.

@@ -86,8 +86,8 @@ FASTDIFF_HD void store_lanes(void* data, int64_t at, int count, F value) {
 }
 
 // Each lane's mean and sum of squared deviations. A block of rows is summed around the mean of the block before it, the
-// first around that of its own first rows: with that the squares' sum is at most ten times the deviations', whatever the
-// numbers are, so one pass over memory loses no accuracy.
+// first around that of its own first rows: with that the squares' sum is at most ten times the deviations', whatever
+// the numbers are, so one pass over memory loses no accuracy.
 template <int D, int V, bool kPart>
 void lane_moments(const Rectangle& r, int64_t lane, int count, double* mean, double* m2) {
     const int64_t start = r.at + lane;
@@ -203,9 +203,11 @@ void unit(const Params& p, int64_t b, int64_t first, int64_t last) {
             lane_moments<D, tile.vectors, tile.part>(r, lane, count, mean, m2);
             for (int i = 0; i < count;) {
                 const int64_t c = r.channel + (lane + i) * r.step, group = c / size;
-                const int lanes = r.step ? static_cast<int>(std::min<int64_t>(count - i, (group + 1) * size - c)) : count;
+                const int lanes =
+                    r.step ? static_cast<int>(std::min<int64_t>(count - i, (group + 1) * size - c)) : count;
                 const double same = r.step ? 0.0 : number(p.add, b, c, 0.0f);
-                for (int j = i; r.step && p.add.data && j < i + lanes; ++j) mean[j] += number(p.add, b, c + j - i, 0.0f);
+                for (int j = i; r.step && p.add.data && j < i + lanes; ++j)
+                    mean[j] += number(p.add, b, c + j - i, 0.0f);
                 merge_lanes(moments[group - first], lanes, r.rows, same, mean + i, m2 + i);
                 i += lanes;
             }

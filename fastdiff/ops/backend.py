@@ -46,6 +46,8 @@ def _choose(backend: str, origin: str, device_type: str, op: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"{origin} is {backend!r}; it must be auto, {', '.join(BACKENDS)}")
     reason = why_missing(backend, device_type, op)
+    if reason is not None and origin == VARIABLE and why_missing(backend, device_type) is None:
+        return _choose("auto", origin, device_type, op)  # the variable speaks of all operations; this one lacks it
     if reason is not None:
         raise RuntimeError(f"{origin}={backend!r} cannot serve {device_type} tensors: {reason}")
     return backend

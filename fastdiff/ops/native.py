@@ -37,7 +37,7 @@ def missing(device_type: str, op: str = "randn") -> str | None:
     if not module.with_cuda:
         return "the extension was built without CUDA"
     if not hasattr(module, f"{op}_cuda"):
-        return f"there is no CUDA C++ kernel of {op}"
+        return f"{op} has no native kernel for it"
     try:
         count = module.cuda_device_count()
     except RuntimeError as error:

@@ -16,15 +16,8 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 def run_cases(**environment: str) -> None:
-    cases = [
-        Path(__file__).with_name(name)
-        for name in (
-            "triton_cases.py",
-            "triton_update_cases.py",
-            "triton_conv_epilogue_cases.py",
-            "triton_attention_cases.py",
-        )
-    ]
+    names = ("triton_cases", "triton_update_cases", "triton_conv_epilogue_cases", "triton_attention_cases")
+    cases = [Path(__file__).with_name(f"{name}.py") for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", *cases],
         capture_output=True, text=True,
