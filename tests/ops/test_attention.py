@@ -50,10 +50,12 @@ def check(y: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_against_the_oracle(seed, backend, dtype):
-    sizes = (1, 4, 16, 77, 81)
-    for D, M, N in itertools.product((1, 3, 8, 40, 81, 256, 512), sizes, (1, 5, 81)):
-        q, k, v = operands(2, 3, N, M, D, dtype)
+    for D, M in itertools.product((1, 3, 4, 8, 16, 40, 77, 81, 256, 512), (1, 4, 16, 77, 81)):
+        q, k, v = operands(2, 3, 87, M, D, dtype)
         check(attention(q, k, v, backend=backend), q, k, v)
+        # One query, five and the rest; PyTorch's error is over all, for of a few values it can be next to none.
+        parts = [attention(part, k, v, backend=backend).transpose(1, 2) for part in q.split([1, 5, 81], 2)]
+        check(torch.cat(parts, 1).transpose(1, 2), q, k, v)
 
 
 @pytest.mark.parametrize("scale", [0, 1.5, -0.3, 2])
