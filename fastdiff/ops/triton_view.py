@@ -51,9 +51,8 @@ def addresses(v, b, first, lane, WIDE: tl.constexpr):
 
 
 @triton.jit
-def load(v, b, first, lane, inside, WIDE: tl.constexpr):
-    """Elements first + lane of sample b as float32."""
-    value = tl.load(addresses(v, b, first, lane, WIDE), mask=inside)
+def widen(value):
+    """Values of any of the three dtypes as float32."""
     if value.dtype == tl.bfloat16:
         return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -61,15 +60,26 @@ def load(v, b, first, lane, inside, WIDE: tl.constexpr):
 
 
 @triton.jit
-def store(v, b, first, lane, inside, value, WIDE: tl.constexpr):
-    """Write float32 values in the view's dtype, rounded to nearest even."""
-    pointers = addresses(v, b, first, lane, WIDE)
+def write(pointers, value, mask):
+    """Write float32 values in the pointers' dtype, rounded to nearest even."""
     dtype: tl.constexpr = pointers.dtype.element_ty
     if dtype == tl.bfloat16:
         # By integers: the interpreter's own conversion to bfloat16 does not round to even.
         bits = value.to(tl.uint32, bitcast=True)
         bits = tl.add(bits, 0x7FFF + ((bits >> 16) & 1), sanitize_overflow=False) >> 16
         bits = tl.where(value == value, bits, 0x7FC0)
-        tl.store(pointers, bits.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
+        tl.store(pointers, bits.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
     else:
-        tl.store(pointers, value.to(dtype), mask=inside)
+        tl.store(pointers, value.to(dtype), mask=mask)
+
+
+@triton.jit
+def load(v, b, first, lane, inside, WIDE: tl.constexpr):
+    """Elements first + lane of sample b as float32."""
+    return widen(tl.load(addresses(v, b, first, lane, WIDE), mask=inside))
+
+
+@triton.jit
+def store(v, b, first, lane, inside, value, WIDE: tl.constexpr):
+    """Write float32 values in the view's dtype, rounded to nearest even."""
+    write(addresses(v, b, first, lane, WIDE), value, inside)
