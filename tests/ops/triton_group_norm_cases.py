@@ -16,7 +16,7 @@ from fastdiff.ops.group_norm_silu import group_norm_silu, triton_impl
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# channels, channels of x2, groups, height, width: odd, straddling, 10 and 7 a group, one group; the last four take tiles
+# channels, channels of x2, groups, height, width: odd, straddling, 10 and 7 a group, one group; many take several tiles
 CASES = (
     (5, 0, 5, 3, 3), (20, 16, 3, 5, 7), (7, 5, 4, 1, 9), (320, 0, 32, 8, 8), (100, 124, 32, 4, 4), (48, 53, 1, 13, 11),
     (64, 0, 8, 32, 32), (24, 24, 2, 33, 31), (6, 0, 2, 80, 83), (700, 300, 1, 9, 5), (40, 0, 4, 64, 65),
@@ -45,7 +45,10 @@ def check(x: Tensor, weight, bias, groups: int, **options) -> Tensor:
     if options.get("silu", True):
         sigmoid = torch.sigmoid(y)
         size = size * torch.maximum(sigmoid, (sigmoid * (1 + y * (1 - sigmoid))).abs())
-    exact, theirs = textbook(x, weight, bias, groups, **options), textbook(x, weight, bias, groups, **options, dtype=x.dtype)
+    exact, theirs = (
+        textbook(x, weight, bias, groups, **options),
+        textbook(x, weight, bias, groups, **options, dtype=x.dtype),
+    )
     assert_accurate(got, exact, theirs, size)
     return got
 

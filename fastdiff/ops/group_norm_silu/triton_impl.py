@@ -5,8 +5,9 @@ groups, ``whole_kernel`` reads x once and writes the result: two traversals of m
 64×256×32×32 in bfloat16 it is 33.5 MB read and as much written (weights, biases and `add` come from the L2 cache).
 A larger group takes ``statistics_kernel`` (each tile's mean and sum of squared deviations) and ``normalise_kernel``,
 which merges them (Chan, Golub & LeVeque 1983): three traversals. A tile spans enough groups that in channels_last its
-rows fill the 32-byte sectors that a GPU's memory is read by; its channels are consecutive in memory, then its groups, so
-neighbouring threads read neighbouring addresses in both layouts. Addresses are int64.
+rows fill the 32-byte sectors that a GPU's memory is read by, and its elements are dealt to threads along what is
+consecutive in memory. The size of a group is known to the compiler, which so knows how rows are aligned; any size will
+do. Addresses are int64.
 """
 
 from __future__ import annotations
@@ -60,17 +61,17 @@ def tiles(pixels: int, groups: int, size: int, bytes_each: int, last: bool) -> T
 
 
 @triton.jit
-def place(groups, size, pixels, P: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
+def place(groups, pixels, SIZE: tl.constexpr, P: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
     """This program's sample, groups [G] and tile, and [P, G, C] of pixels, channels and which of them exist."""
-    channel_tiles, pixel_tiles, blocks = tl.cdiv(size, C), tl.cdiv(pixels, P), tl.cdiv(groups, G)
+    channel_tiles, pixel_tiles, blocks = tl.cdiv(SIZE, C), tl.cdiv(pixels, P), tl.cdiv(groups, G)
     program = tl.program_id(0)
     tile = program % (channel_tiles * pixel_tiles)
     unit = program // (channel_tiles * pixel_tiles)
     group = unit % blocks * G + tl.arange(0, G)
     within = tile // pixel_tiles * C + tl.arange(0, C)
     pixel = (tile % pixel_tiles).to(tl.int64) * P + tl.arange(0, P)
-    channel = group[None, :, None] * size + within[None, None, :]
-    known = (group < groups)[None, :, None] & (within < size)[None, None, :]
+    channel = group[None, :, None] * SIZE + within[None, None, :]
+    known = (group < groups)[None, :, None] & (within < SIZE)[None, None, :]
     return (unit // blocks).to(tl.int64), group, tile, pixel[:, None, None], channel, known
 
 
@@ -121,13 +122,13 @@ def finish(out, weight, bias, b, pixel, channel, known, inside, h, mean, off, rs
 
 @triton.jit
 def whole_kernel(
-    out, x, x2, add, weight, bias, groups, size, pixels, first, eps,
-    SILU: tl.constexpr, P: tl.constexpr, G: tl.constexpr, C: tl.constexpr,
+    out, x, x2, add, weight, bias, groups, pixels, first, eps,
+    SILU: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr, G: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    b, group, tile, pixel, channel, known = place(groups, size, pixels, P, G, C)
+    b, _, _, pixel, channel, known = place(groups, pixels, SIZE, P, G, C)
     inside = known & (pixel < pixels)
     h = load_h(x, x2, add, b, pixel, channel, known, inside, first)
-    count = tl.cast(size, tl.float32) * tl.cast(pixels, tl.float32)
+    count = tl.cast(pixels, tl.float32) * SIZE
     mean, off, m2 = moments(h, inside, count)
     rstd = 1.0 / tl.sqrt(m2 / count + eps)
     finish(out, weight, bias, b, pixel, channel, known, inside, h, mean, off, rstd, SILU)
@@ -135,60 +136,61 @@ def whole_kernel(
 
 @triton.jit
 def statistics_kernel(
-    partial, x, x2, add, groups, size, pixels, first, P: tl.constexpr, G: tl.constexpr, C: tl.constexpr
+    partial, x, x2, add, groups, pixels, first, SIZE: tl.constexpr, P: tl.constexpr, G: tl.constexpr, C: tl.constexpr
 ):
     """partial [B, groups, tiles, 2]: a tile's mean and sum of squared deviations."""
-    b, group, tile, pixel, channel, known = place(groups, size, pixels, P, G, C)
+    b, group, tile, pixel, channel, known = place(groups, pixels, SIZE, P, G, C)
     inside = known & (pixel < pixels)
     h = load_h(x, x2, add, b, pixel, channel, known, inside, first)
-    mean, off, m2 = moments(h, inside, count_of(tile, size, pixels, P, C))
-    count = tl.cdiv(size, C) * tl.cdiv(pixels, P)
+    mean, off, m2 = moments(h, inside, count_of(tile, pixels, SIZE, P, C))
+    count = tl.cdiv(SIZE, C) * tl.cdiv(pixels, P)
     to = partial + ((b * groups + group) * count + tile) * 2
     tl.store(to, mean + off, mask=group < groups)
     tl.store(to + 1, m2, mask=group < groups)
 
 
 @triton.jit
-def count_of(tile, size, pixels, P: tl.constexpr, C: tl.constexpr):
+def count_of(tile, pixels, SIZE: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
     """How many elements of a group a tile has, float32; exact, as a tile is small."""
     pixel_tiles = tl.cdiv(pixels, P)
-    channels = tl.minimum(size - tile // pixel_tiles * C, C)
+    channels = tl.minimum(SIZE - tile // pixel_tiles * C, C)
     return (channels * tl.minimum(pixels - (tile % pixel_tiles).to(tl.int64) * P, P)).to(tl.float32)
 
 
 @triton.jit
 def merged(
-    start, begin, count, mean, known, size, pixels, P: tl.constexpr, C: tl.constexpr, MERGED: tl.constexpr
+    start, begin, count, mean, known, pixels, SIZE: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
+    MERGED: tl.constexpr,
 ):  # fmt: skip
     """Of tiles begin, begin + 1, …: elements [MERGED, 1], mean − ``mean`` and squared deviations [MERGED, G]."""
     number = begin + tl.arange(0, MERGED)
     there = (number < count)[:, None] & known[None, :]
     at = start[None, :] + number[:, None] * 2
-    n = tl.where(number < count, count_of(number, size, pixels, P, C), 0.0)[:, None]
+    n = tl.where(number < count, count_of(number, pixels, SIZE, P, C), 0.0)[:, None]
     d = tl.where(there, tl.load(at, mask=there, other=0.0) - mean[None, :], 0.0)
     return n, d, tl.load(at + 1, mask=there, other=0.0)
 
 
 @triton.jit
 def normalise_kernel(
-    out, partial, x, x2, add, weight, bias, groups, size, pixels, first, eps,
-    SILU: tl.constexpr, P: tl.constexpr, G: tl.constexpr, C: tl.constexpr, MERGED: tl.constexpr,
+    out, partial, x, x2, add, weight, bias, groups, pixels, first, eps,
+    SILU: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr, G: tl.constexpr, C: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
-    b, group, tile, pixel, channel, known = place(groups, size, pixels, P, G, C)
+    b, group, _, pixel, channel, known = place(groups, pixels, SIZE, P, G, C)
     inside = known & (pixel < pixels)
     h = load_h(x, x2, add, b, pixel, channel, known, inside, first)
     # Around the first tile's mean, then around that of all, so that means far apart or far from 0 cost no accuracy.
-    count = tl.cdiv(size, C) * tl.cdiv(pixels, P)
+    count = tl.cdiv(SIZE, C) * tl.cdiv(pixels, P)
     start = partial + (b * groups + group) * count * 2
     mean = tl.load(start, mask=group < groups, other=0.0)
-    total = tl.cast(size, tl.float32) * tl.cast(pixels, tl.float32)
+    total = tl.cast(pixels, tl.float32) * SIZE
     off, m2 = tl.zeros([G], tl.float32), tl.zeros([G], tl.float32)
     for begin in range(0, count, MERGED):
-        n, d, within = merged(start, begin, count, mean, group < groups, size, pixels, P, C, MERGED)
+        n, d, within = merged(start, begin, count, mean, group < groups, pixels, SIZE, P, C, MERGED)
         off += tl.sum(n * d, 0)
     off = off / total
     for begin in range(0, count, MERGED):
-        n, d, within = merged(start, begin, count, mean, group < groups, size, pixels, P, C, MERGED)
+        n, d, within = merged(start, begin, count, mean, group < groups, pixels, SIZE, P, C, MERGED)
         m2 += tl.sum(n * (d - off[None, :]) * (d - off[None, :]) + within, 0)
     rstd = 1.0 / tl.sqrt(m2 / total + eps)
     finish(out, weight, bias, b, pixel, channel, known, inside, h, mean, off, rstd, SILU)
@@ -208,14 +210,14 @@ class Launch:
         embedding = () if add is None else (add, add.stride(0) if add.ndim == 2 else 0)
         self.inputs = (view(x, last), view(x2, last), embedding)
         self.affine, self.eps, self.silu = (weight, bias), eps, silu
-        self.sizes = (groups, channels // groups, pixels, x.shape[1])
+        self.size, self.sizes = channels // groups, (groups, pixels, x.shape[1])
 
     def run(self, kernel, *args, **constants) -> None:
         t = self.tiles
         grid = (self.batch * triton.cdiv(self.groups, t.groups) * t.count,)
         warps = min(16, max(1, t.pixels * t.groups * t.channels // 1024))
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            kernel[grid](*args, P=t.pixels, G=t.groups, C=t.channels, num_warps=warps, **constants)
+            kernel[grid](*args, SIZE=self.size, P=t.pixels, G=t.groups, C=t.channels, num_warps=warps, **constants)
 
     def whole(self) -> None:
         self.run(whole_kernel, self.out, *self.inputs, *self.affine, *self.sizes, self.eps, SILU=self.silu)
