@@ -26,7 +26,8 @@ const Kernels kernels[] = {
     {"avx2", avx2::randn, avx2::add_noise, avx2::update, avx2::group_norm_silu,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
 #endif
-    {"portable", portable::randn, portable::add_noise, portable::update, portable::group_norm_silu, [] { return true; }},
+    {"portable", portable::randn, portable::add_noise, portable::update, portable::group_norm_silu,
+     [] { return true; }},
 };
 
 const Kernels* widest() {
