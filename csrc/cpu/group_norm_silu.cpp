@@ -45,44 +45,83 @@ struct Rectangle {
     int step;
 };
 
+// The number of channel c, a NaN as the usual one.
 float number(const Channels& v, int64_t b, int64_t c, float absent) {
     if (v.data == nullptr) return absent;
     View view;
     view.data = const_cast<void*>(v.data);
     view.dtype = v.dtype;
-    return load_one(view, b * v.batch_stride + c);
+    const float value = load_one(view, b * v.batch_stride + c);
+    return value == value ? value : __builtin_nanf("");
 }
 
-// The elements at `at`: W of them, or `count` and zeros.
-template <int D, bool kPart>
-FASTDIFF_HD F load_lanes(const void* data, int64_t at, int count) {
-    View view;
-    view.dtype = D;
-    if (!kPart) {
-        view.data = const_cast<void*>(data);
-        return load_dense(view, at);
-    }
-    constexpr int size = D == kFloat32 ? 4 : 2;
-    char buffer[W * 4] = {};
-    memcpy(buffer, static_cast<const char*>(data) + at * size, count * size);
-    view.data = buffer;
-    return load_dense(view, 0);
+// Whether the vectors of a tile are taken in pairs: of 2 W consecutive bfloat16 numbers the even ones and the odd ones,
+// which are then the halves of W words, so that no instruction moves numbers between lanes.
+template <int D, int V>
+constexpr bool kPaired = D == kBFloat16 && V % 2 == 0;
+
+// The lane, as memory has them, of a tile's element i.
+template <int D, int V>
+constexpr int lane_of(int i) {
+    if (!kPaired<D, V>) return i;
+    return i / (2 * W) * (2 * W) + 2 * (i % W) + i / W % 2;
 }
 
-template <int D, bool kPart>
-FASTDIFF_HD void store_lanes(void* data, int64_t at, int count, F value) {
+// The V vectors of elements from `at`; in the last of a rectangle (kPart) `count` elements and zeros.
+template <int D, int V, bool kPart>
+FASTDIFF_HD void load_tile(const void* data, int64_t at, int count, F (&x)[V]) {
     View view;
     view.dtype = D;
-    if (!kPart) {
-        view.data = data;
-        store_dense(view, at, value);
+    if (kPaired<D, V>) {
+        for (int v = 0; v < V; v += 2) {
+            Simd::U words;
+            memcpy(&words, static_cast<const uint16_t*>(data) + at + v * W, sizeof(words));
+            x[v] = bit_cast<F>(words << 16);
+            x[v + 1 < V ? v + 1 : v] = bit_cast<F>(words & 0xffff0000u);
+        }
         return;
     }
-    constexpr int size = D == kFloat32 ? 4 : 2;
-    char buffer[W * 4];
-    view.data = buffer;
-    store_dense(view, 0, value);
-    memcpy(static_cast<char*>(data) + at * size, buffer, count * size);
+    if (kPart) {
+        char buffer[W * 4] = {};
+        constexpr int size = D == kFloat32 ? 4 : 2;
+        memcpy(buffer, static_cast<const char*>(data) + at * size, count * size);
+        view.data = buffer;
+        x[0] = load_dense(view, 0);
+        return;
+    }
+    view.data = const_cast<void*>(data);
+    for (int v = 0; v < V; ++v) x[v] = load_dense(view, at + v * W);
+}
+
+// float32 rounded to the upper half of its word. A NaN must have zeros there or be the usual one: one whose bits are all
+// ones would round to a zero.
+FASTDIFF_HD Simd::U rounded_bfloat16(F f) {
+    const Simd::U bits = bit_cast<Simd::U>(f);
+    return bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+
+template <int D, int V, bool kPart>
+FASTDIFF_HD void store_tile(void* data, int64_t at, int count, const F (&x)[V]) {
+    View view;
+    view.dtype = D;
+    if (kPaired<D, V>) {
+        for (int v = 0; v < V; v += 2) {
+            const Simd::U odd = rounded_bfloat16(x[v + 1 < V ? v + 1 : v]);
+            const Simd::U words = (rounded_bfloat16(x[v]) >> 16) | (odd & 0xffff0000u);
+            memcpy(static_cast<uint16_t*>(data) + at + v * W, &words, sizeof(words));
+        }
+        return;
+    }
+    if (kPart) {
+        char buffer[W * 4];
+        constexpr int size = D == kFloat32 ? 4 : 2;
+        view.data = buffer;
+        store_dense(view, 0, x[0]);
+        memcpy(static_cast<char*>(data) + at * size, buffer, count * size);
+        return;
+    }
+    view.data = data;
+    for (int v = 0; v < V; ++v) store_dense(view, at + v * W, x[v]);
 }
 
 // Each lane's mean and sum of squared deviations. A block of rows is summed around the mean of the block before it, the
@@ -91,33 +130,41 @@ FASTDIFF_HD void store_lanes(void* data, int64_t at, int count, F value) {
 template <int D, int V, bool kPart>
 void lane_moments(const Rectangle& r, int64_t lane, int count, double* mean, double* m2) {
     const int64_t start = r.at + lane;
-    F shift[V] = {};
+    F x[V], shift[V] = {};
     const int64_t first = std::min(r.rows, kFirst);
-    for (int64_t row = 0; row < first; ++row)
-        for (int v = 0; v < V; ++v) shift[v] += load_lanes<D, kPart>(r.data, start + row * r.stride + v * W, count);
+    for (int64_t row = 0; row < first; ++row) {
+        load_tile<D, V, kPart>(r.data, start + row * r.stride, count, x);
+        for (int v = 0; v < V; ++v) shift[v] += x[v];
+    }
     for (int v = 0; v < V; ++v) shift[v] = shift[v] * (1.0f / static_cast<float>(first));
-    for (int i = 0; i < V * W; ++i) mean[i] = m2[i] = 0;
+    double mean_of[V * W] = {}, m2_of[V * W] = {};
     for (int64_t row = 0; row < r.rows; row += kRows) {
         const int64_t end = std::min(r.rows, row + kRows);
         F sum[V] = {}, squares[V] = {};
-        for (int64_t i = row; i < end; ++i)
+        for (int64_t i = row; i < end; ++i) {
+            load_tile<D, V, kPart>(r.data, start + i * r.stride, count, x);
             for (int v = 0; v < V; ++v) {
-                const F d = load_lanes<D, kPart>(r.data, start + i * r.stride + v * W, count) - shift[v];
+                const F d = x[v] - shift[v];
                 sum[v] += d;
                 squares[v] = fma(d, d, squares[v]);
             }
+        }
         const double n = static_cast<double>(end - row), total = static_cast<double>(end);
         float s[V * W], q[V * W], around[V * W];
         memcpy(s, sum, sizeof(s));
         memcpy(q, squares, sizeof(q));
         memcpy(around, shift, sizeof(around));
         for (int i = 0; i < V * W; ++i) {
-            const double off = s[i] * (1 / n), block_mean = around[i] + off, delta = block_mean - mean[i];
-            mean[i] += delta * (n / total);
-            m2[i] += (q[i] - s[i] * off) + delta * delta * (static_cast<double>(row) * n / total);
+            const double off = s[i] * (1 / n), block_mean = around[i] + off, delta = block_mean - mean_of[i];
+            mean_of[i] += delta * (n / total);
+            m2_of[i] += (q[i] - s[i] * off) + delta * delta * (static_cast<double>(row) * n / total);
             around[i] = static_cast<float>(block_mean);
         }
         memcpy(shift, around, sizeof(shift));
+    }
+    for (int i = 0; i < V * W; ++i) {
+        mean[lane_of<D, V>(i)] = mean_of[i];
+        m2[lane_of<D, V>(i)] = m2_of[i];
     }
 }
 
@@ -126,16 +173,21 @@ template <int D, bool kSilu, int V, bool kPart>
 void normalise(const Rectangle& r, int64_t lane, int count, void* out, const float* mean, const float* scale,
                const float* shift) {
     F m[V], s[V], t[V];
-    memcpy(m, mean, sizeof(m));
-    memcpy(s, scale, sizeof(s));
-    memcpy(t, shift, sizeof(t));
-    for (int64_t row = 0; row < r.rows; ++row)
+    for (int i = 0; i < V * W; ++i) {
+        const int l = lane_of<D, V>(i);
+        m[i / W][i % W] = mean[l];
+        s[i / W][i % W] = scale[l];
+        t[i / W][i % W] = shift[l];
+    }
+    for (int64_t row = 0; row < r.rows; ++row) {
+        F x[V];
+        load_tile<D, V, kPart>(r.data, r.at + lane + row * r.stride, count, x);
         for (int v = 0; v < V; ++v) {
-            const F x = load_lanes<D, kPart>(r.data, r.at + lane + row * r.stride + v * W, count);
-            F y = fma(x - m[v], s[v], t[v]);
-            if (kSilu) y = silu(y);
-            store_lanes<D, kPart>(out, r.out_at + lane + row * r.out_stride + v * W, count, y);
+            x[v] = fma(x[v] - m[v], s[v], t[v]);
+            if (kSilu) x[v] = silu<D == kBFloat16>(x[v]);
         }
+        store_tile<D, V, kPart>(out, r.out_at + lane + row * r.out_stride, count, x);
+    }
 }
 
 // The rectangles of channels [begin, end) of sample b.
@@ -181,15 +233,23 @@ FASTDIFF_HD void tiles(int64_t lanes, Visit visit) {
     if (lane < lanes) visit(Tile<1, true>{}, lane, static_cast<int>(lanes - lane));
 }
 
+// The sum of term(0) to term(n - 1), eight at a time.
+template <class Term>
+FASTDIFF_HD double sum_of(int n, Term term) {
+    double parts[8] = {}, total = 0;
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; ++j) parts[j] += term(i + j);
+    for (const double part : parts) total += part;
+    for (; i < n; ++i) total += term(i);
+    return total;
+}
+
 // Merges lanes of equal count, each with its own mean, into their group; `add` is added to every number.
 void merge_lanes(Moments& group, int lanes, int64_t rows, double add, const double* mean, const double* m2) {
-    double centre = 0, within = 0, between = 0;
-    for (int i = 0; i < lanes; ++i) centre += mean[i];
-    centre /= lanes;
-    for (int i = 0; i < lanes; ++i) {
-        within += m2[i];
-        between += (mean[i] - centre) * (mean[i] - centre);
-    }
+    const double centre = sum_of(lanes, [&](int i) { return mean[i]; }) / lanes;
+    const double within = sum_of(lanes, [&](int i) { return m2[i]; });
+    const double between = sum_of(lanes, [&](int i) { return (mean[i] - centre) * (mean[i] - centre); });
     group.merge(static_cast<double>(rows) * lanes, centre + add, within + between * static_cast<double>(rows));
 }
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from triton_cases import DEVICE, DTYPES, KINDS, filled, outside_is_untouched, poisoned, same, seeded
 
-import fastdiff.ops.conv_epilogue as op
+from fastdiff import ops as op
 from fastdiff.ops.conv_epilogue import triton_impl
 from fastdiff.ops.conv_epilogue.layout import Walk
 from fastdiff.ops.conv_epilogue.reference import conv_epilogue as reference

@@ -100,5 +100,5 @@ def test_tiles():
                 assert t.pixels * t.groups * t.channels <= triton_impl.LARGEST_TILE
                 assert t.pixels * t.pixel_tiles >= pixels
                 assert t.channels * t.channel_tiles >= size
-                assert t.count == 1 or pixels * size > triton_impl.LARGEST_TILE // 4
+                assert t.total == 1 or pixels * size > triton_impl.LARGEST_TILE // 4
     assert triton_impl.tiles(1024, 32, 8, 2, True) == (1024, 2, 8, 1, 1)

@@ -37,7 +37,7 @@ class Tiles(NamedTuple):
     pixel_tiles: int
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return self.channel_tiles * self.pixel_tiles
 
 
@@ -214,7 +214,7 @@ class Launch:
 
     def run(self, kernel, *args, **constants) -> None:
         t = self.tiles
-        grid = (self.batch * triton.cdiv(self.groups, t.groups) * t.count,)
+        grid = (self.batch * triton.cdiv(self.groups, t.groups) * t.total,)
         warps = min(16, max(1, t.pixels * t.groups * t.channels // 1024))
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             kernel[grid](*args, SIZE=self.size, P=t.pixels, G=t.groups, C=t.channels, num_warps=warps, **constants)
@@ -223,13 +223,13 @@ class Launch:
         self.run(whole_kernel, self.out, *self.inputs, *self.affine, *self.sizes, self.eps, SILU=self.silu)
 
     def partial(self) -> Tensor:
-        return torch.empty(self.batch, self.groups, self.tiles.count, 2, device=self.device, dtype=torch.float32)
+        return torch.empty(self.batch, self.groups, self.tiles.total, 2, device=self.device, dtype=torch.float32)
 
     def statistics(self, partial: Tensor) -> None:
         self.run(statistics_kernel, partial, *self.inputs, *self.sizes)
 
     def normalise(self, partial: Tensor) -> None:
-        merged = min(64, triton.next_power_of_2(self.tiles.count))
+        merged = min(64, triton.next_power_of_2(self.tiles.total))
         self.run(normalise_kernel, self.out, partial, *self.inputs, *self.affine, *self.sizes, self.eps,
                  SILU=self.silu, MERGED=merged)  # fmt: skip
 
@@ -249,7 +249,7 @@ def group_norm_silu(
 ) -> None:  # fmt: skip
     """Fill ``out``; arguments as for native_impl."""
     launch = Launch(out, x, x2, add, weight, bias, groups, eps, silu, last)
-    if launch.tiles.count == 1:
+    if launch.tiles.total == 1:
         launch.whole()
         return
     partial = launch.partial()
