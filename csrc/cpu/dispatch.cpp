@@ -28,11 +28,7 @@ const Kernels kernels[] = {
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
 #endif
     {"portable", portable::randn, portable::add_noise, portable::update, portable::group_norm_silu,
-<<<<<<< HEAD
      portable::conv_epilogue, [] { return true; }},
-=======
-     [] { return true; }},
->>>>>>> gn
 };
 
 const Kernels* widest() {

@@ -93,8 +93,8 @@ FASTDIFF_HD void load_tile(const void* data, int64_t at, int count, F (&x)[V]) {
     for (int v = 0; v < V; ++v) x[v] = load_dense(view, at + v * W);
 }
 
-// float32 rounded to the upper half of its word. A NaN must have zeros there or be the usual one: one whose bits are all
-// ones would round to a zero.
+// float32 rounded to the upper half of its word. A NaN must have zeros there or be the usual one: one whose bits are
+// all ones would round to a zero.
 FASTDIFF_HD Simd::U rounded_bfloat16(F f) {
     const Simd::U bits = bit_cast<Simd::U>(f);
     return bits + 0x7fffu + ((bits >> 16) & 1u);
