@@ -26,7 +26,8 @@ FASTDIFF_HD Simd::F exp2(Simd::F t) {
 #if defined(__AVX512DQ__)
     const F f = (F)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #else
-    const float shift = 12582912.0f;  // 1.5 2^23, whose spacing is 1: adding it rounds, and its low bits are the integer
+    const float shift =
+        12582912.0f;  // 1.5 2^23, whose spacing is 1: adding it rounds, and its low bits are the integer
     const F low = Simd::select(t < -126.0f, F{} - 126.0f, t);
     const F inside = Simd::select(t > 127.5f, F{} + 127.5f, low);
     const F shifted = (inside - 0.5f) + shift;
