@@ -1,8 +1,8 @@
 // GroupNorm of cat(x, x2) + add, then SiLU, without the concatenation: see GroupNormSiluParams in fastdiff.h.
 //
 // A unit is a sample's block of whole groups, read once for the statistics and once more, from the core's cache where
-// it fits, to be normalised. Both layouts are walked as rectangles of lanes (consecutive in memory) by rows: the lanes
-// are channels and the rows pixels in channels_last; in a contiguous tensor both are pixels of one channel.
+// it fits, to be normalised. In channels_last the vectors' lanes are channels, and the rows that are summed are pixels;
+// in a contiguous tensor a channel is a run of pixels.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -18,13 +18,14 @@ namespace {
 using Params = GroupNormSiluParams;
 using F = Simd::F;
 
-constexpr int kTile = 4;                 // vectors of lanes that are walked side by side
-constexpr int kLanes = kTile * W;        // and their lanes
-constexpr int64_t kRows = 64;            // rows summed in float32 before they are merged in float64
-constexpr int64_t kFirst = 8;            // rows whose mean the first block is summed around
-constexpr int64_t kMaxGroups = 128;      // groups of a unit
-constexpr int64_t kLine = 64;            // bytes of a cache line
-constexpr int64_t kUnitElements = 8192;  // some 3 microseconds of work
+constexpr int kTile = 4;                   // vectors of lanes that are walked side by side
+constexpr int kLanes = kTile * W;          // and their lanes
+constexpr int64_t kRows = 64;              // rows summed in float32 before they are merged in float64
+constexpr int64_t kFirst = 8;              // rows whose mean the first block is summed around
+constexpr int64_t kSpan = kRows * kLanes;  // the pixels of a run that are summed in float32
+constexpr int64_t kMaxGroups = 128;        // groups of a unit
+constexpr int64_t kLine = 64;              // bytes of a cache line
+constexpr int64_t kUnitElements = 8192;    // some 3 microseconds of work
 
 // Count, mean and sum of squared deviations, merged by Chan, Golub and LeVeque (1983).
 struct Moments {
@@ -38,11 +39,10 @@ struct Moments {
     }
 };
 
-// Lanes consecutive elements of `data`, `rows` times; lane l is channel `channel` + l `step`.
+// Channels `channel` to `channel` + `lanes` of one input: consecutive elements, once for each of `rows` pixels.
 struct Rectangle {
     const void* data;
     int64_t at, stride, out_at, out_stride, rows, lanes, channel;
-    int step;
 };
 
 // The number of channel c, a NaN as the usual one.
@@ -173,12 +173,15 @@ template <int D, bool kSilu, int V, bool kPart>
 void normalise(const Rectangle& r, int64_t lane, int count, void* out, const float* mean, const float* scale,
                const float* shift) {
     F m[V], s[V], t[V];
+    float dealt[3][V * W];
     for (int i = 0; i < V * W; ++i) {
-        const int l = lane_of<D, V>(i);
-        m[i / W][i % W] = mean[l];
-        s[i / W][i % W] = scale[l];
-        t[i / W][i % W] = shift[l];
+        dealt[0][i] = mean[lane_of<D, V>(i)];
+        dealt[1][i] = scale[lane_of<D, V>(i)];
+        dealt[2][i] = shift[lane_of<D, V>(i)];
     }
+    memcpy(m, dealt[0], sizeof(m));
+    memcpy(s, dealt[1], sizeof(s));
+    memcpy(t, dealt[2], sizeof(t));
     for (int64_t row = 0; row < r.rows; ++row) {
         F x[V];
         load_tile<D, V, kPart>(r.data, r.at + lane + row * r.stride, count, x);
@@ -187,27 +190,6 @@ void normalise(const Rectangle& r, int64_t lane, int count, void* out, const flo
             if (kSilu) x[v] = silu<D == kBFloat16>(x[v]);
         }
         store_tile<D, V, kPart>(out, r.out_at + lane + row * r.out_stride, count, x);
-    }
-}
-
-// The rectangles of channels [begin, end) of sample b.
-template <class Visit>
-void rectangles(const Params& p, int64_t b, int64_t begin, int64_t end, Visit visit) {
-    for (int64_t c = begin; c < end;) {
-        const bool second = c >= p.channels;
-        const Planes& in = second ? p.x2 : p.x;
-        const int64_t at = b * in.batch_stride + (second ? c - p.channels : c) * in.channel_stride;
-        const int64_t out_at = b * p.out.batch_stride + c * p.out.channel_stride;
-        if (p.channels_last) {
-            const int64_t lanes = (second ? end : std::min(end, p.channels)) - c;
-            visit(Rectangle{in.data, at, in.pixel_stride, out_at, p.out.pixel_stride, p.pixels, lanes, c, 1});
-            c += lanes;
-            continue;
-        }
-        const int64_t rows = p.pixels / kLanes, whole = rows * kLanes;
-        if (rows) visit(Rectangle{in.data, at, kLanes, out_at, kLanes, rows, kLanes, c, 0});
-        if (whole < p.pixels) visit(Rectangle{in.data, at + whole, 0, out_at + whole, 0, 1, p.pixels - whole, c, 0});
-        ++c;
     }
 }
 
@@ -245,54 +227,161 @@ FASTDIFF_HD double sum_of(int n, Term term) {
     return total;
 }
 
-// Merges lanes of equal count, each with its own mean, into their group; `add` is added to every number.
-void merge_lanes(Moments& group, int lanes, int64_t rows, double add, const double* mean, const double* m2) {
+// Merges lanes of equal count, each with its own mean, into their group.
+void merge_lanes(Moments& group, int lanes, int64_t rows, const double* mean, const double* m2) {
     const double centre = sum_of(lanes, [&](int i) { return mean[i]; }) / lanes;
     const double within = sum_of(lanes, [&](int i) { return m2[i]; });
     const double between = sum_of(lanes, [&](int i) { return (mean[i] - centre) * (mean[i] - centre); });
-    group.merge(static_cast<double>(rows) * lanes, centre + add, within + between * static_cast<double>(rows));
+    group.merge(static_cast<double>(rows) * lanes, centre, within + between * static_cast<double>(rows));
+}
+
+// The sum of n consecutive elements.
+template <int D>
+double run_sum(const void* data, int64_t at, int64_t n) {
+    F sum[kTile] = {}, x[kTile];
+    int64_t i = 0;
+    for (; n - i >= kLanes; i += kLanes) {
+        load_tile<D, kTile, false>(data, at + i, kLanes, x);
+        for (int v = 0; v < kTile; ++v) sum[v] += x[v];
+    }
+    tiles(n - i, [&](auto tile, int64_t lane, int count) {
+        F rest[tile.vectors];
+        load_tile<D, tile.vectors, tile.part>(data, at + i + lane, count, rest);
+        for (int v = 0; v < tile.vectors; ++v) sum[v] += rest[v];
+    });
+    const F total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    return sum_of(W, [&](int lane) { return static_cast<double>(total[lane]); });
+}
+
+// As lane_moments, of n consecutive elements, merged into their group; `add` is added to each.
+template <int D>
+void run_moments(const void* data, int64_t at, int64_t n, double add, Moments& group) {
+    const int64_t first = std::min(n, kFirst * kLanes);
+    float shift = static_cast<float>(run_sum<D>(data, at, first) / static_cast<double>(first));
+    for (int64_t begin = 0; begin < n; begin += kSpan) {
+        const int64_t span = std::min(n - begin, kSpan), start = at + begin;
+        F sum[kTile] = {}, squares[kTile] = {}, x[kTile];
+        int64_t i = 0;
+        for (; span - i >= kLanes; i += kLanes) {
+            load_tile<D, kTile, false>(data, start + i, kLanes, x);
+            for (int v = 0; v < kTile; ++v) {
+                const F d = x[v] - shift;
+                sum[v] += d;
+                squares[v] = fma(d, d, squares[v]);
+            }
+        }
+        tiles(span - i, [&](auto tile, int64_t lane, int count) {
+            F rest[tile.vectors];
+            load_tile<D, tile.vectors, tile.part>(data, start + i + lane, count, rest);
+            for (int v = 0; v < tile.vectors; ++v) {
+                F d = rest[v] - shift;
+                for (int l = count; tile.part && l < W; ++l) d[l] = 0;
+                sum[v] += d;
+                squares[v] = fma(d, d, squares[v]);
+            }
+        });
+        const F sums = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        const F all = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+        const double s = sum_of(W, [&](int lane) { return static_cast<double>(sums[lane]); });
+        const double q = sum_of(W, [&](int lane) { return static_cast<double>(all[lane]); });
+        const double count = static_cast<double>(span), off = s / count;
+        group.merge(count, shift + off + add, q - s * off);
+        shift = static_cast<float>(shift + off);
+    }
 }
 
 template <int D, bool kSilu>
-void unit(const Params& p, int64_t b, int64_t first, int64_t last) {
-    const int64_t size = (p.channels + p.channels2) / p.groups;
-    Moments moments[kMaxGroups];
-    rectangles(p, b, first * size, last * size, [&](const Rectangle& r) {
-        tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
-            double mean[kLanes], m2[kLanes];
-            lane_moments<D, tile.vectors, tile.part>(r, lane, count, mean, m2);
-            for (int i = 0; i < count;) {
-                const int64_t c = r.channel + (lane + i) * r.step, group = c / size;
-                const int lanes =
-                    r.step ? static_cast<int>(std::min<int64_t>(count - i, (group + 1) * size - c)) : count;
-                const double same = r.step ? 0.0 : number(p.add, b, c, 0.0f);
-                for (int j = i; r.step && p.add.data && j < i + lanes; ++j)
-                    mean[j] += number(p.add, b, c + j - i, 0.0f);
-                merge_lanes(moments[group - first], lanes, r.rows, same, mean + i, m2 + i);
-                i += lanes;
-            }
-        });
+void normalise_run(const void* data, int64_t at, void* out, int64_t out_at, int64_t n, float mean, float scale,
+                   float shift) {
+    const F s = F{} + scale, t = F{} + shift;
+    tiles(n, [&](auto tile, int64_t lane, int count) {
+        F x[tile.vectors];
+        load_tile<D, tile.vectors, tile.part>(data, at + lane, count, x);
+        for (int v = 0; v < tile.vectors; ++v) {
+            x[v] = fma(x[v] - mean, s, t);
+            if (kSilu) x[v] = silu<D == kBFloat16>(x[v]);
+        }
+        store_tile<D, tile.vectors, tile.part>(out, out_at + lane, count, x);
     });
+}
+
+// The rectangles of channels [begin, end) of sample b: one, or two where both inputs have some.
+template <class Visit>
+void rectangles(const Params& p, int64_t b, int64_t begin, int64_t end, Visit visit) {
+    const int64_t out_at = b * p.out.batch_stride, border = std::clamp(p.channels, begin, end);
+    if (begin < border)
+        visit(Rectangle{p.x.data, b * p.x.batch_stride + begin, p.x.pixel_stride, out_at + begin, p.out.pixel_stride,
+                        p.pixels, border - begin, begin});
+    if (border < end)
+        visit(Rectangle{p.x2.data, b * p.x2.batch_stride + border - p.channels, p.x2.pixel_stride, out_at + border,
+                        p.out.pixel_stride, p.pixels, end - border, border});
+}
+
+// Visits channels [begin, end) of sample b: visit(channel, data, address, address in the result).
+template <class Visit>
+void runs(const Params& p, int64_t b, int64_t begin, int64_t end, Visit visit) {
+    for (int64_t c = begin; c < end; ++c) {
+        const bool second = c >= p.channels;
+        const Planes& in = second ? p.x2 : p.x;
+        visit(c, in.data, b * in.batch_stride + (second ? c - p.channels : c) * in.channel_stride,
+              b * p.out.batch_stride + c * p.out.channel_stride);
+    }
+}
+
+// What a channel's numbers are multiplied by and moved by.
+struct Affine {
+    float mean, scale, shift;
+};
+
+template <int D, bool kSilu>
+void unit(const Params& p, int64_t b, int64_t first, int64_t last) {
+    const int64_t size = (p.channels + p.channels2) / p.groups, begin = first * size, end = last * size;
+    Moments moments[kMaxGroups];
+    if (p.channels_last) {
+        rectangles(p, b, begin, end, [&](const Rectangle& r) {
+            tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
+                double mean[kLanes], m2[kLanes];
+                lane_moments<D, tile.vectors, tile.part>(r, lane, count, mean, m2);
+                const int64_t channel = r.channel + lane;
+                for (int i = 0; p.add.data && i < count; ++i) mean[i] += number(p.add, b, channel + i, 0.0f);
+                for (int i = 0; i < count;) {
+                    const int64_t group = (channel + i) / size, rest = (group + 1) * size - channel - i;
+                    const int lanes = static_cast<int>(std::min<int64_t>(count - i, rest));
+                    merge_lanes(moments[group - first], lanes, r.rows, mean + i, m2 + i);
+                    i += lanes;
+                }
+            });
+        });
+    } else {
+        runs(p, b, begin, end, [&](int64_t c, const void* data, int64_t at, int64_t) {
+            run_moments<D>(data, at, p.pixels, number(p.add, b, c, 0.0f), moments[c / size - first]);
+        });
+    }
     float rstd[kMaxGroups];
     for (int64_t g = 0; g < last - first; ++g)
         rstd[g] = static_cast<float>(1 / std::sqrt(moments[g].m2 / moments[g].n + p.eps));
-    rectangles(p, b, first * size, last * size, [&](const Rectangle& r) {
-        tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
-            float mean[kLanes] = {}, scale[kLanes] = {}, shift[kLanes] = {};
-            for (int i = 0; i < count; ++i) {
-                const int64_t c = r.channel + (lane + i) * r.step, g = c / size - first;
-                mean[i] = static_cast<float>(moments[g].mean - number(p.add, b, c, 0.0f));
-                scale[i] = rstd[g] * number(p.weight, 0, c, 1.0f);
-                shift[i] = number(p.bias, 0, c, 0.0f);
-                if (r.step) continue;
-                std::fill(mean + 1, mean + count, mean[0]);
-                std::fill(scale + 1, scale + count, scale[0]);
-                std::fill(shift + 1, shift + count, shift[0]);
-                break;
-            }
-            normalise<D, kSilu, tile.vectors, tile.part>(r, lane, count, p.out.data, mean, scale, shift);
+    const auto affine = [&](int64_t c) {
+        const int64_t g = c / size - first;
+        return Affine{static_cast<float>(moments[g].mean - number(p.add, b, c, 0.0f)),
+                      rstd[g] * number(p.weight, 0, c, 1.0f), number(p.bias, 0, c, 0.0f)};
+    };
+    if (p.channels_last) {
+        rectangles(p, b, begin, end, [&](const Rectangle& r) {
+            tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
+                float mean[kLanes] = {}, scale[kLanes] = {}, shift[kLanes] = {};
+                for (int i = 0; i < count; ++i) {
+                    const Affine a = affine(r.channel + lane + i);
+                    mean[i] = a.mean, scale[i] = a.scale, shift[i] = a.shift;
+                }
+                normalise<D, kSilu, tile.vectors, tile.part>(r, lane, count, p.out.data, mean, scale, shift);
+            });
         });
-    });
+    } else {
+        runs(p, b, begin, end, [&](int64_t c, const void* data, int64_t at, int64_t out_at) {
+            const Affine a = affine(c);
+            normalise_run<D, kSilu>(data, at, p.out.data, out_at, p.pixels, a.mean, a.scale, a.shift);
+        });
+    }
 }
 
 // Groups of a unit: in channels_last rows of whole cache lines, four vectors wide where that leaves every thread work.
