@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastdiff
 from fastdiff.fast import network as fast
 from fastdiff.fast.blocks import Attention, DiffusersUp, Resnet, Up, Upsample
+from fastdiff.fast.forward import Fast
 from fastdiff.fast.leaves import Conv, GroupNorm, LayerNorm, Linear
 
 CELEBA256 = CIFAR10 | {
@@ -167,7 +168,7 @@ def test_ablation(contest, device, diffusers, batch):
         "+ channels_last": formed(model, torch.float32, torch.channels_last),
         f"+ {str(dtype).removeprefix('torch.')}": formed(model, dtype, torch.channels_last),
     }
-    kinds: tuple[type, ...] = ()
+    kinds: tuple[type[Fast], ...] = ()
     for name, more in PARTS.items():
         kinds += more
         models[name] = copy.deepcopy(model)

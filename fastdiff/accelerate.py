@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import nn
 
 from fastdiff.fast import network as fast
+from fastdiff.fast.blocks import Upsample
+from fastdiff.fast.forward import Fast
 from fastdiff.fast.network import RECORD, Network
-from fastdiff.fast.replace import UNETS, name_of
+from fastdiff.fast.replace import KINDS, UNETS, name_of
 from fastdiff.ops.randn import DTYPES
 
 # What accelerate looks for in a pipeline, beside schedulers.
@@ -69,7 +72,7 @@ class Accelerated:
         return "\n".join(lines)
 
 
-def accelerate(target: Any, *, dtype: torch.dtype | str = "auto") -> Accelerated:
+def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_upsampling: bool = False) -> Accelerated:
     """Give a network, or a diffusers pipeline's schedulers and networks, their fast path, in place.
 
     Of a network, every module that is known computes the same function in fewer passes over memory: fused GroupNorm
@@ -90,6 +93,7 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto") -> Accelerated
         dtype: of a network's arithmetic: float32, bfloat16 or float16. "auto" takes bfloat16 for a float32 network
             where the device computes in it natively (AVX-512-BF16 or AMX on a CPU, compute capability 8.0 of a GPU),
             and else the network's own. What comes out has the dtype that it had.
+        exact_upsampling: leave up-sampling blocks as they are: summed weights are rounded otherwise than single ones.
 
     Returns:
         What was changed, for printing.
@@ -102,16 +106,19 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto") -> Accelerated
     if dtype != "auto" and dtype not in DTYPES:
         kind = TypeError if not isinstance(dtype, (torch.dtype, str)) else ValueError
         raise kind(f'dtype must be "auto", torch.float32, torch.bfloat16 or torch.float16; got {dtype!r}')
+    if not isinstance(exact_upsampling, bool):
+        raise TypeError(f"exact_upsampling must be a bool; got {type(exact_upsampling).__name__}")
+    kinds = KINDS - {Upsample} if exact_upsampling else KINDS
     target = _checked(target)
     if isinstance(target, nn.Module):
         reason = _why_not(target)
         if reason is not None:
             raise ValueError(f"this {type(target).__name__} is {reason}")
-        return Accelerated(_name(target), networks={"": _report(fast.put(target, _dtype(target, dtype)))})
-    return _accelerate_pipeline(target, dtype)
+        return Accelerated(_name(target), networks={"": _report(fast.put(target, _dtype(target, dtype), kinds))})
+    return _accelerate_pipeline(target, dtype, kinds)
 
 
-def _accelerate_pipeline(pipe: Any, dtype: torch.dtype | str) -> Accelerated:
+def _accelerate_pipeline(pipe: Any, dtype: torch.dtype | str, kinds: Collection[type[Fast]]) -> Accelerated:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
     from fastdiff.integrations import diffusers as ours
@@ -130,7 +137,7 @@ def _accelerate_pipeline(pipe: Any, dtype: torch.dtype | str) -> Accelerated:
         found = "; ".join(f"{name} is {what}" for name, what in kept.items()) or "it has no scheduler"
         raise ValueError(f"fastdiff has nothing for this {type(pipe).__name__}: {found}")
     changed = {name: (schedulers[name], new) for name, new in made.items() if new is not None}
-    put = {name: fast.put(network, _dtype(network, dtype)) for name, network in networks.items()}
+    put = {name: fast.put(network, _dtype(network, dtype), kinds) for name, network in networks.items()}
     for name, (_, new) in changed.items():
         setattr(pipe, name, new)
     pipe.__dict__[RECORD] = changed, put

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastdiff.fast.conditioning import Conditioning, Rows, TimeEmbedding, TimeProjection
 from fastdiff.fast.forward import Context, Fast, fast_of
 from fastdiff.fast.leaves import Foreign, cast
-from fastdiff.fast.replace import UNETS, WHOLE, name_of, replacements
+from fastdiff.fast.replace import KINDS, UNETS, WHOLE, name_of, replacements
 
 RECORD = "_fastdiff_accelerated"  # on the object itself: nothing global is touched
 # Entered by their parts: encode and decode are no calls of the module.
@@ -87,7 +87,7 @@ class Network:
         return [(kind, count, why) for (kind, why), count in found.items()]
 
 
-def put(module: nn.Module, dtype: torch.dtype, kinds: Collection[type[Fast]] | None = None) -> Network:
+def put(module: nn.Module, dtype: torch.dtype, kinds: Collection[type[Fast]] = KINDS) -> Network:
     """Replace what is known in a network, or only by stand-ins of ``kinds``; raises ValueError where nothing is."""
     context = Context(dtype, Conditioning())
     made, kept = replacements(module, context, kinds)

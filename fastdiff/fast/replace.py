@@ -32,6 +32,7 @@ BLOCKS: dict[str, type[Fast]] = {
     "diffusers.models.unets.unet_2d_blocks.AttnUpBlock2D": DiffusersUp,
     "diffusers.models.unets.unet_2d_blocks.CrossAttnUpBlock2D": DiffusersUp,
 }
+KINDS = frozenset({*LEAVES.values(), *BLOCKS.values()})
 WHOLE = (Resnet, SelfAttention, Attention, Upsample, TimeEmbedding)  # blocks that call no layer's forward
 UNETS = (
     "fastdiff.models.unet.UNet",
@@ -55,7 +56,7 @@ def name_of(module: Any) -> str:
 
 
 def replacements(
-    root: nn.Module, context: Context, kinds: Collection[type[Fast]] | None = None
+    root: nn.Module, context: Context, kinds: Collection[type[Fast]]
 ) -> tuple[dict[nn.Module, Fast], list[tuple[nn.Module, str]]]:
     """Put a stand-in on every module of ``root`` that is known: (what was put where, what was left alone and why)."""
     made: dict[nn.Module, Fast] = {}
@@ -66,7 +67,7 @@ def replacements(
 
     for module in _inside_out(root):
         kind = LEAVES.get(name_of(module)) or BLOCKS.get(name_of(module))
-        if module in made or kind is None or (kinds is not None and kind not in kinds):
+        if module in made or kind is None or kind not in kinds:
             continue
         reason = "its forward is not its class's" if "forward" in module.__dict__ else kind.refuses(module)
         if reason is not None:

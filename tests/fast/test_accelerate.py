@@ -139,6 +139,17 @@ def test_a_forward_of_its_own_is_kept(network, inputs):
     assert conv.forward is mine
 
 
+@torch.no_grad()
+def test_exact_upsampling(network, inputs):
+    before = network(*inputs)
+    report = fastdiff.accelerate(network, dtype=torch.float32, exact_upsampling=True)
+    assert "Upsample" not in {kind for kind, *_ in report.networks[""].changed}
+    assert close(network(*inputs), before)
+    fastdiff.restore(network)
+    with pytest.raises(TypeError, match="exact_upsampling must be a bool; got int"):
+        fastdiff.accelerate(network, exact_upsampling=1)
+
+
 # ---- what is noticed
 
 
