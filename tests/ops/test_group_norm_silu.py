@@ -116,12 +116,14 @@ def test_means_far_above_the_deviation(backend, seed, layout):
     assert_right(got, x, None, None, 4, add=add)
 
 
-def test_large_planes(backend, seed):
-    """Many blocks of rows, and a unit wider than a tile."""
+def test_large_planes_and_groups(backend, seed):
+    """Many blocks of rows; a group of more channels than are walked side by side, in both inputs."""
     for layout in ("contiguous", "channels_last"):
         x = laid_out(torch.randn(1, 24, 97, 101) * 3 + 5, layout)
         weight, bias = torch.randn(24), torch.randn(24)
         assert_right(group_norm_silu(x, weight, bias, 3, backend=backend), x, weight, bias, 3)
+        x, x2 = (laid_out(torch.randn(2, c, 5, 3), layout) for c in (1500, 1061))
+        assert_right(group_norm_silu(x, None, None, 1, x2=x2, backend=backend), x, None, None, 1, x2=x2)
 
 
 def test_one_pixel(backend, seed):
@@ -156,8 +158,9 @@ def test_extremes(backend):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_threads_do_not_change_the_result(simd, seed, layout):
-    x = laid_out(torch.randn(1, 192, 32, 32), layout)
+@pytest.mark.parametrize("shape", [(1, 192, 32, 32), (3, 2304, 4, 4)])
+def test_threads_do_not_change_the_result(simd, seed, layout, shape):
+    x = laid_out(torch.randn(shape), layout)
     before = torch.get_num_threads()
     results = []
     try:
@@ -167,6 +170,7 @@ def test_threads_do_not_change_the_result(simd, seed, layout):
     finally:
         torch.set_num_threads(before)
     assert_same_bits(*results)
+    assert_right(results[0], x, None, None, 32)
 
 
 # ---- gradients, opcheck, torch.compile
