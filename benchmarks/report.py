@@ -96,7 +96,7 @@ def targets(cases: list[Case]) -> Iterator[str]:
             reached = value <= goal if kind == "beyond" else value >= goal
             ours, enough = case["contestants"]["fastdiff"]["median"], target.get("or_under")
             reached |= enough is not None and ours <= enough
-            text = {"ratio": "{:.1f}×", "of_copy": "{:.0%}", "beyond": "{:.2f} s"}[kind]
+            text = {"ratio": "{:.2f}×" if value < 3 else "{:.1f}×", "of_copy": "{:.0%}", "beyond": "{:.2f} s"}[kind]
             what = {
                 "ratio": f"{target['contestant']} ÷ {target.get('ours', 'fastdiff')}",
                 "of_copy": "share of the copy bandwidth",

@@ -134,5 +134,6 @@ def native_dtype(module: nn.Module) -> torch.dtype:
     if first.device.type == "cuda":
         native = torch.cuda.get_device_capability(first.device) >= (8, 0)
     elif first.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        has = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        native = any(f is not None and f() for f in has)
     return torch.bfloat16 if native else torch.float32

@@ -58,11 +58,12 @@ def attention_kernel(
     out, q, k, v, scale, H, N, M, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
     D: tl.constexpr, TILE: tl.constexpr, REST: tl.constexpr, DEPTH: tl.constexpr, COLUMN_BLOCKS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
-    HOIST: tl.constexpr, PRECISION: tl.constexpr,
+    HOIST: tl.constexpr, PRECISION: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """out [B, N, H, D] = softmax₂(q kᵀ · scale) v. Strides but the last are in units of UNIT elements.
 
     ``scale`` holds the factor log₂ e. WIDE: a block spans 2³¹ elements or more. EVEN: BLOCK_N divides M.
+    LAST: M where a loop needs a constant end, as in Triton 3.6's interpreter; else 0.
     """
     # Programs that share keys and values run side by side.
     program = tl.program_id(0)
@@ -91,7 +92,7 @@ def attention_kernel(
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)  # the largest score so far
     total = tl.zeros((BLOCK_M,), tl.float32)  # Σ 2^(score − top)
 
-    for start in tl.range(0, M, BLOCK_N, disable_licm=not HOIST):
+    for start in tl.range(0, LAST if LAST > 0 else M, BLOCK_N, disable_licm=not HOIST):
         k_block, v_block = k + tl.cast(start, tl.int64) * k_n, v + tl.cast(start, tl.int64) * v_n
         left = M - start
         if DEPTH == 0:
@@ -166,7 +167,7 @@ def attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Non
             D=D, TILE=tile, REST=rest, DEPTH=tiles.depth, COLUMN_BLOCKS=column_blocks, BLOCK_M=tiles.block_m,
             BLOCK_N=tiles.block_n, UNIT=unit, WIDE=span >= 1 << 31, EVEN=M % tiles.block_n == 0,
             HOIST=tiles.hoist, PRECISION="tf32" if tf32 else "ieee", num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
+            num_stages=tiles.num_stages, LAST=M if interpreted else 0,
         )  # fmt: skip
 
 
