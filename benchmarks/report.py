@@ -181,8 +181,8 @@ def duration(seconds: float) -> str:
 # ---- plot
 
 
-def plot(cases: list[Case], machine: dict[str, Any], path: Path) -> None:
-    """Horizontal bars: every contestant's time over fastdiff's, on a logarithmic axis."""
+def plot(cases: list[Case], machine: dict[str, Any], path: Path) -> bool:
+    """Horizontal bars: every contestant's time over fastdiff's, on a logarithmic axis. False where there are none."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -196,7 +196,7 @@ def plot(cases: list[Case], machine: dict[str, Any], path: Path) -> None:
         if name in ("textbook", "torch.compile", "diffusers")
     ]
     if not rows:
-        return
+        return False
     colours = {"textbook": "#7f7f7f", "torch.compile": "#ff7f0e", "diffusers": "#1f77b4"}
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.24 * len(rows)), layout="constrained")
     labelled: set[str] = set()
@@ -216,6 +216,7 @@ def plot(cases: list[Case], machine: dict[str, Any], path: Path) -> None:
     figure.savefig(part, dpi=120, metadata={"Software": None})
     os.replace(part, path)
     plt.close(figure)
+    return True
 
 
 def main() -> int:
@@ -230,9 +231,9 @@ def main() -> int:
             lines += ["", *render(machine, cases)]
             if arguments.out is not None:
                 image = path.with_suffix(".png")
-                plot(cases, machine, image)
-                link = os.path.relpath(image, arguments.out.resolve().parent)
-                lines += ["", f"![Times relative to fastdiff]({Path(link).as_posix()})"]
+                if plot(cases, machine, image):
+                    link = os.path.relpath(image, arguments.out.resolve().parent)
+                    lines += ["", f"![Times relative to fastdiff]({Path(link).as_posix()})"]
         text = "\n".join(lines) + "\n"
         if arguments.out is None:
             print(text, end="")
