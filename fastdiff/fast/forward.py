@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -23,7 +24,7 @@ class Context:
     conditioning: Conditioning
 
 
-class Fast:
+class Fast(ABC):
     """Stands in for ``module.forward``, as an attribute of the one instance: ``run`` computes the same function.
 
     The module's parameters stay what and where they are. Its own forward runs where gradients are recorded, in
@@ -44,8 +45,9 @@ class Fast:
         """Why this module is not one that ``run`` computes, or None."""
         return None
 
+    @abstractmethod
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        """What the module's forward computes, of the same arguments."""
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)

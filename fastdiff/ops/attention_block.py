@@ -43,7 +43,7 @@ def attention_block(
         heads: divides I.
         eps: of the normalisation.
         rescale: what the sum is divided by; 1 costs nothing.
-        backend: of the normalisation and the attention.
+        backend: "auto", "triton" or "reference": what the normalisation and the attention both have.
 
     Returns:
         [B, C, H, W], channels_last.
