@@ -264,3 +264,13 @@ def test_no_native_kernel_on_a_gpu(monkeypatch):
     assert choose("auto", "cuda", "randn") == "native"
     with pytest.raises(RuntimeError, match="conv_epilogue has no native kernel"):
         choose("native", "cuda", "conv_epilogue")
+
+
+def test_an_embedding_of_any_strides(backend, seed):
+    """Transposed, expanded and overlapping rows, with and without a bias."""
+    x, memory = torch.randn(3, 4, 5, 5), torch.randn(10)
+    for add in (torch.randn(4, 3).T, torch.randn(1, 4).expand(3, 4), memory.as_strided((3, 4), (1, 1))):
+        for bias in (None, torch.randn(8)[::2]):
+            shift = add if bias is None else bias + add.clone(memory_format=torch.contiguous_format)
+            got = conv_epilogue(x, bias=bias, add=add, backend=backend)
+            torch.testing.assert_close(got, x + shift[:, :, None, None])

@@ -43,4 +43,5 @@ def shift_of(bias: Tensor | None, add: Tensor | None) -> Tensor | None:
     if bias is None or add is None:
         shift = add if bias is None else bias[None]
         return shift if shift is None else shift.to(torch.float32)
-    return bias.to(torch.float32) + add.to(torch.float32)
+    # A sum takes over strides of its terms that the kernel does not walk, such as those of overlapping rows.
+    return (bias.to(torch.float32) + add.to(torch.float32)).contiguous()
