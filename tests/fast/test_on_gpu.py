@@ -1,0 +1,94 @@
+"""The fast path on a GPU: the same function, and captured as a graph the bits of its eager steps."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from helpers import assert_same_bits
+
+pytest.importorskip("diffusers")
+from networks import CASES, oracle, small
+
+import fastdiff
+from fastdiff import graph
+
+pytestmark = pytest.mark.gpu
+SHAPE = (4, 3, 16, 16)
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu(seed):
+    with torch.device("cuda"), torch.backends.cudnn.flags(allow_tf32=False), torch.no_grad():
+        yield
+
+
+def rms(y, exact):
+    return float((y.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_function(name):
+    """Float32 within 1e-5; bfloat16 with at most 1.5 times PyTorch's own RMS error."""
+    case = CASES[name]()
+    case.network.cuda()
+    exact, eager = oracle(case), case.call(case.network, torch.float32)
+    half = case.call(copy.deepcopy(case.network).bfloat16(), torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16):
+        fastdiff.accelerate(case.network, dtype=dtype)
+        y = case.call(case.network, torch.float32)
+        fastdiff.restore(case.network)
+        if dtype == torch.float32:
+            assert float((y - eager).abs().max() / eager.abs().max()) <= 1e-5
+        else:
+            print(f"rms error in bfloat16: {rms(y, exact):.2e}, PyTorch's {rms(half, exact):.2e}")
+            assert rms(y, exact) <= 1.5 * rms(half, exact)
+    assert_same_bits(case.call(case.network, torch.float32).cpu(), eager.cpu())
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16])
+def network(request):
+    model = small().cuda()
+    fastdiff.accelerate(model, dtype=request.param)
+    return model
+
+
+def sampled(model, **options):
+    return fastdiff.sample(model, SHAPE, steps=7, clip=1.0, **options).cpu()
+
+
+def test_captured_is_eager_to_the_bit(network):
+    for seed in range(3):
+        eager = sampled(network, seed=seed, cuda_graph=False)
+        assert_same_bits(sampled(network, seed=seed, cuda_graph=True), eager)
+    assert len(graph._graphs[network]) == 1
+    assert_same_bits(sampled(network, seed=2, sampler="ddim", cuda_graph=True),
+                     sampled(network, seed=2, sampler="ddim", cuda_graph=False))  # fmt: skip
+
+
+def test_weights_that_change_are_seen(network):
+    before = sampled(network, cuda_graph=True)
+    network.mid_block.resnets[0].conv1.weight.mul_(1.5)
+    after = sampled(network, cuda_graph=True)
+    assert not torch.equal(before, after)
+    assert_same_bits(after, sampled(network, cuda_graph=False))
+    fastdiff.restore(network)
+    assert_same_bits(sampled(network, cuda_graph=True), sampled(network, cuda_graph=False))
+
+
+def test_two_threads_at_once(network):
+    expected = [sampled(network, seed=k, cuda_graph=False) for k in range(2)]
+    got = {}
+
+    def work(k):
+        with torch.device("cuda"), torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(3):
+                got[k] = sampled(network, seed=k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(2):
+        assert_same_bits(got[k], expected[k])
