@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import itertools
 import platform
 
 import torch
@@ -46,8 +47,8 @@ def report() -> str:
 def _attention(device: str) -> list[str]:
     """A line for each run of head sizes that take the same backend for the same reason."""
     lines: list[str] = []
-    for size in (64, 128, 256, 512):
-        backend, why = choice(device, torch.bfloat16, size)
+    for size, keys in itertools.product((16, 40, 64, 128, 256, 512), (77, 1024)):
+        backend, why = choice(device, torch.bfloat16, size, keys)
         line = f"{'attention on ' + device:<25} {backend} ({why})"
         if line not in lines:
             lines.append(line)

@@ -19,7 +19,7 @@ SHAPE = (4, 3, 16, 16)
 
 @pytest.fixture(autouse=True)
 def on_the_gpu(seed):
-    with torch.device("cuda"), torch.backends.cudnn.flags(allow_tf32=False), torch.no_grad():
+    with torch.device("cuda"), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.no_grad():
         yield
 
 

@@ -228,7 +228,7 @@ def test_the_choice(monkeypatch):
     assert choice("cpu", torch.float32, 512)[0] == "torch"
     for dtype, D in itertools.product(DTYPES, range(1, 513)):
         name, why = choice("cuda", dtype, D)
-        assert name == ("torch" if D <= 128 else "triton")
+        assert name == ("torch" if D <= 128 or dtype == torch.float32 else "triton")
         assert "not a measurement" in why
     monkeypatch.setattr(triton_support, "why_missing", lambda device_type: "triton is not installed")
     assert choice("cuda", torch.float16, 512) == ("torch", "triton is not installed")
@@ -236,12 +236,13 @@ def test_the_choice(monkeypatch):
 
 def test_an_entry_of_a_chip(monkeypatch):
     monkeypatch.setattr(triton_support, "why_missing", lambda device_type: None)
-    entry = {"source": "tested", "16-bit": {"64": "triton", "512": "torch"}, "32-bit": {"512": "torch"}}
+    entry = {"source": "tested", "16-bit": [[64, 80, "triton"], [512, 0, "torch"]], "32-bit": [[512, 0, "torch"]]}
     monkeypatch.setattr(backends, "_table", lambda: {"sm_42": entry})
     monkeypatch.setattr(backends, "_chip", lambda: "sm_42")
     backends.tabulated.cache_clear()
-    assert choice("cuda", torch.float16, 64) == ("triton", "heads of up to 64 channels; tested")
-    assert choice("cuda", torch.bfloat16, 65)[0] == "torch"
+    assert choice("cuda", torch.float16, 64, 80) == ("triton", "heads of up to 64 channels, up to 80 keys; tested")
+    assert choice("cuda", torch.float16, 64, 81) == ("torch", "heads of up to 512 channels; tested")
+    assert choice("cuda", torch.bfloat16, 65, 1)[0] == "torch"
     assert choice("cuda", torch.float32, 64)[0] == "torch"
     backends.tabulated.cache_clear()
 

@@ -75,9 +75,10 @@ def test_views(seed, dtype, kind):
     check(y, *plain, 40**-0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("D", [1, 3, 17, 100, 300])
-def test_odd_head_sizes(seed, D):
-    q, k, v = operands(1, 1, 4, 77, D, torch.float32)
+def test_odd_head_sizes(seed, D, dtype):
+    q, k, v = operands(1, 1, 4, 77, D, dtype)
     check(attention(q, k, v, -0.2, backend="triton"), q, k, v, -0.2)
 
 

@@ -84,7 +84,7 @@ def _check(name: str, t: Tensor, q: Tensor) -> None:
 def _compute(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Tensor:
     # Chosen here and not before, since torch.compile could not trace the look into choice.json.
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-        backend = choose(backend, q.device, q.dtype, q.shape[3])
+        backend = choose(backend, q.device, q.dtype, q.shape[3], k.shape[2])
     if q.numel() == 0:
         return _fake(q)
     if backend == "triton":

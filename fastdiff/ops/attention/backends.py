@@ -26,11 +26,11 @@ def check(backend: str) -> None:
         raise ValueError(f"backend is {backend!r}; it must be {NAMES}")
 
 
-def choose(backend: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+def choose(backend: str, device: torch.device, dtype: torch.dtype, head_size: int, keys: int) -> str:
     """The backend that serves ``backend``; RuntimeError for one that cannot serve the device, saying why."""
     why = "named by the caller"
     if backend == "auto":
-        backend, why = choice(device.type, dtype, head_size)
+        backend, why = choice(device.type, dtype, head_size, keys)
     reason = why_missing(backend, device.type)
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} ({why}) cannot serve {device.type} tensors: {reason}")
@@ -44,7 +44,7 @@ def why_missing(backend: str, device_type: str) -> str | None:
     return triton_support.why_missing(device_type) if backend == "triton" else None
 
 
-def choice(device_type: str, dtype: torch.dtype, head_size: int) -> tuple[str, str]:
+def choice(device_type: str, dtype: torch.dtype, head_size: int, keys: int = 1024) -> tuple[str, str]:
     """What "auto" means for heads of ``head_size`` channels on the current device of a type, and why.
 
     FASTDIFF_BACKEND decides where it names one of attention's backends. One that only other operations have, such as
@@ -57,19 +57,19 @@ def choice(device_type: str, dtype: torch.dtype, head_size: int) -> tuple[str, s
         raise ValueError(f"{VARIABLE} is {named!r}; it must be {NAMES}, {', '.join(set(OTHERS) - set(BACKENDS))}")
     if device_type != "cuda":
         return "torch", f"there is no other kernel for {device_type} devices"
-    backend, why = tabulated(_chip(), dtype.itemsize, head_size)
+    backend, why = tabulated(_chip(), dtype.itemsize, head_size, keys)
     reason = why_missing(backend, device_type)
     return (backend, why) if reason is None else ("torch", reason)
 
 
 @lru_cache(maxsize=256)
-def tabulated(chip: str, element_size: int, head_size: int) -> tuple[str, str]:
+def tabulated(chip: str, element_size: int, head_size: int, keys: int) -> tuple[str, str]:
     """choice.json's backend for a chip, "sm_90" or "gfx942", and where the entry comes from."""
     table = _table()
     entry = table.get(chip) or table["default"]
-    sizes = entry[f"{8 * element_size}-bit"]
-    largest = min(size for size in map(int, sizes) if size >= head_size)
-    return sizes[str(largest)], f"heads of up to {largest} channels; {entry['source']}"
+    rows = entry[f"{8 * element_size}-bit"]
+    size, most, backend = next(r for r in rows if head_size <= r[0] and (keys <= r[1] or not r[1]))
+    return backend, f"heads of up to {size} channels{f', up to {most} keys' if most else ''}; {entry['source']}"
 
 
 def _chip() -> str:

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = math.log2(math.e)
+FEW = 4096  # queries of all heads: up to here programs of 64 do not fill half of a large GPU
 SMALLEST = 16  # channels of a tile: what a tensor core's multiplication sums over
 
 
@@ -150,9 +151,11 @@ def attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Non
         out.copy_(wide)
         return
     (B, H, N, D), M = q.shape, k.shape[2]
+    if q.dtype != torch.float32:
+        q, k, v = (_readable(t) for t in (q, k, v))
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
         chip = "interpreter" if interpreted else chip_here()
-        tiles = tiles_for(chip, q.element_size(), D)
+        tiles = tiles_for(chip, q.element_size(), D, few=B * H * N <= FEW)
         tile, rest = split(D) if tiles.columns == 0 else (min(tiles.columns, triton.next_power_of_2(D)), 0)
         column_blocks = triton.cdiv(D, tile) if rest == 0 else 1
         strides = [stride for t in (q, k, v) for stride in t.stride()]
@@ -190,12 +193,26 @@ def chip_here() -> str:
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
+def _readable(t: Tensor) -> Tensor:
+    """A tensor whose rows can be read 16 bytes at a time, or a copy that can.
+
+    Triton 3.6 computes wrong last channels from rows of two-byte elements that it must read one by one (seen on sm_90
+    with heads of 32 + 16 channels). Such rows would be slow besides.
+    """
+    each = 16 // t.element_size()
+    if t.stride(3) != 1 or (t.data_ptr() % 16 == 0 and all(stride % each == 0 for stride in t.stride()[:3])):
+        return t
+    wide = t.new_empty(*t.shape[:3], triton.cdiv(t.shape[3], each) * each)
+    return wide[..., : t.shape[3]].copy_(t)
+
+
 @lru_cache(maxsize=256)
-def tiles_for(chip: str, element_size: int, D: int) -> Tiles:
-    """The chip's tiles, or the default's, for the smallest tuned head size from D on."""
+def tiles_for(chip: str, element_size: int, D: int, few: bool = False) -> Tiles:
+    """The chip's tiles, or the default's, for the smallest tuned head size from D on; those for few queries, if any."""
     table = _tables().get(chip) or _tables()["default"]
     sizes = table[f"{8 * element_size}-bit"]
-    return Tiles(*sizes[str(min(size for size in map(int, sizes) if size >= D))])
+    size = min(int(size) for size in sizes if size.isdigit() and int(size) >= D)
+    return Tiles(*sizes.get(f"{size} few" if few else str(size), sizes[str(size)]))
 
 
 @lru_cache(maxsize=1)

@@ -116,8 +116,19 @@ def finish(out, weight, bias, b, pixel, channel, known, inside, h, mean, off, rs
     if bias is not None:
         y += widen(tl.load(bias + channel, mask=known, other=0.0))
     if SILU:
-        y = y / (1.0 + tl.exp(-y))
+        y = silu(y, out[0].dtype.element_ty == tl.float32)
     write(at(out, b, pixel, channel), y, inside)
+
+
+@triton.jit
+def silu(y, EXACT: tl.constexpr):
+    """y / (1 + exp(−y)); EXACT: to float32's accuracy, where tl.exp and a GPU's division lose bits."""
+    if EXACT:
+        t = y * -1.4426950408889634  # −y log₂ e, and below what its rounding lost and the constant lacks
+        lost = tl.fma(y, -1.4426950408889634, -t) + y * -1.925963033500112e-08
+        return tl.div_rn(y, 1.0 + tl.exp2(t) * (1.0 + lost * 0.6931471805599453))
+    else:
+        return y / (1.0 + tl.exp(-y))
 
 
 @triton.jit
@@ -130,7 +141,7 @@ def whole_kernel(
     h = load_h(x, x2, add, b, pixel, channel, known, inside, first)
     count = tl.cast(pixels, tl.float32) * SIZE
     mean, off, m2 = moments(h, inside, count)
-    rstd = 1.0 / tl.sqrt(m2 / count + eps)
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(m2, count) + eps))
     finish(out, weight, bias, b, pixel, channel, known, inside, h, mean, off, rstd, SILU)
 
 
@@ -159,14 +170,14 @@ def count_of(tile, pixels, SIZE: tl.constexpr, P: tl.constexpr, C: tl.constexpr)
 
 @triton.jit
 def merged(
-    start, begin, count, mean, known, pixels, SIZE: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
+    start, begin, TILES: tl.constexpr, mean, known, pixels, SIZE: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
     MERGED: tl.constexpr,
 ):  # fmt: skip
     """Of tiles begin, begin + 1, …: elements [MERGED, 1], mean − ``mean`` and squared deviations [MERGED, G]."""
     number = begin + tl.arange(0, MERGED)
-    there = (number < count)[:, None] & known[None, :]
+    there = (number < TILES)[:, None] & known[None, :]
     at = start[None, :] + number[:, None] * 2
-    n = tl.where(number < count, count_of(number, pixels, SIZE, P, C), 0.0)[:, None]
+    n = tl.where(number < TILES, count_of(number, pixels, SIZE, P, C), 0.0)[:, None]
     d = tl.where(there, tl.load(at, mask=there, other=0.0) - mean[None, :], 0.0)
     return n, d, tl.load(at + 1, mask=there, other=0.0)
 
@@ -175,24 +186,24 @@ def merged(
 def normalise_kernel(
     out, partial, x, x2, add, weight, bias, groups, pixels, first, eps,
     SILU: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr, G: tl.constexpr, C: tl.constexpr, MERGED: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     b, group, _, pixel, channel, known = place(groups, pixels, SIZE, P, G, C)
     inside = known & (pixel < pixels)
     h = load_h(x, x2, add, b, pixel, channel, known, inside, first)
     # Around the first tile's mean, then around that of all, so that means far apart or far from 0 cost no accuracy.
-    count = tl.cdiv(SIZE, C) * tl.cdiv(pixels, P)
-    start = partial + (b * groups + group) * count * 2
+    start = partial + (b * groups + group) * TILES * 2
     mean = tl.load(start, mask=group < groups, other=0.0)
     total = tl.cast(pixels, tl.float32) * SIZE
     off, m2 = tl.zeros([G], tl.float32), tl.zeros([G], tl.float32)
-    for begin in range(0, count, MERGED):
-        n, d, within = merged(start, begin, count, mean, group < groups, pixels, SIZE, P, C, MERGED)
+    for begin in range(0, TILES, MERGED):
+        n, d, within = merged(start, begin, TILES, mean, group < groups, pixels, SIZE, P, C, MERGED)
         off += tl.sum(n * d, 0)
     off = off / total
-    for begin in range(0, count, MERGED):
-        n, d, within = merged(start, begin, count, mean, group < groups, pixels, SIZE, P, C, MERGED)
+    for begin in range(0, TILES, MERGED):
+        n, d, within = merged(start, begin, TILES, mean, group < groups, pixels, SIZE, P, C, MERGED)
         m2 += tl.sum(n * (d - off[None, :]) * (d - off[None, :]) + within, 0)
-    rstd = 1.0 / tl.sqrt(m2 / total + eps)
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(m2, total) + eps))
     finish(out, weight, bias, b, pixel, channel, known, inside, h, mean, off, rstd, SILU)
 
 
@@ -231,7 +242,7 @@ class Launch:
     def normalise(self, partial: Tensor) -> None:
         merged = min(64, triton.next_power_of_2(self.tiles.total))
         self.run(normalise_kernel, self.out, partial, *self.inputs, *self.affine, *self.sizes, self.eps,
-                 SILU=self.silu, MERGED=merged)  # fmt: skip
+                 SILU=self.silu, MERGED=merged, TILES=self.tiles.total)  # fmt: skip
 
 
 def view(tensor: Tensor | None, last: bool) -> tuple:
