@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import itertools
+import os
 import platform
 
 import torch
