@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 import aot_attention
+import aot_conv
 import aot_conv_epilogue
 import aot_group_norm_silu
 import torch
@@ -46,7 +47,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}  # bytes that a program can have
 EXACT = ("randn", "add_noise", "update")  # to the bit what the reference computes: no contraction, no approximation
 EXACT_SHARED_LIMIT = 48 << 10  # bytes that every chip gives a program without being asked
-OTHERS = (aot_attention, aot_group_norm_silu, aot_conv_epilogue)
+OTHERS = (aot_attention, aot_conv, aot_group_norm_silu, aot_conv_epilogue)
 SHAPE = (2, 4, 16, 16)
 FEATURES = ("plain", "drawn", "given")
 

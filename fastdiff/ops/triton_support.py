@@ -30,6 +30,14 @@ def why_missing(device_type: str) -> str | None:
     return f"there are no Triton kernels for {device_type!r} devices"
 
 
+def chip_here() -> str:
+    """The current device's architecture: "sm_90", "gfx942", …"""
+    import triton
+
+    target = triton.runtime.driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
 def launch(kernel: Any, like: Tensor, *args: Any) -> None:
     """Run a kernel over the [B, n] elements of ``like`` on the current stream of its device.
 

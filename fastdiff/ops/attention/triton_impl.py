@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.ops.triton_support import chip_here
+
 LOG2_E = math.log2(math.e)
 FEW = 4096  # queries of all heads: up to here programs of 64 do not fill half of a large GPU
 SMALLEST = 16  # channels of a tile: what a tensor core's multiplication sums over
@@ -185,12 +187,6 @@ def split(D: int) -> tuple[int, int]:
         return tile, 0
     rest = max(SMALLEST, triton.next_power_of_2(D - tile))
     return (2 * tile, 0) if rest == tile else (tile, rest)
-
-
-def chip_here() -> str:
-    """The current device's architecture: "sm_90", "gfx942", …"""
-    target = triton.runtime.driver.active.get_current_target()
-    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
 def _readable(t: Tensor) -> Tensor:
