@@ -41,14 +41,31 @@ def only_noise(result: Tensor, mean: Tensor, sigma: float) -> None:
 
 def graphed(ours: Callable[[], Any], device: torch.device) -> dict[str, Callable[[], Any]]:
     """fastdiff's contestants: on a GPU its call as a node of a CUDA graph, which is how the loop runs it, and eager."""
-    if device.type == "cpu":
-        return {"fastdiff": ours}
-    ours()
+    return {"fastdiff": ours} if device.type == "cpu" else {"fastdiff": graph(ours), "fastdiff, eager": ours}
+
+
+def graph(call: Callable[[], Any]) -> Callable[[], Any]:
+    """A replay of what a call runs on the GPU, so that launches from Python do not hide the kernels' own time."""
+    call()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        ours()
-    return {"fastdiff": graph.replay, "fastdiff, eager": ours}
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        call()
+    return captured.replay
+
+
+def kernels(call: Callable[[], Any]) -> int:
+    """How many kernels a call runs on the GPU, those of a graph's nodes among them; copies and fills are not counted.
+
+    The profiler may slow down what runs after it, so nothing is timed in a process that has counted.
+    """
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    on_gpu = [e.name for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(not name.startswith(("Memcpy", "Memset")) for name in on_gpu)
 
 
 def gpu_targets(shape: tuple[int, ...]) -> list[dict[str, Any]]:
