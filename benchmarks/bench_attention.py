@@ -6,8 +6,7 @@ On a GPU everyone is timed as a node of a graph, without what a launch from Pyth
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GPU
-from gates import close, graph, graphed
+from gates import GPU, close, graph, graphed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastdiff.ops.attention import attention, choice

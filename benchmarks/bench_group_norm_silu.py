@@ -8,8 +8,7 @@ in turn, which at batch 64 do not fit the cache together.
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GPU
-from gates import graph
+from gates import GPU, graph
 
 from fastdiff.ops.group_norm_silu import group_norm_silu
 

@@ -1,11 +1,10 @@
 """Whole runs of ``fastdiff.sample`` beside the textbook's loop and diffusers' pipeline. Times are for one step.
 
-The gate draws torch's own noise from one seed in every contestant (``generator=``), and compares the images: to 1e-3
-of the largest value, the accelerated network in bfloat16 to 5 %.
+The gate draws torch's own noise from one seed in every contestant (``generator=``), and compares the images, each value to
+1e-3. An accelerated network's may differ by 1e-3 in root mean square, by 5 % where it computes in bfloat16.
 """
 
 import copy
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import GPU
-from gates import SCHEDULE, TextbookSchedule, close
+from gates import GPU, SCHEDULE, TextbookSchedule, alike, close
 from torch import Tensor, nn
 
 import fastdiff
@@ -161,7 +159,7 @@ def test_digits(contest, device, diffusers, sampler):
 
     right = ours(generator=generator(device))
     close(seeded(textbook), right, 1e-3)
-    close(ours(quick, generator=generator(device)), right, tolerance(quick))
+    alike(ours(quick, generator=generator(device)), right, tolerance(quick))
     if theirs:
         close(theirs(generator(device)), right, 1e-3)
     contest(
@@ -200,7 +198,7 @@ def test_cifar10(contest, device, diffusers, batch):
 
     right = ours(generator=generator(device))
     close(seeded(textbook), right, 1e-3)
-    close(ours(quick, generator=generator(device)), right, tolerance(quick))
+    alike(ours(quick, generator=generator(device)), right, tolerance(quick))
     if theirs:
         close(theirs(generator=generator(device)), (right / 2 + 0.5).clamp(0, 1), 1e-3)
     contest(

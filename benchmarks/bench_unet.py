@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 from bench_sample import CIFAR10
-from conftest import GPU
-from gates import close
+from gates import GPU, close
 from stepping import eager_step, first_step, steps
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -122,7 +121,7 @@ def test_step(contest, device, diffusers, name, batch):
     last, first = torch.channels_last, torch.contiguous_format
     models = {BFLOAT16: accelerated(model), "diffusers' default: float32": model}
     models["bfloat16, channels_last"] = formed(model, torch.bfloat16, last)
-    if name == "CIFAR-10" or name.startswith("Celeb") and not GPU:  # others would fill the memory, or take too long
+    if name == "CIFAR-10" or (name.startswith("Celeb") and not GPU):  # others would fill the memory, or take too long
         models["float32, channels_last"] = formed(model, torch.float32, last)
         models["bfloat16"] = formed(model, torch.bfloat16, first)
         if not GPU:

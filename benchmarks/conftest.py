@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 import torch
+from gates import GPU
 
 import fastdiff
 
-GPU = torch.cuda.is_available()
 SECONDS = 0.5 if GPU else 2.5  # for all rounds of one contest
 ROUNDS = (3, 200)  # at least, at most
 GPU_CALLS = 20  # a turn on a GPU is so many calls and one synchronisation

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastdiff
 
+GPU = torch.cuda.is_available()
 SCHEDULE = fastdiff.NoiseSchedule.linear()
 
 
@@ -28,6 +29,12 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
     """|a − b| ≤ tolerance·max(1, max|b|)."""
     error, bound = float((a - b).abs().max()), tolerance * max(1.0, float(b.abs().max()))
     assert error <= bound, f"contestants differ by {error:.3g}; {bound:.3g} is allowed"
+
+
+def alike(a: Tensor, b: Tensor, tolerance: float) -> None:
+    """‖a − b‖ ≤ tolerance·‖b‖, for whole runs in another dtype, where single values go their own ways."""
+    error = float((a - b).norm() / b.norm())
+    assert error <= tolerance, f"contestants differ by {error:.3g} of their size; {tolerance:.3g} is allowed"
 
 
 def only_noise(result: Tensor, mean: Tensor, sigma: float) -> None:
