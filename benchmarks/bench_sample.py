@@ -1,7 +1,7 @@
 """Whole runs of ``fastdiff.sample`` beside the textbook's loop and diffusers' pipeline. Times are for one step.
 
-The gate draws torch's own noise from one seed in every contestant (``generator=``), and compares the images, each value to
-1e-3. An accelerated network's may differ by 1e-3 in root mean square, by 5 % where it computes in bfloat16.
+The gate draws torch's own noise from one seed in every contestant (``generator=``), and compares the images, each value
+to 1e-3. An accelerated network's may differ by 1e-3 of their size in root mean square, in bfloat16 by 5 %.
 """
 
 import copy
