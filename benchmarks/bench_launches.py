@@ -1,6 +1,8 @@
 """Kernels that a step runs and the memory that it needs, on a GPU: fastdiff's captured step, and diffusers' eager call.
 
-Memory is the most that is allocated during the first call, in which fastdiff captures the step, beyond what was there before the network was made: weights, their packed copies and activations. Nothing is timed here but for form: the profiler may slow down what comes after.
+Memory is the most that is allocated during the first call, in which fastdiff captures the step, beyond what was there
+before the network was made: weights, their packed copies and activations. Nothing is timed here but for form, since the
+profiler may slow down what comes after it.
 """
 
 import gc

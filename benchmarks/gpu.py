@@ -4,7 +4,7 @@
 
 Stages run one after another, each with a time budget; a later one gets what the earlier ones left. Benchmarks start
 their most important contests first and stop starting them 20 s before their time is over; a stage that goes on is
-interrupted, upon which pytest still writes what it has measured, and killed 10 s later.
+interrupted, upon which pytest still writes what it has measured, and killed 15 s later.
 What was skipped or cut short is said on the terminal and in gpu.log. The files go to $OUT, or to benchmarks/results:
 gpu.log (what ran, and its output), gpu.json (what was measured, written after each stage) and, rendered from it,
 SPEED.md with gpu.png.
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOTAL = 555.0  # seconds
 KEPT = 100_000  # characters of a stage's output, its end
 MARGIN = 20.0  # seconds before a stage's end after which no contest starts
-GRACE = 10.0  # seconds from the interrupt to the end
+GRACE = 15.0  # seconds from the interrupt to the end
 # In order of importance. bench_samplers.py compares steps of schedulers on a CPU, for which there is no time here.
 FILES = ("unet", "group_norm_silu", "attention", "sample", "update", "add_noise", "randn")
 

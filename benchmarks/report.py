@@ -152,7 +152,7 @@ def table(case: Case) -> Iterator[str]:
     number = case.get("timesteps", 0)
     more = [*(["GB/s", "of copy"] if moved else []), *(["GFLOP/s"] if flops else [])]
     more += [f"images/s in {number} steps"] if number else []
-    yield " | ".join(["| ", f"median{per}", "fastest", "÷ fastdiff", *more]) + " |"
+    yield " | ".join(["|", f"median{per}", "fastest", "÷ fastdiff", *more]) + " |"
     yield "|---|" + "---:|" * (3 + len(more))
     for name, c in case["contestants"].items():
         ratio = "1" if name == "fastdiff" else f"{c['ratio']:.2f} [{c['ratio_q1']:.2f} … {c['ratio_q3']:.2f}]"
