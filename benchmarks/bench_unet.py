@@ -1,6 +1,11 @@
 """One call of a network: fastdiff's fast path beside eager PyTorch and torch.compile, and what each part of it brings.
 
-The gate compares every contestant with the float32 network: 1e-4 for float32, 5 % of the largest value for bfloat16.
+On a GPU fastdiff's turn is a whole step of a sampling of a thousand, as ``fastdiff.sample`` runs it: one graph of
+network, update and step counter. The others' turns are their network's call alone, without scheduler or noise.
+
+The gate compares every network with the float32 one: 1e-4 of the largest value for float32 (5e-3 on a GPU, where
+PyTorch's convolutions round to tf32 by default), 5 % for bfloat16; and the first step of the graph with the same step
+run eagerly.
 """
 
 from __future__ import annotations
@@ -12,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 from bench_sample import CIFAR10
-from gates import close
+from gates import GPU, close
+from stepping import eager_step, first_step, steps
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,7 +36,8 @@ CELEBA256 = CIFAR10 | {
 }
 SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 FLOAT32, BFLOAT16 = "fastdiff, float32", "fastdiff"
-GPU = torch.cuda.is_available()
+STEPS = 1000
+CALLS = 5  # of a network in a turn on a GPU
 CASES = {
     "CIFAR-10": (CIFAR10, (3, 32, 32), (1, 16, 64, 256) if GPU else (1, 8)),
     "CelebA-HQ 256": (CELEBA256, (3, 256, 256), (1, 16) if GPU else (1,)),
@@ -43,7 +50,15 @@ def network(name: str, device: torch.device) -> nn.Module:
 
     kind = diffusers.UNet2DConditionModel if name.startswith("Stable") else diffusers.UNet2DModel
     torch.manual_seed(0)
-    return kind(**CASES[name][0]).eval().requires_grad_(False).to(device)
+    with device:
+        return kind(**CASES[name][0]).eval().requires_grad_(False)
+
+
+def inputs(name: str, batch: int, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """x, t and what else the network takes."""
+    x = torch.randn(batch, *CASES[name][1], device=device)
+    prompt = {"encoder_hidden_states": torch.randn(batch, 77, 768, device=device)} if name.startswith("Stable") else {}
+    return x, torch.full((batch,), 500, device=device), prompt
 
 
 def formed(model: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> nn.Module:
@@ -62,29 +77,37 @@ def accelerated(model: nn.Module, dtype: torch.dtype | str = "auto") -> nn.Modul
     return twin
 
 
-def turns(models: dict[str, nn.Module], x: Tensor, more: tuple[Tensor, ...]) -> dict[str, Callable[[], Any]]:
+def turns(
+    models: dict[str, nn.Module], x: Tensor, t: Tensor, more: dict[str, Tensor]
+) -> dict[str, Callable[[], Tensor]]:
     """A call of each, with inputs in its dtype and memory format."""
 
     def turn(model: nn.Module) -> Callable[[], Tensor]:
         p = next(p for p in model.parameters() if p.ndim == 4)
         known = isinstance(model, torch._dynamo.OptimizedModule) or fast.of(model) is None
         layout = torch.channels_last if known and not p.is_contiguous() else torch.contiguous_format
-        inputs = [t.to(p.dtype) if t.is_floating_point() else t for t in more]
-        mine = x.to(p.dtype).contiguous(memory_format=layout)
+        mine, kwargs = x.to(p.dtype).contiguous(memory_format=layout), {k: v.to(p.dtype) for k, v in more.items()}
 
         @torch.no_grad()
         def call() -> Tensor:
-            return model(mine, *inputs).sample
+            return model(mine, t, **kwargs).sample
 
         return call
 
     return {name: turn(model) for name, model in models.items()}
 
 
+def captured(model: nn.Module, shape: tuple[int, ...], more: dict[str, Tensor]) -> Callable[[], None]:
+    """A turn that is a step of a sampling: one replay of the graph that holds it, the same as the eager step."""
+    with torch.no_grad():
+        close(first_step(model, shape, STEPS, more), eager_step(model, shape, STEPS, more), 1e-4)
+    return steps(model, shape, STEPS, more)
+
+
 def gate(calls: dict[str, Callable[[], Tensor]], right: Tensor, half: set[str]) -> None:
     size = float(right.abs().max())
     for name, call in calls.items():
-        close(call().float() / size, right / size, 0.05 if name in half else 1e-4)
+        close(call().float() / size, right / size, 0.05 if name in half else 5e-3 if GPU else 1e-4)
 
 
 CONTESTS = [(name, batch) for name, (_, _, batches) in CASES.items() for batch in batches]
@@ -95,37 +118,65 @@ def test_step(contest, device, diffusers, name, batch):
     if diffusers is None:
         pytest.skip("diffusers is not installed")
     model = network(name, device)
-    large = name.startswith("Stable") and not GPU  # its copies would fill the memory
-    shape = (batch, *CASES[name][1])
-    x = torch.randn(shape, device=device)
-    more = (torch.full((batch,), 500, device=device),)
-    if name.startswith("Stable"):
-        more += (torch.randn(batch, 77, 768, device=device),)
+    x, t, more = inputs(name, batch, device)
     last, first = torch.channels_last, torch.contiguous_format
-    models = {BFLOAT16: accelerated(model), FLOAT32: None if large else accelerated(model, torch.float32)}
-    models |= {"diffusers' default: float32": model}
-    if not large:
+    models = {BFLOAT16: accelerated(model), "diffusers' default: float32": model}
+    models["bfloat16, channels_last"] = formed(model, torch.bfloat16, last)
+    if name == "CIFAR-10" or (name.startswith("Celeb") and not GPU):  # others would fill the memory, or take too long
         models["float32, channels_last"] = formed(model, torch.float32, last)
         models["bfloat16"] = formed(model, torch.bfloat16, first)
-    models["bfloat16, channels_last"] = formed(model, torch.bfloat16, last)
-    if name == "CIFAR-10":
+        if not GPU:
+            models[FLOAT32] = accelerated(model, torch.float32)
+    if name == "CIFAR-10" and not GPU:  # there test_compile has it
         models["torch.compile, float32"] = compiled(formed(model, torch.float32, last))
         models["torch.compile, bfloat16"] = compiled(formed(model, torch.bfloat16, last))
-    models = {key: value for key, value in models.items() if value is not None}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        right = model(x, *more).sample
-    calls = turns(models, x, more)
+        right = model(x, t, **more).sample
+    order = [BFLOAT16, FLOAT32, "diffusers' default: float32", "float32, channels_last", "bfloat16"]
+    models = {key: models[key] for key in [*order, *models] if key in models}
+    calls = turns(models, x, t, more)
     bf16 = fast.of(models[BFLOAT16]).context.dtype == torch.bfloat16
     gate(calls, right, {key for key in models if "bfloat16" in key or (key == BFLOAT16 and bf16)})
+    if GPU:
+        calls[BFLOAT16] = captured(models[BFLOAT16], tuple(x.shape), more)
     contest(
         "unet",
         name,
         calls,
-        shape=shape,
+        shape=tuple(x.shape),
         flops=counter.get_total_flops(),
         targets=targets(name, batch) if bf16 else [],
-        seconds=45 if name == "CIFAR-10" else 20,
+        seconds=3 if GPU else 45 if name == "CIFAR-10" else 20,
         warm=False,
+        calls=CALLS,
+        timesteps=STEPS if GPU and not name.startswith("Stable") else 0,
+    )
+
+
+@pytest.mark.skipif(not GPU, reason="on a CPU torch.compile takes part in test_step")
+@pytest.mark.parametrize("batch", [1, 64])
+def test_compile(contest, device, diffusers, batch):
+    """Beside torch.compile's best, which takes minutes to compile: a contest of its own."""
+    if diffusers is None:
+        pytest.skip("diffusers is not installed")
+    model = network("CIFAR-10", device)
+    x, t, more = inputs("CIFAR-10", batch, device)
+    rival = "torch.compile, bfloat16, max-autotune"
+    models = {BFLOAT16: accelerated(model), rival: compiled(formed(model, torch.bfloat16, torch.channels_last))}
+    with torch.no_grad():
+        right = model(x, t).sample
+    calls = turns(models, x, t, more)
+    gate(calls, right, set(models))
+    calls[BFLOAT16] = captured(models[BFLOAT16], tuple(x.shape), more)
+    contest(
+        "unet, beside torch.compile",
+        "CIFAR-10",
+        calls,
+        shape=tuple(x.shape),
+        targets=[{"kind": "ratio", "contestant": rival, "goal": {1: 1.5, 64: 1.15}[batch]}],
+        seconds=3,
+        warm=True,
+        timesteps=STEPS,
     )
 
 
@@ -133,9 +184,9 @@ def targets(name: str, batch: int) -> list[dict[str, Any]]:
     if name != "CIFAR-10":
         return []
     if GPU:
-        goals = {1: (15, 1.5), 64: (2.5, 1.15)}.get(batch)
-        names = ("diffusers' default: float32", "torch.compile, bfloat16")
-        return [{"kind": "ratio", "contestant": n, "goal": g} for n, g in zip(names, goals or (), strict=False)]
+        goal = {1: 15, 64: 2.5}.get(batch)
+        eager = [{"kind": "ratio", "contestant": "diffusers' default: float32", "goal": goal}] if goal else []
+        return eager + [{"kind": "images", "contestant": "fastdiff", "goal": 30}] * (batch == max(CASES[name][2]))
     if batch != 8:
         return []
     return [
@@ -157,24 +208,35 @@ PARTS = {
 
 @pytest.mark.parametrize("batch", [1, 64] if GPU else [8])
 def test_ablation(contest, device, diffusers, batch):
-    """From diffusers' default to the whole fast path, one part after another, in bfloat16 where that is native."""
+    """From diffusers' default to the whole fast path, one part after another, in bfloat16 where that is native.
+
+    On a GPU the graph comes before what is fastdiff's own arithmetic, which gets no credit for it.
+    """
     if diffusers is None:
         pytest.skip("diffusers is not installed")
     model = network("CIFAR-10", device)
     dtype = fast.native_dtype(model)
-    x, t = torch.randn(batch, 3, 32, 32, device=device), torch.full((batch,), 500, device=device)
+    x, t, more = inputs("CIFAR-10", batch, device)
+    half = f"+ {str(dtype).removeprefix('torch.')}"
     models = {
         "diffusers' default: float32": model,
         "+ channels_last": formed(model, torch.float32, torch.channels_last),
-        f"+ {str(dtype).removeprefix('torch.')}": formed(model, dtype, torch.channels_last),
+        half: formed(model, dtype, torch.channels_last),
     }
     kinds: tuple[type[Fast], ...] = ()
-    for name, more in PARTS.items():
-        kinds += more
+    for name, parts in PARTS.items():
+        kinds += parts
         models[name] = copy.deepcopy(model)
         fast.put(models[name], dtype, kinds)
     with torch.no_grad():
         right = model(x, t).sample
-    calls = turns(dict(sorted(models.items(), key=lambda item: item[0] != "fastdiff")), x, (t,))
+    calls = turns(models, x, t, more)
     gate(calls, right, set(models) if dtype != torch.float32 else set())
-    contest("unet, part by part", "CIFAR-10", calls, shape=tuple(x.shape), seconds=40, warm=False)
+    if GPU:
+        graphs = {name: captured(models[name], tuple(x.shape), more) for name in (half, *PARTS)}
+        eager = {name: calls[name] for name in list(models)[:3]}
+        calls = {**eager, "+ one graph of the step": graphs.pop(half), **graphs}
+    calls = dict(sorted(calls.items(), key=lambda item: item[0] != "fastdiff"))
+    contest(
+        "unet, part by part", "CIFAR-10", calls, shape=tuple(x.shape), seconds=3 if GPU else 40, warm=False, calls=CALLS
+    )

@@ -20,17 +20,18 @@ from typing import Any
 
 import pytest
 import torch
+from gates import GPU
 
 import fastdiff
 
-SECONDS = 2.5  # for all rounds of one contest
+SECONDS = 0.5 if GPU else 2.5  # for all rounds of one contest
 ROUNDS = (3, 200)  # at least, at most
 GPU_CALLS = 20  # a turn on a GPU is so many calls and one synchronisation
-SIZES = [(64, 3, 32, 32), (16, 3, 256, 256)]
-if torch.cuda.is_available():
-    SIZES.append((64, 3, 256, 256))
+SIZES = [(64, 3, 32, 32), (64, 3, 256, 256) if GPU else (16, 3, 256, 256)]
+LIMIT = "FASTDIFF_BENCH_SECONDS"  # no benchmark starts later than so many seconds after the first
 
 Contestant = Callable[[], Any]
+_start = time.monotonic()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,6 +41,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name == "bench_samplers.py")  # which changes the process's allocator
+
+
+def pytest_sessionstart() -> None:
+    global _start
+    _start = time.monotonic()
+
+
+def pytest_runtest_setup() -> None:
+    """Skip what is left once the time is over: pytest-benchmark writes its file after the last benchmark."""
+    limit = float(os.environ.get(LIMIT) or "inf")
+    if time.monotonic() - _start > limit:
+        pytest.skip(f"no time is left: {LIMIT}={limit:g}")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
@@ -72,15 +85,7 @@ def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, read and written, of torch's own copy between two tensors of 512 MiB."""
     source = torch.ones(128 << 20, device=device)
     target = torch.empty_like(source)
-
-    def copy() -> float:
-        start = time.perf_counter()
-        target.copy_(source)
-        _wait(device)
-        return time.perf_counter() - start
-
-    copy()
-    return 2 * source.nbytes / statistics.median(copy() for _ in range(9))
+    return 2 * source.nbytes / _typical(lambda: target.copy_(source), device)
 
 
 @pytest.fixture(scope="session")
@@ -92,15 +97,11 @@ def convolutions(device: torch.device) -> dict[str, float]:
         x, w = torch.ones(batch, 256, 16, 16, device=device), torch.ones(256, 256, 3, 3, device=device)
         x, w = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (x, w))
 
-        def convolve(x: torch.Tensor = x, w: torch.Tensor = w) -> float:
-            start = time.perf_counter()
-            torch.conv2d(x, w, padding=1)
-            _wait(device)
-            return time.perf_counter() - start
+        def convolve(x: torch.Tensor = x, w: torch.Tensor = w) -> torch.Tensor:
+            return torch.conv2d(x, w, padding=1)
 
-        convolve()
         flops = 2 * 9 * x.numel() * w.shape[0]
-        rates[str(dtype).removeprefix("torch.")] = flops / statistics.median(convolve() for _ in range(9))
+        rates[str(dtype).removeprefix("torch.")] = flops / _typical(convolve, device)
     return rates
 
 
@@ -113,11 +114,15 @@ def contest(
     contestants: name -> what to call, "fastdiff" first; None marks one that is absent.
     moved: bytes that must cross the memory bus in one call; 0 where that says nothing.
     flops: operations of a call, those of the textbook; 0 where that says nothing.
-    targets: dicts of kind ("ratio", "of_copy" or "beyond"), contestant, goal and, optionally, stretch, and ours, the
-        name of fastdiff's contestant where it is not "fastdiff".
+    targets: dicts of kind ("ratio", "of_copy", "images" or "beyond"), contestant, goal and, optionally, stretch, and
+        ours, the name of fastdiff's contestant where it is not "fastdiff". "of_copy" is fastdiff's share of the
+        machine's copy bandwidth or, where the contestant is a copy, of that one's.
     steps: how many steps of a loop one call makes; times are then given for one of them. A call that is no loop is
         made once untimed before it is timed, so that each meets the caches and threads as its own last call left them;
         ``warm`` decides otherwise.
+    calls: on a GPU, how many calls a turn makes before it waits, where it is no loop.
+    repeats: how many times a contestant does its work when it is called; times are given for once.
+    timesteps: how many such steps a sampling takes, where images a second are to be shown.
     """
 
     def run(
@@ -132,8 +137,11 @@ def contest(
         steps: int = 1,
         seconds: float = SECONDS,
         warm: bool | None = None,
+        calls: int = GPU_CALLS,
+        repeats: int = 1,
+        timesteps: int = 0,
     ) -> None:
-        calls = GPU_CALLS if device.type == "cuda" and steps == 1 else 1
+        calls = calls if device.type == "cuda" and steps == 1 else 1
         turns = {name: _turn(call, calls, device) for name, call in contestants.items() if call is not None}
         warm = steps == 1 if warm is None else warm
         times: dict[str, list[float]] = {name: [] for name in turns}
@@ -154,13 +162,15 @@ def contest(
             return
         times[ours] = list(benchmark.stats.stats.data)
         benchmark.group = op
+        each = calls * steps * repeats
         benchmark.extra_info.update(
-            op=op, case=case, shape=list(shape), rounds=rounds, calls=calls, steps=steps, bytes=moved, flops=flops,
+            op=op, case=case, shape=list(shape), rounds=rounds, calls=calls * repeats, steps=steps, bytes=moved,
+            flops=flops, timesteps=timesteps,
             copy_bandwidth=copy_bandwidth, targets=targets or [], elsewhere=_elsewhere(started),
             ceiling=convolutions if flops else None,
             load=os.getloadavg()[0], absent=[name for name, call in contestants.items() if call is None],
             contestants={
-                name: _record([t / (calls * steps) for t in values], [t / (calls * steps) for t in times[ours]], moved)
+                name: _record([t / each for t in values], [t / each for t in times[ours]], moved)
                 for name, values in times.items()
             },
         )  # fmt: skip
@@ -205,12 +215,15 @@ def _record(times: list[float], ours: list[float], moved: int) -> dict[str, floa
     }  # fmt: skip
 
 
+def _typical(call: Contestant, device: torch.device) -> float:
+    """The median time of a call."""
+    calls = GPU_CALLS if device.type == "cuda" else 1
+    turn = _turn(call, calls, device)
+    turn()
+    return statistics.median(_time(turn) for _ in range(9)) / calls
+
+
 # ---- the machine
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _cpu_name() -> str:

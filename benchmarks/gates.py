@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastdiff
 
+GPU = torch.cuda.is_available()
 SCHEDULE = fastdiff.NoiseSchedule.linear()
 
 
@@ -30,6 +31,12 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
     assert error <= bound, f"contestants differ by {error:.3g}; {bound:.3g} is allowed"
 
 
+def alike(a: Tensor, b: Tensor, tolerance: float) -> None:
+    """‖a − b‖ ≤ tolerance·‖b‖, for whole runs in another dtype, where single values go their own ways."""
+    error = float((a - b).norm() / b.norm())
+    assert error <= tolerance, f"contestants differ by {error:.3g} of their size; {tolerance:.3g} is allowed"
+
+
 def only_noise(result: Tensor, mean: Tensor, sigma: float) -> None:
     """The result is ``mean`` plus sigma times standard normals, by their first two moments and largest value."""
     z = ((result.double() - mean.double()) / sigma).flatten()
@@ -41,14 +48,31 @@ def only_noise(result: Tensor, mean: Tensor, sigma: float) -> None:
 
 def graphed(ours: Callable[[], Any], device: torch.device) -> dict[str, Callable[[], Any]]:
     """fastdiff's contestants: on a GPU its call as a node of a CUDA graph, which is how the loop runs it, and eager."""
-    if device.type == "cpu":
-        return {"fastdiff": ours}
-    ours()
+    return {"fastdiff": ours} if device.type == "cpu" else {"fastdiff": graph(ours), "fastdiff, eager": ours}
+
+
+def graph(call: Callable[[], Any]) -> Callable[[], Any]:
+    """A replay of what a call runs on the GPU, so that launches from Python do not hide the kernels' own time."""
+    call()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        ours()
-    return {"fastdiff": graph.replay, "fastdiff, eager": ours}
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        call()
+    return captured.replay
+
+
+def kernels(call: Callable[[], Any]) -> int:
+    """How many kernels a call runs on the GPU, those of a graph's nodes among them; copies and fills are not counted.
+
+    The profiler may slow down what runs after it, so nothing is timed in a process that has counted.
+    """
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    on_gpu = [e.name for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(not name.startswith(("Memcpy", "Memset")) for name in on_gpu)
 
 
 def gpu_targets(shape: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -61,11 +61,13 @@ def render(machine: dict[str, Any], cases: list[Case]) -> Iterator[str]:
     for op in dict.fromkeys(case["op"] for case in cases):
         yield f"\n### {op}"
         mine = [case for case in cases if case["op"] == op]
-        counted = [case for case in mine if "operations" in case]
+        stepped = [case for case in mine if "operations" in case]
+        counted = [case for case in mine if "counts" in case]
         for case in mine:
-            if case not in counted:
+            if case not in stepped and case not in counted:
                 yield from table(case)
-        yield from steps(counted)
+        yield from steps(stepped)
+        yield from counts(counted)
 
 
 def describe(machine: dict[str, Any], cases: list[Case]) -> Iterator[str]:
@@ -96,10 +98,19 @@ def targets(cases: list[Case]) -> Iterator[str]:
             reached = value <= goal if kind == "beyond" else value >= goal
             ours, enough = case["contestants"]["fastdiff"]["median"], target.get("or_under")
             reached |= enough is not None and ours <= enough
-            text = {"ratio": "{:.2f}×" if value < 3 else "{:.1f}×", "of_copy": "{:.0%}", "beyond": "{:.2f} s"}[kind]
+            text = {
+                "ratio": "{:.2f}×" if value < 3 else "{:.1f}×", "of_copy": "{:.0%}", "beyond": "{:.2f} s",
+                "images": "{:.3g}",
+            }[kind]  # fmt: skip
+            copy = (
+                "the copy bandwidth"
+                if target["contestant"] == "fastdiff"
+                else f"the bandwidth of {target['contestant']}"
+            )
             what = {
                 "ratio": f"{target['contestant']} ÷ {target.get('ours', 'fastdiff')}",
-                "of_copy": "share of the copy bandwidth",
+                "of_copy": f"share of {copy}",
+                "images": f"{target['contestant']}, images a second in {case.get('timesteps')} steps",
                 "beyond": f"seconds beyond {target['contestant']}",
             }[kind]
             verdict = "reached" if reached else "**missed**"
@@ -119,9 +130,16 @@ def measured(case: Case, target: dict[str, Any]) -> float | None:
         return None
     if target["kind"] == "ratio":
         return contestant["median"] / case["contestants"][target.get("ours", "fastdiff")]["median"]
+    if target["kind"] == "images":
+        return images(case, contestant)
     if target["kind"] == "of_copy":
-        return ours["bandwidth"] / case["copy_bandwidth"]
+        return ours["bandwidth"] / (case["copy_bandwidth"] if contestant is ours else contestant["bandwidth"])
     return ours["median"] - contestant["median"]
+
+
+def images(case: Case, contestant: dict[str, float]) -> float:
+    """Images a second of a sampling, where a call is one of its steps for the whole batch."""
+    return float(case["shape"][0] / (case["timesteps"] * contestant["median"]))
 
 
 def table(case: Case) -> Iterator[str]:
@@ -131,9 +149,11 @@ def table(case: Case) -> Iterator[str]:
     if flops:
         rates = ", ".join(f"{rate / 1e9:.0f} in {dtype}" for dtype, rate in case["ceiling"].items())
         yield f"{flops / 1e9:.0f} GFLOP. A 3×3 convolution of 256 channels alone reaches, in GFLOP/s: {rates}.\n"
-    more = (" GB/s | of copy |" if moved else "") + (" GFLOP/s |" if flops else "")
-    yield f"| | median{per} | fastest | ÷ fastdiff |" + more
-    yield "|---|---:|---:|---:|" + ("---:|---:|" if moved else "") + ("---:|" if flops else "")
+    number = case.get("timesteps", 0)
+    more = [*(["GB/s", "of copy"] if moved else []), *(["GFLOP/s"] if flops else [])]
+    more += [f"images/s in {number} steps"] if number else []
+    yield " | ".join(["|", f"median{per}", "fastest", "÷ fastdiff", *more]) + " |"
+    yield "|---|" + "---:|" * (3 + len(more))
     for name, c in case["contestants"].items():
         ratio = "1" if name == "fastdiff" else f"{c['ratio']:.2f} [{c['ratio_q1']:.2f} … {c['ratio_q3']:.2f}]"
         line = f"| {name} | {duration(c['median'])} | {duration(c['min'])} | {ratio} |"
@@ -141,9 +161,24 @@ def table(case: Case) -> Iterator[str]:
             line += f" {c['bandwidth'] / 1e9:.1f} | {c['bandwidth'] / case['copy_bandwidth']:.0%} |"
         if flops:
             line += f" {flops / c['median'] / 1e9:.0f} |"
+        if number:
+            line += f" {images(case, c):.3g} |"
         yield line
     for name in case["absent"]:
-        yield f"| {name} | absent | | |" + (" | |" if moved else "") + (" |" if flops else "")
+        yield f"| {name} | absent | | |" + " |" * len(more)
+
+
+def counts(cases: list[Case]) -> Iterator[str]:
+    """Kernels and memory, where they were counted."""
+    if not cases:
+        return
+    yield "\nKernels that run for one step, and the most memory that weights and a step together take.\n"
+    yield "| | | kernels | memory |"
+    yield "|---|---|---:|---:|"
+    for case in cases:
+        for name, count in case["counts"].items():
+            shape = "×".join(map(str, case["shape"]))
+            yield f"| {case['case']}, {shape} | {name} | {count['kernels']} | {count['memory'] / 2**20:.0f} MiB |"
 
 
 def steps(cases: list[Case]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One small call of every GPU kernel, to run under compute-sanitizer: native and Triton, odd sizes and plain ones."""
+"""Small calls of the GPU kernels, to run under compute-sanitizer: native and Triton, odd sizes and plain ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import fastdiff
 from fastdiff.ops.backend import why_missing
 
 
-def call_everything(backend: str) -> None:
+def call_sampling(backend: str) -> None:
     schedule = fastdiff.NoiseSchedule.linear(10)
     ddpm, ddim = fastdiff.samplers.ddpm(schedule, clip=1.0), fastdiff.samplers.ddim(schedule, 5)
     for shape in ((3, 3, 8, 8), (2, 5, 7, 3)):
@@ -27,11 +27,33 @@ def call_everything(backend: str) -> None:
     torch.cuda.synchronize()
 
 
+def call_network(backend: str) -> None:
+    """What an accelerated network calls, in the dtype and memory format that it has there."""
+    dtype, last = torch.bfloat16, torch.channels_last
+
+    def images(channels: int, size: int) -> torch.Tensor:
+        return torch.randn(2, channels, size, size, device="cuda").to(dtype).contiguous(memory_format=last)
+
+    for channels, size in ((32, 8), (24, 5)):
+        x, x2, residual = (images(channels, size) for _ in range(3))
+        weight, bias, add = (torch.randn(n, 2 * channels, device="cuda", dtype=dtype).squeeze(0) for n in (1, 1, 2))
+        fastdiff.ops.group_norm_silu(x, weight, bias, 8, x2=x2, add=add, backend=backend)
+        fastdiff.ops.conv_epilogue(
+            x, bias=bias[:channels], add=add[:, :channels], residual=residual, scale=0.5, backend=backend
+        )
+    for tokens, keys, head in ((64, 64, 32), (17, 21, 40)):
+        q, k, v = (torch.randn(2, 2, n, head, device="cuda", dtype=dtype) for n in (tokens, keys, keys))
+        fastdiff.ops.attention(q, k, v, backend=backend)
+    torch.cuda.synchronize()
+
+
 def main() -> int:
     reasons = {backend: why_missing(backend, "cuda") for backend in ("native", "triton")}
     for backend, reason in reasons.items():
         if reason is None:
-            call_everything(backend)
+            call_sampling(backend)
+            if backend == "triton":  # the network's operations have no native CUDA kernels
+                call_network(backend)
         print(f"{backend}: {reason or 'every kernel called'}")
     return int(any(reasons.values()))
 

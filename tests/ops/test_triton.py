@@ -15,12 +15,13 @@ import pytest
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def run_cases(**environment: str) -> None:
+def run_cases(*options: str, **environment: str) -> None:
     names = ("triton_cases", "triton_update_cases", "triton_conv_epilogue_cases", "triton_attention_cases",
              "triton_group_norm_cases", "triton_conv_cases")  # fmt: skip
     cases = [Path(__file__).with_name(f"{name}.py") for name in names]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", *cases],
+        [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning",
+         *options, *cases],
         capture_output=True, text=True,
         env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment,
     )  # fmt: skip
@@ -36,4 +37,6 @@ def test_in_the_interpreter(seed):
 
 @pytest.mark.gpu
 def test_on_the_gpu(seed):
-    run_cases(FASTDIFF_TEST_SEED=str(seed))
+    """In eight processes where pytest-xdist is installed: compiling the kernels takes most of the time."""
+    parallel = ("-n", "8") if importlib.util.find_spec("xdist") else ()
+    run_cases(*parallel, FASTDIFF_TEST_SEED=str(seed))

@@ -1,0 +1,65 @@
+"""A step of a sampling by itself, run as ``fastdiff.sample`` runs its rows: on a GPU from a captured graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+import fastdiff
+from fastdiff.graph import stepping
+from fastdiff.network import evaluating
+from fastdiff.run import Run
+from fastdiff.sample import _prepare
+
+
+def prepared(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[str, Tensor]) -> Run:
+    """What ``fastdiff.sample`` makes of its arguments before its first row: DDPM of ``number`` steps."""
+    schedule = fastdiff.NoiseSchedule.linear(number)
+    arguments = inspect.signature(fastdiff.sample).bind(
+        model, shape, schedule=schedule, clip=1.0, seed=1, model_kwargs=kwargs
+    )
+    arguments.apply_defaults()
+    run = _prepare(**arguments.arguments, keeps_x0=False)
+    run.first_input()
+    return run
+
+
+def steps(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[str, Tensor]) -> Callable[[], None]:
+    """What runs the next step at each call. The last is followed by the first of a new sampling."""
+
+    def rows() -> Iterator[None]:
+        while True:
+            run = prepared(model, shape, number, kwargs)
+            with evaluating(model), stepping(run, run.network.device.type == "cuda") as step:
+                for index in range(number):
+                    step(index)
+                    yield
+
+    following = rows()
+
+    @torch.no_grad()
+    def call() -> None:
+        next(following)
+
+    return call
+
+
+@torch.no_grad()
+def first_step(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[str, Tensor]) -> Tensor:
+    """The state after the first step of ``steps``."""
+    run = prepared(model, shape, number, kwargs)
+    with evaluating(model), stepping(run, run.network.device.type == "cuda") as step:
+        step(0)
+    return run.x
+
+
+@torch.no_grad()
+def eager_step(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[str, Tensor]) -> Tensor:
+    """The same state, run eagerly."""
+    run = prepared(model, shape, number, kwargs)
+    with evaluating(model):
+        run.step(0)
+    return run.x
