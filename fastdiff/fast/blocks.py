@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdiff import ops
 from fastdiff.fast.forward import Context, Fast, Made, fast_of, hooked
-from fastdiff.fast.leaves import Conv, GroupNorm, Packed, PackedUpsample, Projection
+from fastdiff.fast.leaves import Conv, GroupNorm, Joint, Packed, PackedUpsample, Projection
 from fastdiff.ops.attention_block import attend
 
 
@@ -25,7 +25,8 @@ class Resnet(Fast):
         super().__init__(module, context)
         m = self.module
         self.number = None if m.time_emb_proj is None else self.conditioning.add(m)
-        self.shortcuts = [Packed() for _ in range(2)]
+        self.shortcuts = [Packed(self.conditioning) for _ in range(2)]
+        self.joint = Joint()
         self.halves: Made[tuple[Tensor, Tensor]] = Made()
 
     @classmethod
@@ -61,9 +62,28 @@ class Resnet(Fast):
             assert temb is not None
             add = self.conditioning(temb, self.number)
         h = norm2.fused(h, add=add)
+        y = self.second(h, x.to(self.dtype), skip)
         factor = m.output_scale_factor
-        y = m.conv2.forward.fused(h, residual=self.shortcut(x.to(self.dtype), skip))
         return y if factor == 1 else y / factor
+
+    def second(self, h: Tensor, x: Tensor, skip: Tensor | None) -> Tensor:
+        """The second convolution and the shortcut, summed."""
+        m = self.module
+        inputs = (x,) if skip is None else (x, skip)
+        usual = m.conv_shortcut is not None and (m.conv2.stride, m.conv2.padding) == ((1, 1), (1, 1))
+        if not usual or not self.joint.suits(h, m.conv2.weight, inputs):
+            return m.conv2.forward.fused(h, residual=self.shortcut(x, skip))
+        pointwise = (m.conv_shortcut.weight,) if skip is None else self.split(x, skip)
+        biases = (m.conv2.bias, m.conv_shortcut.bias)
+        return self.joint(h, m.conv2.weight, biases, self.conditioning.counters(h.device), inputs, pointwise)
+
+    def split(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """The shortcut's weights for x and for the skip connection."""
+        weight = self.module.conv_shortcut.weight
+        return self.halves.get(
+            [weight],
+            lambda: tuple(w.contiguous() for w in weight.detach().split([x.shape[1], skip.shape[1]], 1)),
+        )
 
     def shortcut(self, x: Tensor, skip: Tensor | None) -> Tensor:
         conv = self.module.conv_shortcut
@@ -71,15 +91,8 @@ class Resnet(Fast):
             return x if skip is None else torch.cat([x, skip], dim=1)
         if skip is None:
             return conv.forward.fused(x)
-        first, second = self.halves.get(
-            [conv.weight],
-            lambda: tuple(w.contiguous() for w in conv.weight.detach().split([x.shape[1], skip.shape[1]], 1)),
-        )
+        first, second = self.split(x, skip)
         return self.shortcuts[1](skip, second, None, self.shortcuts[0](x, first, conv.bias))
-
-
-def _split(weight: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    return weight[:, :channels].contiguous(), weight[:, channels:].contiguous()
 
 
 def _pointwise(conv: nn.Conv2d) -> bool:
@@ -93,7 +106,7 @@ class SelfAttention(Fast):
 
     def __init__(self, module: nn.Module, context: Context) -> None:
         super().__init__(module, context)
-        self.to_qkv, self.to_out = (Packed() for _ in range(2))
+        self.to_qkv, self.to_out = (Packed(self.conditioning) for _ in range(2))
         self.joined: Made[tuple[Tensor, Tensor | None]] = Made()
         self.weight: Made[Tensor] = Made()
 
@@ -267,7 +280,7 @@ class Upsample(Fast):
 
     def __init__(self, module: nn.Module, context: Context) -> None:
         super().__init__(module, context)
-        self.packed = PackedUpsample()
+        self.packed = PackedUpsample(self.conditioning)
 
     @classmethod
     def refuses(cls, module: Any) -> str | None:
@@ -289,3 +302,31 @@ class Upsample(Fast):
         conv = self.module.conv
         x = x.to(self.dtype)
         return self.packed(x, conv.weight, conv.bias)
+
+
+class Downsample(Fast):
+    """A convolution of stride 2, whose zeros at the right and the bottom are not stored where ``ops.conv`` serves."""
+
+    does = "no padded copy"
+
+    def __init__(self, module: nn.Module, context: Context) -> None:
+        super().__init__(module, context)
+        self.joint = Joint(2, (0, 1) if module.padding == 0 else (1, 1))  # type: ignore[arg-type]
+
+    @classmethod
+    def refuses(cls, module: Any) -> str | None:
+        m = module
+        if getattr(m, "norm", None) is not None or not getattr(m, "use_conv", True) or m.padding not in (0, 1):
+            return "it has a norm, no convolution or another padding"
+        conv: Any = m.conv
+        if fast_of(conv, Conv) is None or (conv.kernel_size, conv.stride) != ((3, 3), (2, 2)):
+            return "its convolution is not a plain 3x3 one"
+        if (conv.dilation, conv.groups) != ((1, 1), 1):
+            return "its convolution is not a plain 3x3 one"
+        return "a layer in it has hooks" if hooked(conv) else None
+
+    def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        conv, x = self.module.conv, x.to(self.dtype)
+        if args or kwargs or not self.joint.suits(x, conv.weight):
+            return self.original(x, *args, **kwargs)
+        return self.joint(x, conv.weight, (conv.bias,), self.conditioning.counters(x.device))

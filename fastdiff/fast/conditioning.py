@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fastdiff.fast.forward import Fast, Made
 
+COUNTERS = 1024  # a convolution whose tiles are shared has at most 192
+
 
 class Conditioning:
     """What the residual blocks of a network add to their channels: the projected embedding and a convolution's bias.
@@ -51,6 +53,13 @@ class Conditioning:
     def local(self) -> dict[str, Any]:
         """What this thread remembers of its call."""
         return self._local.__dict__
+
+    def counters(self, device: torch.device) -> Tensor:
+        """Zeros that the convolutions of this thread's call count in, one after another (ops.conv)."""
+        local = self.local
+        if "counters" not in local or local["counters"].device != device:
+            local["counters"] = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+        return local["counters"]
 
     def project(self, temb: Tensor) -> Tensor:
         """Every block's row for an embedding [B, D]: float32 [B, sum of channels]."""

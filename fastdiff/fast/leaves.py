@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from fastdiff import ops
 from fastdiff.fast.forward import Context, Fast, Made
+from fastdiff.ops import conv as joint
 from fastdiff.ops.upsample_conv import pack, packed_upsample_conv
+
+if TYPE_CHECKING:
+    from fastdiff.fast.conditioning import Conditioning
 
 
 def _onednn(x: Tensor) -> bool:
@@ -29,20 +33,57 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.detach().to(dtype)
 
 
+class Joint:
+    """``ops.conv`` with weights packed once: a convolution, pointwise ones, biases and a residual as one kernel."""
+
+    def __init__(self, stride: int = 1, padding: tuple[int, int] | None = None, upsample: bool = False) -> None:
+        self.options: Any = {"stride": stride, "padding": padding, "upsample": upsample}
+        self._packed: Made[joint.Packed] = Made()
+        self._bias: Made[Tensor | None] = Made()
+
+    def suits(self, x: Tensor, weight: Tensor, inputs: tuple[Tensor, ...] = ()) -> bool:
+        return joint.suits(x, weight, inputs, self.options["stride"], self.options["upsample"])
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        biases: tuple[Tensor | None, ...],
+        counters: Tensor,
+        inputs: tuple[Tensor, ...] = (),
+        pointwise: tuple[Tensor, ...] = (),
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        packed = self._packed.get(
+            [weight, *pointwise], lambda: joint.pack(weight, pointwise, dtype=x.dtype, **self.options)
+        )
+        bias = self._bias.get(biases, lambda: _sum(biases))
+        return joint.packed_conv(x, packed, bias, inputs=inputs, residual=residual, counters=counters)
+
+
+def _sum(biases: tuple[Tensor | None, ...]) -> Tensor | None:
+    known = [b.detach().float() for b in biases if b is not None]
+    return torch.stack(known).sum(0) if known else None
+
+
 class Packed:
     """A convolution's weights, kept as the library wants them: y = conv(x) + bias + residual, channels_last.
 
     On the CPU they are laid out in oneDNN's blocks once, not in every call, and the sum is taken as the result is
-    stored. Elsewhere they are in x's dtype and channels_last, and bias and residual are one pass.
+    stored. Elsewhere they are in x's dtype and channels_last; where ``ops.conv`` suits the images it serves, else the
+    library's convolution does, or its matrix product where a pixel's channels are all, and bias and residual are one
+    pass.
     """
 
     def __init__(
         self,
+        conditioning: Conditioning,
         stride: tuple[int, ...] = (1, 1),
         padding: tuple[int, ...] = (0, 0),
         dilation: tuple[int, ...] = (1, 1),
         groups: int = 1,
     ) -> None:
+        self.conditioning = conditioning
         self.geometry: tuple[list[int], list[int], list[int], int] = (
             list(padding),
             list(stride),
@@ -52,6 +93,8 @@ class Packed:
         self._blocked: Made[Tensor] = Made()
         self._plain: Made[Tensor] = Made()
         self._bias: Made[Tensor | None] = Made()
+        usual = dilation == (1, 1) and groups == 1 and len(set(stride)) == len(set(padding)) == 1
+        self.joint = Joint(stride[0], (padding[0],) * 2) if usual else None
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x [B, C, H, W] in the dtype of the arithmetic; weight and bias in any."""
@@ -68,10 +111,18 @@ class Packed:
             return torch.ops.mkldnn._convolution_pointwise(
                 x, residual, blocked, offset, padding, stride, dilation, groups, "add", 1.0, None, [], None
             )
+        if self.joint is not None and self.joint.suits(x, weight):
+            return self.joint(x, weight, (bias,), self.conditioning.counters(x.device), residual=residual)
         plain = self._plain.get(
             [weight], lambda: weight.detach().to(x.dtype).contiguous(memory_format=torch.channels_last)
         )
-        y = F.conv2d(x, plain, None, stride, padding, dilation, groups)
+        if x.is_cuda and weight.shape[2:] == (1, 1) and self.geometry == ([0, 0], [1, 1], [1, 1], 1):
+            if residual is None:
+                bias, offset = None, self._bias.get([bias], lambda: _cast(bias, x.dtype))
+            y = F.linear(x.permute(0, 2, 3, 1), plain.flatten(1), offset if residual is None else None)
+            y = y.permute(0, 3, 1, 2)
+        else:
+            y = F.conv2d(x, plain, None, stride, padding, dilation, groups)
         if bias is None and residual is None:
             return y
         return ops.conv_epilogue(y, bias=bias, residual=residual)
@@ -83,14 +134,21 @@ class Packed:
 class PackedUpsample:
     """``ops.upsample_conv`` with weights summed and laid out once."""
 
-    def __init__(self) -> None:
+    def __init__(self, conditioning: Conditioning) -> None:
+        self.conditioning = conditioning
         self._packed: Made[Any] = Made()
         self._bias: Made[Tensor | None] = Made()
+        self.joint = Joint(upsample=True)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x [B, C, H, W] in the dtype of the arithmetic; weight and bias in any."""
         x = x.contiguous(memory_format=torch.channels_last)
+        if self.joint.suits(x, weight):
+            return self.joint(x, weight, (bias,), self.conditioning.counters(x.device))
         packed = self._packed.get([weight], lambda: pack(weight, tuple(x.shape), x.dtype))
+        if x.is_cuda:
+            y = packed_upsample_conv(x, packed)
+            return y if bias is None else ops.conv_epilogue(y, bias=bias)
         return packed_upsample_conv(x, packed, self._bias.get([bias], lambda: _cast(bias, x.dtype)))
 
 
@@ -103,7 +161,7 @@ class Conv(Fast):
         super().__init__(module, context)
         padding = module.padding
         assert not isinstance(padding, str)
-        self.packed = Packed(module.stride, padding, module.dilation, module.groups)
+        self.packed = Packed(self.conditioning, module.stride, padding, module.dilation, module.groups)
 
     @classmethod
     def refuses(cls, module: nn.Conv2d) -> str | None:

@@ -42,6 +42,8 @@ class Root(Fast):
             return self.run(*args, **kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
+        # Each call's own: a captured graph's must not be another one's.
+        self.conditioning.local.pop("counters", None)
         out = self.original(*args, **kwargs) if self.inner is None else self.inner.run(*args, **kwargs)
         wanted = next((a.dtype for a in (*args, *kwargs.values()) if _floating(a)), self.dtype)
         if not isinstance(out, Tensor) and _floating(getattr(out, "sample", None)):

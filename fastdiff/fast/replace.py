@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fastdiff.fast.blocks import Attention, DiffusersUp, Resnet, SelfAttention, Up, Upsample
+from fastdiff.fast.blocks import Attention, DiffusersUp, Downsample, Resnet, SelfAttention, Up, Upsample
 from fastdiff.fast.conditioning import TimeEmbedding, TimeProjection
 from fastdiff.fast.forward import Context, Fast, fast_of, hooked
 from fastdiff.fast.leaves import Conv, Foreign, GroupNorm, LayerNorm, Linear, Passed
@@ -23,10 +23,12 @@ LEAVES: dict[str, type[Fast]] = {
 BLOCKS: dict[str, type[Fast]] = {
     "fastdiff.models.layers.ResnetBlock": Resnet,
     "fastdiff.models.layers.Attention": SelfAttention,
+    "fastdiff.models.layers.Downsample": Downsample,
     "fastdiff.models.layers.Upsample": Upsample,
     "fastdiff.models.unet.UpBlock": Up,
     "diffusers.models.resnet.ResnetBlock2D": Resnet,
     "diffusers.models.attention_processor.Attention": Attention,
+    "diffusers.models.downsampling.Downsample2D": Downsample,
     "diffusers.models.upsampling.Upsample2D": Upsample,
     "diffusers.models.unets.unet_2d_blocks.UpBlock2D": DiffusersUp,
     "diffusers.models.unets.unet_2d_blocks.AttnUpBlock2D": DiffusersUp,

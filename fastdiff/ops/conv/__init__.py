@@ -18,6 +18,7 @@ from torch import Tensor
 from fastdiff.ops import triton_support
 from fastdiff.ops.upsample_conv import presum
 
+FEW = 64 * 64 * 64  # numbers of an output, up to which its tiles do not fill a large GPU
 STEP = 64  # channels that the kernel multiplies at a time
 
 
@@ -167,6 +168,23 @@ def computes(weight: Tensor, pointwise: Sequence[Tensor] = (), stride: int = 1, 
     except ValueError:
         return False
     return True
+
+
+def suits(x: Tensor, weight: Tensor, inputs: Sequence[Tensor] = (), stride: int = 1, upsample: bool = False) -> bool:
+    """Whether ``packed_conv`` was faster for such images than the library's convolution and a pass after it.
+
+    Measured on an H100 with torch 2.11, cuDNN 9.19 and triton 3.6; other chips take the library's. Its share is what
+    the library is slow at: outputs of few tiles, windows that step or grow, and sums of several convolutions.
+    """
+    if not x.is_cuda or x.dtype == torch.float32 or triton_support.why_missing("cuda") is not None:
+        return False
+    if torch.version.hip or torch.cuda.get_device_capability(x.device) != (9, 0):
+        return False
+    if weight.ndim != 4 or not computes(weight, [weight.new_empty(len(weight), t.shape[1], 1, 1) for t in inputs]):
+        return False
+    pixels = x.shape[0] * x.shape[2] * x.shape[3] // stride**2
+    few = pixels * len(weight) <= FEW
+    return few or bool(inputs) or stride == 2 or upsample
 
 
 def _padding(weight: Tensor, padding: tuple[int, int] | None) -> tuple[int, int]:
