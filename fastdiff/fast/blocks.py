@@ -311,7 +311,7 @@ class Downsample(Fast):
 
     def __init__(self, module: nn.Module, context: Context) -> None:
         super().__init__(module, context)
-        self.joint = Joint(2, (0, 1) if module.padding == 0 else (1, 1))  # type: ignore[arg-type]
+        self.joint = Joint(2, (0, 1) if module.padding == 0 else (1, 1))
 
     @classmethod
     def refuses(cls, module: Any) -> str | None:

@@ -161,10 +161,10 @@ def packed_conv(
     return out
 
 
-def computes(weight: Tensor, pointwise: Sequence[Tensor] = (), stride: int = 1, upsample: bool = False) -> bool:
-    """Whether the kernel computes such a convolution."""
+def computes(weight: Tensor, stride: int = 1, upsample: bool = False) -> bool:
+    """Whether the kernel computes a convolution with such weights."""
     try:
-        _check_weights(weight, pointwise, stride, upsample)
+        _check_weights(weight, (), stride, upsample)
     except ValueError:
         return False
     return True
@@ -180,7 +180,7 @@ def suits(x: Tensor, weight: Tensor, inputs: Sequence[Tensor] = (), stride: int 
         return False
     if torch.version.hip or torch.cuda.get_device_capability(x.device) != (9, 0):
         return False
-    if weight.ndim != 4 or not computes(weight, [weight.new_empty(len(weight), t.shape[1], 1, 1) for t in inputs]):
+    if weight.ndim != 4 or any(t.shape[1] % STEP for t in inputs) or not computes(weight, stride, upsample):
         return False
     pixels = x.shape[0] * x.shape[2] * x.shape[3] // stride**2
     few = pixels * len(weight) <= FEW

@@ -214,10 +214,10 @@ def conv(
             if counters is None or counters.numel() < grid[0]:
                 counters = torch.zeros(grid[0], dtype=torch.int32, device=x.device)
         x1, x2 = (*inputs, None, None)[:2]
-        wide = max(t.numel() for t in (x, out, *inputs)) >= 1 << 31
+        large = max(t.numel() for t in (x, out, *inputs)) >= 1 << 31
         conv_kernel[grid](
             out, x, x1, x2, weights, bias, residual, partial, counters, pixels, height, width, heights, widths,
             N=N, C=channels, C1=0 if x1 is None else x1.shape[1], C2=0 if x2 is None else x2.shape[1], SIDE=side,
-            STRIDE=stride, LOW=low, UP=up, WIDE=wide, SPLIT=tiles.split, BM=tiles.pixels, BN=tiles.channels, STEP=BK,
+            STRIDE=stride, LOW=low, UP=up, WIDE=large, SPLIT=tiles.split, BM=tiles.pixels, BN=tiles.channels, STEP=BK,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
