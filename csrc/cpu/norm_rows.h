@@ -9,8 +9,7 @@ namespace fastdiff {
 namespace FASTDIFF_SIMD {
 
 constexpr int64_t kWide = 1024;  // channels that are walked side by side, at most
-constexpr int64_t kStrip = 16;   // rows that are walked tile by tile
-constexpr int64_t kRows = 64;    // rows summed in float32 before they are merged in float64
+constexpr int64_t kRows = 64;    // rows walked tile by tile, and summed in float32 before they are merged in float64
 constexpr int64_t kFirst = 8;    // rows whose mean the first block is summed around
 
 // `lanes` channels of one input, at most kWide: consecutive elements, once for each of `rows` pixels.
@@ -33,29 +32,24 @@ void deal(int64_t lanes, T* numbers) {
     });
 }
 
-// Adds the differences of rows [begin, end) to their lanes' `around`, and their squares.
+// The sums over rows [begin, end) of the differences to their lanes' `around`, and those of the squares.
 template <int D>
-void add_rows(const Rectangle& r, int64_t begin, int64_t end, const float* around, float* sums, float* squares) {
-    for (int64_t row = begin; row < end; row += kStrip) {
-        const int64_t stop = std::min(end, row + kStrip);
-        tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
-            constexpr int V = decltype(tile)::vectors;
-            F x[V], a[V], s[V], q[V];
-            memcpy(a, around + lane, sizeof(a));
-            memcpy(s, sums + lane, sizeof(s));
-            memcpy(q, squares + lane, sizeof(q));
-            for (int64_t i = row; i < stop; ++i) {
-                load_tile<D, V, decltype(tile)::part>(r.data, r.at + i * r.stride + lane, count, x);
-                for (int v = 0; v < V; ++v) {
-                    const F d = x[v] - a[v];
-                    s[v] += d;
-                    q[v] = fma(d, d, q[v]);
-                }
+void sum_rows(const Rectangle& r, int64_t begin, int64_t end, const float* around, float* sums, float* squares) {
+    tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
+        constexpr int V = decltype(tile)::vectors;
+        F x[V], a[V], s[V] = {}, q[V] = {};
+        memcpy(a, around + lane, sizeof(a));
+        for (int64_t i = begin; i < end; ++i) {
+            load_tile<D, V, decltype(tile)::part>(r.data, r.at + i * r.stride + lane, count, x);
+            for (int v = 0; v < V; ++v) {
+                const F d = x[v] - a[v];
+                s[v] += d;
+                q[v] = fma(d, d, q[v]);
             }
-            memcpy(sums + lane, s, sizeof(s));
-            memcpy(squares + lane, q, sizeof(q));
-        });
-    }
+        }
+        memcpy(sums + lane, s, sizeof(s));
+        memcpy(squares + lane, q, sizeof(q));
+    });
 }
 
 // Each lane's mean and sum of squared deviations. A block of rows is summed around the mean of the block before it, the
@@ -63,23 +57,16 @@ void add_rows(const Rectangle& r, int64_t begin, int64_t end, const float* aroun
 // the numbers are, so one pass over memory loses no accuracy.
 template <int D>
 void row_moments(const Rectangle& r, double* __restrict mean, double* __restrict m2) {
-    float around[kWide], sums[kWide], squares[kWide];
-    const int64_t padded = (r.lanes + W - 1) / W * W, first = std::min(r.rows, kFirst);
-    const auto clear = [&] {
-        std::fill_n(sums, padded, 0.0f);
-        std::fill_n(squares, padded, 0.0f);
-    };
-    clear();
-    std::fill_n(around, padded, 0.0f);
-    add_rows<D>(r, 0, first, around, sums, squares);
+    float around[kWide] = {}, sums[kWide], squares[kWide];
+    const int64_t first = std::min(r.rows, kFirst);
+    sum_rows<D>(r, 0, first, around, sums, squares);
     for (int64_t i = 0; i < r.lanes; ++i) {
         around[i] = sums[i] * (1.0f / static_cast<float>(first));
         mean[i] = m2[i] = 0;
     }
     for (int64_t row = 0; row < r.rows; row += kRows) {
         const int64_t end = std::min(r.rows, row + kRows);
-        clear();
-        add_rows<D>(r, row, end, around, sums, squares);
+        sum_rows<D>(r, row, end, around, sums, squares);
         const double before = static_cast<double>(row), share = 1 / static_cast<double>(end - row);
         const double rest = static_cast<double>(end - row) / static_cast<double>(end);
         for (int64_t i = 0; i < r.lanes; ++i) {  // Moments::merge, of equal counts
@@ -97,8 +84,8 @@ void row_moments(const Rectangle& r, double* __restrict mean, double* __restrict
 // that were read last are still in the core's cache.
 template <int D, bool kSilu>
 void normalise_rows(const Rectangle& r, void* out, const float* mean, const float* scale, const float* shift) {
-    for (int64_t row = (r.rows - 1) / kStrip * kStrip; row >= 0; row -= kStrip) {
-        const int64_t stop = std::min(r.rows, row + kStrip);
+    for (int64_t row = (r.rows - 1) / kRows * kRows; row >= 0; row -= kRows) {
+        const int64_t stop = std::min(r.rows, row + kRows);
         tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
             constexpr int V = decltype(tile)::vectors;
             constexpr bool kPart = decltype(tile)::part;
