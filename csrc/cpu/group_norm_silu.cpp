@@ -21,7 +21,7 @@ using Params = GroupNormSiluParams;
 constexpr int64_t kMaxGroups = 128;      // groups of a unit
 constexpr int64_t kLine = 64;            // bytes of a cache line
 constexpr int64_t kUnits = 16;           // of a call, where it has the channels
-constexpr int64_t kUnitBytes = 524288;   // what a core keeps near, with as much of the result
+constexpr int64_t kUnitBytes = 131072;   // what a core keeps near, with as much of the result
 constexpr int64_t kUnitElements = 8192;  // some 3 microseconds of work
 
 // n numbers of channels from `at`, a NaN as the usual one.

@@ -80,29 +80,25 @@ void row_moments(const Rectangle& r, double* __restrict mean, double* __restrict
     deal<D, true>(r.lanes, m2);
 }
 
-// (x - mean) scale + shift and its SiLU, with one of each for every lane, dealt. From the last rows to the first: those
-// that were read last are still in the core's cache.
+// (x - mean) scale + shift and its SiLU, with one of each for every lane, dealt.
 template <int D, bool kSilu>
 void normalise_rows(const Rectangle& r, void* out, const float* mean, const float* scale, const float* shift) {
-    for (int64_t row = (r.rows - 1) / kRows * kRows; row >= 0; row -= kRows) {
-        const int64_t stop = std::min(r.rows, row + kRows);
-        tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
-            constexpr int V = decltype(tile)::vectors;
-            constexpr bool kPart = decltype(tile)::part;
-            F x[V], m[V], s[V], t[V];
-            memcpy(m, mean + lane, sizeof(m));
-            memcpy(s, scale + lane, sizeof(s));
-            memcpy(t, shift + lane, sizeof(t));
-            for (int64_t i = row; i < stop; ++i) {
-                load_tile<D, V, kPart>(r.data, r.at + i * r.stride + lane, count, x);
-                for (int v = 0; v < V; ++v) {
-                    x[v] = fma(x[v] - m[v], s[v], t[v]);
-                    if (kSilu) x[v] = silu<D == kBFloat16>(x[v]);
-                }
-                store_tile<D, V, kPart>(out, r.out_at + i * r.out_stride + lane, count, x);
+    tiles(r.lanes, [&](auto tile, int64_t lane, int count) {
+        constexpr int V = decltype(tile)::vectors;
+        constexpr bool kPart = decltype(tile)::part;
+        F x[V], m[V], s[V], t[V];
+        memcpy(m, mean + lane, sizeof(m));
+        memcpy(s, scale + lane, sizeof(s));
+        memcpy(t, shift + lane, sizeof(t));
+        for (int64_t i = 0; i < r.rows; ++i) {
+            load_tile<D, V, kPart>(r.data, r.at + i * r.stride + lane, count, x);
+            for (int v = 0; v < V; ++v) {
+                x[v] = fma(x[v] - m[v], s[v], t[v]);
+                if (kSilu) x[v] = silu<D == kBFloat16>(x[v]);
             }
-        });
-    }
+            store_tile<D, V, kPart>(out, r.out_at + i * r.out_stride + lane, count, x);
+        }
+    });
 }
 
 }  // namespace FASTDIFF_SIMD
