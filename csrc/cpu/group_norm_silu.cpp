@@ -18,10 +18,10 @@ namespace {
 
 using Params = GroupNormSiluParams;
 
+constexpr int64_t kWide = 1024;          // channels that are measured, or normalised, at a time
 constexpr int64_t kMaxGroups = 128;      // groups of a unit
 constexpr int64_t kLine = 64;            // bytes of a cache line
-constexpr int64_t kUnits = 16;           // of a call, where it has the channels
-constexpr int64_t kUnitBytes = 131072;   // what a core keeps near, with as much of the result
+constexpr int64_t kUnits = 32;           // of a call, where it has the channels
 constexpr int64_t kUnitElements = 8192;  // some 3 microseconds of work
 
 // n numbers of channels from `at`, a NaN as the usual one.
@@ -121,7 +121,6 @@ void apply(const Params& p, int64_t b, int64_t begin, int64_t end, int64_t size,
     });
     if (p.channels_last) {
         rectangles(p, b, begin, end, [&](const Rectangle& r, int64_t c) {
-            for (float* numbers : {mean, scale, shift}) deal<D, false>(r.lanes, numbers + c);
             normalise_rows<D, kSilu>(r, p.out.data, mean + c, scale + c, shift + c);
         });
     } else {
@@ -131,15 +130,14 @@ void apply(const Params& p, int64_t b, int64_t begin, int64_t end, int64_t size,
     }
 }
 
-// Groups of a unit: one in a contiguous tensor; in channels_last whole cache lines of channels, at most kWide of them
-// and kUnitBytes, and as many as leave the call kUnits units. A rule of shapes: threads come and go.
+// Groups of a unit: one in a contiguous tensor; in channels_last whole cache lines of channels, as many as leave the
+// call kUnits units, but no more than kWide channels where one group has not. A rule of shapes: threads come and go.
 int64_t groups_of_unit(const Params& p, int64_t size) {
     if (!p.channels_last) return 1;
-    const int64_t bytes = p.dtype == kFloat32 ? 4 : 2, line = kLine / bytes, step = line / std::gcd(size, line);
-    const int64_t parts = (kUnits + p.batch - 1) / p.batch, spread = (p.groups + parts - 1) / parts;
-    const int64_t near = std::max<int64_t>(kUnitBytes / bytes / std::max<int64_t>(1, p.pixels), kLanes) / size;
-    const int64_t wanted = (std::min({spread, near, kWide / size}) + step - 1) / step * step;
-    return std::min({std::max<int64_t>(1, wanted), p.groups, kMaxGroups, std::max<int64_t>(1, kWide / size)});
+    const int64_t line = kLine / (p.dtype == kFloat32 ? 4 : 2), step = line / std::gcd(size, line);
+    const int64_t parts = (kUnits + p.batch - 1) / std::max<int64_t>(1, p.batch);
+    const int64_t wanted = ((p.groups + parts - 1) / parts + step - 1) / step * step;
+    return std::min({wanted, p.groups, kMaxGroups, std::max<int64_t>(1, kWide / size)});
 }
 
 struct Work {
