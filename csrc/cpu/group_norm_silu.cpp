@@ -20,7 +20,7 @@ using Params = GroupNormSiluParams;
 
 constexpr int64_t kWide = 1024;          // channels that are measured, or normalised, at a time
 constexpr int64_t kMaxGroups = 128;      // groups of a unit
-constexpr int64_t kLine = 64;            // bytes of a cache line
+constexpr int64_t kLine = 32;            // channels: whole cache lines in every dtype, and two of the widest vectors
 constexpr int64_t kUnits = 32;           // of a call, where it has the channels
 constexpr int64_t kUnitElements = 8192;  // some 3 microseconds of work
 
@@ -134,7 +134,7 @@ void apply(const Params& p, int64_t b, int64_t begin, int64_t end, int64_t size,
 // call kUnits units, but no more than kWide channels where one group has not. A rule of shapes: threads come and go.
 int64_t groups_of_unit(const Params& p, int64_t size) {
     if (!p.channels_last) return 1;
-    const int64_t line = kLine / (p.dtype == kFloat32 ? 4 : 2), step = line / std::gcd(size, line);
+    const int64_t step = kLine / std::gcd(size, kLine);
     const int64_t parts = (kUnits + p.batch - 1) / std::max<int64_t>(1, p.batch);
     const int64_t wanted = ((p.groups + parts - 1) / parts + step - 1) / step * step;
     return std::min({wanted, p.groups, kMaxGroups, std::max<int64_t>(1, kWide / size)});
