@@ -77,5 +77,30 @@ FASTDIFF_HD void store_tile(void* data, int64_t at, int count, const Simd::F (&x
     for (int v = 0; v < V; ++v) store_dense(view, at + v * W, x[v]);
 }
 
+template <int V, bool kPart>
+struct Tile {
+    static constexpr int vectors = V;
+    static constexpr bool part = kPart;
+};
+
+constexpr int kTile = 4;           // vectors of the widest tile
+constexpr int kLanes = kTile * W;  // and its lanes
+
+// Calls visit(tile, lane, count) over tiles that cover the lanes.
+template <class Visit>
+FASTDIFF_HD void tiles(int64_t lanes, Visit visit) {
+    int64_t lane = 0;
+    for (; lanes - lane >= kLanes; lane += kLanes) visit(Tile<kTile, false>{}, lane, kLanes);
+    if (lanes - lane >= 2 * W) {
+        visit(Tile<2, false>{}, lane, 2 * W);
+        lane += 2 * W;
+    }
+    if (lanes - lane >= W) {
+        visit(Tile<1, false>{}, lane, W);
+        lane += W;
+    }
+    if (lane < lanes) visit(Tile<1, true>{}, lane, static_cast<int>(lanes - lane));
+}
+
 }  // namespace FASTDIFF_SIMD
 }  // namespace fastdiff

@@ -151,20 +151,44 @@ def test_extremes(backend):
             assert int(y.isnan().sum()) == 40
 
 
+# batch, channels, channels of x2, side: a network's, one sample's, and of a group that is wider than a step
+NETWORK = ((8, 128, 0, 32), (2, 256, 128, 32), (8, 256, 256, 16), (8, 256, 0, 8), (8, 512, 256, 8), (8, 512, 0, 4))
+SPLIT = (*NETWORK, (1, 256, 0, 32), (1, 384, 0, 16), (3, 2304, 0, 4), (2, 33088, 7872, 1))
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(1, 192, 32, 32), (3, 2304, 4, 4)])
-def test_threads_do_not_change_the_result(simd, seed, layout, shape):
-    x = laid_out(torch.randn(shape), layout)
+@pytest.mark.parametrize("shape", SPLIT)
+def test_threads_do_not_change_the_result(simd, rng, layout, shape):
+    batch, first, second, side = shape
+    dtype, c = rng.choice(DTYPES), first + second
+    x, x2 = (laid_out(torch.randn(batch, n, side, side).to(dtype), layout) for n in (first, second))
+    add = rng.choice([None, torch.randn(c), torch.randn(batch, c).to(dtype)])
+    options = {"x2": x2 if second else None, "add": add, "silu": rng.random() < 0.5}
+    weight, bias = torch.randn(2, c)
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
-            results.append(group_norm_silu(x, None, None, 32, backend="native"))
+            results.append(group_norm_silu(x, weight, bias, 32, **options, backend="native"))
     finally:
         torch.set_num_threads(before)
-    assert_same_bits(*results)
-    assert_right(results[0], x, None, None, 32)
+    for other in results[1:]:
+        assert_same_bits(results[0], other)
+    assert_right(results[0], x, weight, bias, 32, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_group_is_its_own(simd, seed, dtype, layout):
+    """A group's bits do not depend on its neighbours, whichever channel its vectors begin at."""
+    x, x2 = (laid_out(torch.randn(2, c, 5, 4).to(dtype), layout) for c in (40, 20))
+    weight, bias, add = torch.randn(3, 60)
+    got = group_norm_silu(x, weight, bias, 6, x2=x2, add=add, backend="native")
+    for i in range(6):
+        part = slice(10 * i, 10 * i + 10)
+        alone = (x[:, part] if i < 4 else x2[:, 10 * i - 40 : 10 * i - 30], weight[part], bias[part])
+        assert_same_bits(got[:, part], group_norm_silu(*alone, 1, add=add[part], backend="native"), f"group {i}")
 
 
 # ---- gradients, opcheck, torch.compile
