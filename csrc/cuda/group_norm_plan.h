@@ -11,11 +11,11 @@ namespace fastdiff {
 
 constexpr int kVectorBytes = 16, kSectorBytes = 32;  // what a thread and what a GPU's memory reads at least
 constexpr int kMostVecs = 8;
-constexpr int kMostWidth = 256;  // channels of a chunk
-constexpr int kMostPieces = 4;    // of a vector
-constexpr int kPartials = 512;    // floats of shared memory for a sum's parts: a warp's, of each piece
-constexpr int kMostWarps = 16;    // in a block of up to 4 vectors a thread,
-constexpr int kMostWarpsOf8 = 32; // and of 8
+constexpr int kMostWidth = 256;    // channels of a chunk
+constexpr int kMostPieces = 4;     // of a vector
+constexpr int kPartials = 512;     // floats of shared memory for a sum's parts: a warp's, of each piece
+constexpr int kMostWarps = 16;     // in a block of up to 4 vectors a thread,
+constexpr int kMostWarpsOf8 = 24;  // and of 8
 
 struct GroupNormPlan {
     const char* refusal = nullptr;  // why no block can be formed; then nothing below counts

@@ -10,14 +10,21 @@ namespace fastdiff {
 struct GroupNormLaunch {
     GroupNormSiluParams p;
     GroupNormPlan plan;
-    int chunks;           // of a sample
-    int pieces_of_group;  // in a pixel
-    int group_lanes;      // log2 of the lanes that add up a group
+    int chunks;                               // of a sample
+    int pieces_of_group;                      // in a pixel
+    int group_lanes;                          // log2 of the lanes that add up a group
     uint32_t by_vectors, by_pieces, by_size;  // divide()'s multipliers: plan.vectors, pieces_of_group, plan.size
+    uint32_t zero = 0;                        // forget()'s
     float eps, pixels, per_element;           // 1 / elements of a group
 };
 
 namespace {
+
+#ifdef __CUDACC__
+#define FASTDIFF_ROLLED _Pragma("unroll 1")
+#else
+#define FASTDIFF_ROLLED
+#endif
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -50,12 +57,26 @@ FASTDIFF_HD void narrow(Float4& raw, int q, const Float4& y) {
     }
 }
 
-// Forget what was computed of a vector: else the compiler keeps it, widened, in twice the registers, for the next pass.
-FASTDIFF_HD void forget(Float4& raw) {
+// Exclusive-or with a zero that the compiler does not know, so that it widens a vector again for each pass: it would
+// keep what it once widened, in twice the registers.
+template <int kDType>
+FASTDIFF_HD void forget(Float4& raw, uint32_t zero) {
+    if constexpr (kDType != kFloat32) {
+        FASTDIFF_UNROLL
+        for (float& word : raw.v) word = bit_cast<float>(bit_cast<uint32_t>(word) ^ zero);
+    }
+}
+
+// Four numbers of shared memory, read where it is written: they would else be kept in registers from one to the next.
+FASTDIFF_HD Float4 read_shared(const Float4& from) {
 #ifdef __CUDA_ARCH__
-    asm volatile("" : "+f"(raw.v[0]), "+f"(raw.v[1]), "+f"(raw.v[2]), "+f"(raw.v[3]));
+    Float4 f;
+    asm volatile("ld.volatile.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(f.v[0]), "=f"(f.v[1]), "=f"(f.v[2]), "=f"(f.v[3])
+                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(&from))));
+    return f;
 #else
-    (void)raw;
+    return from;
 #endif
 }
 
@@ -88,6 +109,7 @@ FASTDIFF_HD float load_channel(const Channels& from, int64_t b, int channel, flo
 // Leaves the sums over a warp's pixels with those of its first pixel.
 template <int kCount>
 __device__ __forceinline__ void sum_rows(const GroupNormPlan& plan, int row, float (&v)[kCount]) {
+    FASTDIFF_ROLLED
     for (int n = plan.rows; n > 1;) {
         const int half = (n + 1) / 2;
         FASTDIFF_UNROLL
@@ -115,8 +137,9 @@ __device__ __forceinline__ float sum_parts(const GroupNormLaunch& u, int lane, c
     const int lanes = 1 << u.group_lanes, group = lane >> u.group_lanes;
     const int count = u.plan.warps * u.pieces_of_group;
     float total = 0;
-    if (group < u.plan.groups)
-        for (int k = lane & (lanes - 1); k < count; k += lanes) total += parts[group * count + k];
+    if (group < u.plan.groups) FASTDIFF_ROLLED
+    for (int k = lane & (lanes - 1); k < count; k += lanes) total += parts[group * count + k];
+    FASTDIFF_ROLLED
     for (int offset = lanes / 2; offset > 0; offset /= 2) total += __shfl_xor_sync(kAllLanes, total, offset);
     return total;
 }
@@ -125,8 +148,9 @@ __device__ __forceinline__ float sum_parts(const GroupNormLaunch& u, int lane, c
 __device__ __forceinline__ float sum_adds(const GroupNormLaunch& u, int lane, const float* adds) {
     const int lanes = 1 << u.group_lanes, group = lane >> u.group_lanes;
     float total = 0;
-    if (group < u.plan.groups)
-        for (int c = lane & (lanes - 1); c < u.plan.size; c += lanes) total += adds[group * u.plan.size + c];
+    if (group < u.plan.groups) FASTDIFF_ROLLED
+    for (int c = lane & (lanes - 1); c < u.plan.size; c += lanes) total += adds[group * u.plan.size + c];
+    FASTDIFF_ROLLED
     for (int offset = lanes / 2; offset > 0; offset /= 2) total += __shfl_xor_sync(kAllLanes, total, offset);
     return total;
 }
@@ -139,15 +163,24 @@ __device__ __forceinline__ float of_group(const GroupNormLaunch& u, int piece, f
 // ---------------------------------------------------------------------------------------------------------------------
 // kernel
 
-template <int kVecs>
-constexpr int kMostThreads = 32 * (kVecs == kMostVecs ? kMostWarpsOf8 : kMostWarps);
-
-// Blocks that a multiprocessor holds at least where they have their most threads: for 64, 40 and 32 registers.
-template <int kVecs>
-constexpr int kBlocks = kVecs == 8 ? 1 : kVecs == 4 ? 3 : 4;
-
+// Where ptxas needs more than 64 registers, of a block of 8 vectors a thread, and else more than 40.
 template <int kDType, int kVecs, int kPieces, bool kAdds>
-__global__ void __launch_bounds__(kMostThreads<kVecs>, kBlocks<kVecs>)
+constexpr bool kHeavy = kVecs == 8   ? kPieces == 4 || kAdds
+                        : kVecs == 4 ? kPieces == 4 || kDType == kFloat32 || (kAdds && kPieces == 2)
+                                     : false;
+// The bounds that give them: 80 or 64, and 64 or 40.
+template <int kVecs, bool kIsHeavy>
+constexpr int kBoundThreads = kVecs < 8  ? 512
+                              : kIsHeavy ? 768
+                                         : 1024;
+template <int kVecs, bool kIsHeavy>
+constexpr int kBoundBlocks = kVecs == 8 ? 1
+                             : kIsHeavy ? 2
+                                        : 3;
+static_assert(32 * kMostWarps <= 512 && 32 * kMostWarpsOf8 <= 768, "a block has no more threads than its bound");
+
+template <int kDType, int kVecs, int kPieces, bool kAdds, bool kIsHeavy = kHeavy<kDType, kVecs, kPieces, kAdds>>
+__global__ void __launch_bounds__(kBoundThreads<kVecs, kIsHeavy>, kBoundBlocks<kVecs, kIsHeavy>)
     group_norm_silu_kernel(const __grid_constant__ GroupNormLaunch u) {
     constexpr int kWidth = kPer<kDType>, kFours = kWidth / 4, kGranule = kWidth / kPieces, kBytes = 16 / kWidth;
     __shared__ float parts[3][kPartials];
@@ -166,9 +199,9 @@ __global__ void __launch_bounds__(kMostThreads<kVecs>, kBlocks<kVecs>)
 
     const bool second = channel >= u.p.channels;
     const Planes& from = second ? u.p.x2 : u.p.x;
-    const char* source = static_cast<const char*>(from.data) +
-                         kBytes * (b * from.batch_stride + first * from.pixel_stride + channel -
-                                   (second ? u.p.channels : 0));
+    const char* source =
+        static_cast<const char*>(from.data) +
+        kBytes * (b * from.batch_stride + first * from.pixel_stride + channel - (second ? u.p.channels : 0));
     Float4 raw[kVecs];
     FASTDIFF_UNROLL
     for (int i = 0; i < kVecs; ++i) {
@@ -179,6 +212,7 @@ __global__ void __launch_bounds__(kMostThreads<kVecs>, kBlocks<kVecs>)
     float* const adds = shared_add[0].v;
     float* const scales = shared_scale[0].v;
     float* const shifts = shared_shift[0].v;
+    FASTDIFF_ROLLED
     for (int c = threadIdx.x; c < width; c += 32 * plan.warps) {
         if (kAdds) adds[c] = load_channel<kDType>(u.p.add, b, chunk * width + c, 0);
         scales[c] = load_channel<kDType>(u.p.weight, 0, chunk * width + c, 1);
@@ -191,11 +225,12 @@ __global__ void __launch_bounds__(kMostThreads<kVecs>, kBlocks<kVecs>)
     for (int i = 0; i < kVecs; ++i) {
         FASTDIFF_UNROLL
         for (int c = 0; c < kWidth; ++c) sums[c / kGranule] += widen<kDType>(raw[i], c / 4).v[c % 4];
-        forget(raw[i]);
     }
     sum_rows(plan, row, sums);
     if (row == 0) leave_parts<kPieces>(u, vector, warp, sums, parts[0]);
     __syncthreads();
+    FASTDIFF_UNROLL
+    for (Float4& vector : raw) forget<kDType>(vector, u.zero);
     float total = sum_parts(u, lane, parts[0]);
     if (kAdds) total += u.pixels * sum_adds(u, lane, adds);
     float mean[kPieces];
@@ -209,7 +244,7 @@ __global__ void __launch_bounds__(kMostThreads<kVecs>, kBlocks<kVecs>)
         FASTDIFF_UNROLL
         for (int q = 0; q < kFours; ++q) {
             Float4 h = widen<kDType>(raw[i], q);
-            if (kAdds) h = h + shared_add[vector * kFours + q];
+            if (kAdds) h = h + read_shared(shared_add[vector * kFours + q]);
             FASTDIFF_UNROLL
             for (int k = 0; k < 4; ++k) {
                 const int j = (4 * q + k) / kGranule;
@@ -218,7 +253,6 @@ __global__ void __launch_bounds__(kMostThreads<kVecs>, kBlocks<kVecs>)
                 deviations[kPieces + j] += d * d;
             }
         }
-        forget(raw[i]);
     }
     sum_rows(plan, row, deviations);
     if (row == 0) {
@@ -231,6 +265,7 @@ __global__ void __launch_bounds__(kMostThreads<kVecs>, kBlocks<kVecs>)
         const float off = sum_parts(u, lane, parts[1]) * u.per_element;
         const float variance = sum_parts(u, lane, parts[2]) * u.per_element - off * off;
         const float rstd = 1.0f / sqrtf(fmaxf(variance, 0.0f) + u.eps);
+        FASTDIFF_ROLLED
         for (int begin = warp * 32; begin < width; begin += 32 * plan.warps) {
             const int c = begin + lane, group = divide(c < width ? c : 0, u.by_size);
             const float off_c = __shfl_sync(kAllLanes, off, group << u.group_lanes);
@@ -242,24 +277,28 @@ __global__ void __launch_bounds__(kMostThreads<kVecs>, kBlocks<kVecs>)
         }
     }
     __syncthreads();
-    char* to = static_cast<char*>(u.p.out.data) +
-               kBytes * (b * u.p.out.batch_stride + first * u.p.out.pixel_stride + channel);
+    FASTDIFF_UNROLL
+    for (Float4& vector : raw) forget<kDType>(vector, u.zero);
+    char* to =
+        static_cast<char*>(u.p.out.data) + kBytes * (b * u.p.out.batch_stride + first * u.p.out.pixel_stride + channel);
     FASTDIFF_UNROLL
     for (int i = 0; i < kVecs; ++i) {
         if (!inside(i)) break;
+        Float4 result;
         FASTDIFF_UNROLL
         for (int q = 0; q < kFours; ++q) {
             Float4 h = widen<kDType>(raw[i], q);
-            if (kAdds) h = h + shared_add[vector * kFours + q];
-            const Float4 scale = shared_scale[vector * kFours + q], shift = shared_shift[vector * kFours + q];
+            if (kAdds) h = h + read_shared(shared_add[vector * kFours + q]);
+            const Float4 scale = read_shared(shared_scale[vector * kFours + q]);
+            const Float4 shift = read_shared(shared_shift[vector * kFours + q]);
             FASTDIFF_UNROLL
             for (int k = 0; k < 4; ++k) {
                 const float y = (h.v[k] - mean[(4 * q + k) / kGranule]) * scale.v[k] + shift.v[k];
                 h.v[k] = u.p.silu ? silu<kDType>(y) : y;
             }
-            narrow<kDType>(raw[i], q, h);
+            narrow<kDType>(result, q, h);
         }
-        write16(to, raw[i]);
+        write16(to, result);
         to += kBytes * step * u.p.out.pixel_stride;
     }
 }
@@ -288,10 +327,14 @@ Kernel kernel_for(int pieces, bool adds) {
 template <int kDType>
 Kernel kernel_for(const GroupNormPlan& plan, bool adds) {
     switch (plan.vecs) {
-        case 1: return kernel_for<kDType, 1>(plan.pieces, adds);
-        case 2: return kernel_for<kDType, 2>(plan.pieces, adds);
-        case 4: return kernel_for<kDType, 4>(plan.pieces, adds);
-        default: return kernel_for<kDType, 8>(plan.pieces, adds);
+        case 1:
+            return kernel_for<kDType, 1>(plan.pieces, adds);
+        case 2:
+            return kernel_for<kDType, 2>(plan.pieces, adds);
+        case 4:
+            return kernel_for<kDType, 4>(plan.pieces, adds);
+        default:
+            return kernel_for<kDType, 8>(plan.pieces, adds);
     }
 }
 
