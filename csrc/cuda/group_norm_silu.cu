@@ -155,6 +155,18 @@ __device__ __forceinline__ float sum_adds(const GroupNormLaunch& u, int lane, co
     return total;
 }
 
+// 1 / sqrt(variance + eps) from the sum of the squared deviations and their mean. Float32 results take it in double,
+// whose roundings they would else show.
+template <int kDType>
+__device__ __forceinline__ float reciprocal_deviation(const GroupNormLaunch& u, float squares, float off) {
+    if constexpr (kDType == kFloat32) {
+        const double variance =
+            squares / (static_cast<double>(u.pixels) * u.plan.size) - static_cast<double>(off) * off;
+        return static_cast<float>(1.0 / sqrt(fmax(variance, 0.0) + u.p.eps));
+    }
+    return 1.0f / sqrtf(fmaxf(squares * u.per_element - off * off, 0.0f) + u.eps);
+}
+
 // A number of a piece's group, from the lanes that added it up.
 __device__ __forceinline__ float of_group(const GroupNormLaunch& u, int piece, float number) {
     return __shfl_sync(kAllLanes, number, divide(piece, u.by_pieces) << u.group_lanes);
@@ -263,8 +275,7 @@ __global__ void __launch_bounds__(kBoundThreads<kVecs, kIsHeavy>, kBoundBlocks<k
     // y = (h - mean - off) rstd weight + bias; the channels' constants are computed once.
     if (warp * 32 < width) {
         const float off = sum_parts(u, lane, parts[1]) * u.per_element;
-        const float variance = sum_parts(u, lane, parts[2]) * u.per_element - off * off;
-        const float rstd = 1.0f / sqrtf(fmaxf(variance, 0.0f) + u.eps);
+        const float rstd = reciprocal_deviation<kDType>(u, sum_parts(u, lane, parts[2]), off);
         FASTDIFF_ROLLED
         for (int begin = warp * 32; begin < width; begin += 32 * plan.warps) {
             const int c = begin + lane, group = divide(c < width ? c : 0, u.by_size);
