@@ -27,8 +27,8 @@ struct GroupNormPlan {
 
 inline int element_bytes(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 
-// The block for chunks of `groups` groups; 0 warps or vecs leaves them to the rule: the most vecs of 1, 2 and 4 that
-// leave a block of at least four warps, for a thread's share of the reductions is paid once; 8 where 4 are too few.
+// The block for chunks of `groups` groups; 0 warps or vecs leaves them to the rule: the most vecs that leave a block of
+// at least four warps, for a thread pays for the reductions once, whatever it holds.
 inline GroupNormPlan plan_block(const GroupNormSiluParams& p, int groups, int warps, int vecs) {
     GroupNormPlan plan;
     const int per = kVectorBytes / element_bytes(p.dtype);
@@ -51,8 +51,7 @@ inline GroupNormPlan plan_block(const GroupNormSiluParams& p, int groups, int wa
     if (vecs == 0 && warps != 0) {
         for (vecs = 1; vecs < kMostVecs && warps_for(vecs) > warps;) vecs *= 2;
     } else if (vecs == 0) {
-        for (vecs = 4; vecs > 1 && warps_for(vecs) < 4;) vecs /= 2;
-        if (warps_for(vecs) > kMostWarps) vecs = kMostVecs;
+        for (vecs = kMostVecs; vecs > 1 && warps_for(vecs) < 4;) vecs /= 2;
     }
     if (vecs != 1 && vecs != 2 && vecs != 4 && vecs != 8) return refuse("vecs must be 1, 2, 4 or 8");
     const int64_t wanted = warps_for(vecs), most = vecs == 8 ? kMostWarpsOf8 : kMostWarps;
@@ -63,9 +62,9 @@ inline GroupNormPlan plan_block(const GroupNormSiluParams& p, int groups, int wa
     return plan;
 }
 
-// The groups of a block: the fewest whose chunk is whole sectors and whose block has few registers a thread; else the
-// fewest that fill a sector, else the fewest. The choice knows no batch, so that a sample's bits do not depend on it.
-// Fields of p that are not 0 force theirs.
+// The groups of a block: the fewest whose chunk is whole sectors, of at most 64 KiB a block; else the fewest that fill
+// a sector, else the fewest. The choice knows no batch, so that a sample's bits do not depend on it. Fields of p that
+// are not 0 force theirs.
 inline GroupNormPlan plan_group_norm(const GroupNormSiluParams& p) {
     const auto refuse = [](const char* why) {
         GroupNormPlan plan;
@@ -97,7 +96,7 @@ inline GroupNormPlan plan_group_norm(const GroupNormSiluParams& p) {
             continue;
         }
         const int chunk = plan.vectors * kVectorBytes;
-        const int now = chunk % kSectorBytes == 0 && plan.vecs < kMostVecs ? 3 : chunk >= kSectorBytes ? 2 : 1;
+        const int now = chunk % kSectorBytes == 0 && p.pixels * chunk <= 65536 ? 3 : chunk >= kSectorBytes ? 2 : 1;
         if (now > rank) best = plan, rank = now;
     }
     return best;

@@ -7,15 +7,25 @@
 
 namespace fastdiff {
 
+// A tensor in bytes.
+struct Rows {
+    char* data;
+    int64_t batch, pixel, step;  // to the next sample, pixel, and a thread's next vector
+};
+
 struct GroupNormLaunch {
-    GroupNormSiluParams p;
     GroupNormPlan plan;
-    int chunks;                               // of a sample
+    Rows x, x2, out;
+    Channels weight, bias, add;
+    int batch, pixels, channels;              // of x, without x2's
     int pieces_of_group;                      // in a pixel
     int group_lanes;                          // log2 of the lanes that add up a group
     uint32_t by_vectors, by_pieces, by_size;  // divide()'s multipliers: plan.vectors, pieces_of_group, plan.size
-    uint32_t zero = 0;                        // forget()'s
-    float eps, pixels, per_element;           // 1 / elements of a group
+    uint32_t zero;                            // forget()'s
+    bool silu;
+    double eps;
+    float first_pixels, per_first;  // the pixels that the first mean is of; 1 / elements of those in a group
+    float per_element;              // 1 / elements of a group
 };
 
 namespace {
@@ -27,6 +37,7 @@ namespace {
 #endif
 
 constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr unsigned kMostGridY = 65535;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // what a thread does alone
@@ -162,9 +173,9 @@ __device__ __forceinline__ float reciprocal_deviation(const GroupNormLaunch& u, 
     if constexpr (kDType == kFloat32) {
         const double variance =
             squares / (static_cast<double>(u.pixels) * u.plan.size) - static_cast<double>(off) * off;
-        return static_cast<float>(1.0 / sqrt(fmax(variance, 0.0) + u.p.eps));
+        return static_cast<float>(1.0 / sqrt(fmax(variance, 0.0) + u.eps));
     }
-    return 1.0f / sqrtf(fmaxf(squares * u.per_element - off * off, 0.0f) + u.eps);
+    return 1.0f / sqrtf(fmaxf(squares * u.per_element - off * off, 0.0f) + static_cast<float>(u.eps));
 }
 
 // A number of a piece's group, from the lanes that added it up.
@@ -175,24 +186,23 @@ __device__ __forceinline__ float of_group(const GroupNormLaunch& u, int piece, f
 // ---------------------------------------------------------------------------------------------------------------------
 // kernel
 
-// Where ptxas needs more than 64 registers, of a block of 8 vectors a thread, and else more than 40.
+// The registers that ptxas needs at least, so that nothing spills; and the bounds that leave it those, of 65536.
 template <int kDType, int kVecs, int kPieces, bool kAdds>
-constexpr bool kHeavy = kVecs == 8   ? kPieces == 4 || kAdds
-                        : kVecs == 4 ? kPieces == 4 || kDType == kFloat32 || (kAdds && kPieces == 2)
-                                     : false;
-// The bounds that give them: 80 or 64, and 64 or 40.
-template <int kVecs, bool kIsHeavy>
-constexpr int kBoundThreads = kVecs < 8  ? 512
-                              : kIsHeavy ? 768
-                                         : 1024;
-template <int kVecs, bool kIsHeavy>
-constexpr int kBoundBlocks = kVecs == 8 ? 1
-                             : kIsHeavy ? 2
-                                        : 3;
+constexpr int kRegisters = kVecs == 8   ? (kPieces == 4 || kAdds || kDType == kFloat32 ? 80 : 64)
+                           : kVecs == 4 ? (kPieces == 4 || kDType == kFloat32 ? 64 : 48)
+                                        : 40;
+constexpr int bound_threads(int registers, bool large) {
+    return registers == 80 ? 768 : registers == 48 ? 640 : large ? 1024 : 512;
+}
+constexpr int bound_blocks(int registers, bool large) { return large ? 1 : registers == 40 ? 3 : 2; }
 static_assert(32 * kMostWarps <= 512 && 32 * kMostWarpsOf8 <= 768, "a block has no more threads than its bound");
 
-template <int kDType, int kVecs, int kPieces, bool kAdds, bool kIsHeavy = kHeavy<kDType, kVecs, kPieces, kAdds>>
-__global__ void __launch_bounds__(kBoundThreads<kVecs, kIsHeavy>, kBoundBlocks<kVecs, kIsHeavy>)
+// Vectors of a thread that the first mean is of.
+template <int kDType, int kVecs>
+constexpr int kFirst = kDType == kFloat32 ? kVecs : 1;
+
+template <int kDType, int kVecs, int kPieces, bool kAdds, int kMax = kRegisters<kDType, kVecs, kPieces, kAdds>>
+__global__ void __launch_bounds__(bound_threads(kMax, kVecs == 8), bound_blocks(kMax, kVecs == 8))
     group_norm_silu_kernel(const __grid_constant__ GroupNormLaunch u) {
     constexpr int kWidth = kPer<kDType>, kFours = kWidth / 4, kGranule = kWidth / kPieces, kBytes = 16 / kWidth;
     __shared__ float parts[3][kPartials];
@@ -200,41 +210,40 @@ __global__ void __launch_bounds__(kBoundThreads<kVecs, kIsHeavy>, kBoundBlocks<k
     const GroupNormPlan& plan = u.plan;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int row = divide(lane, u.by_vectors), vector = lane - row * plan.vectors;
-    const int b = static_cast<int>(blockIdx.x / static_cast<unsigned>(u.chunks));
-    const int chunk = static_cast<int>(blockIdx.x) - b * u.chunks;
+    const int b = static_cast<int>(blockIdx.y + blockIdx.z * kMostGridY), chunk = static_cast<int>(blockIdx.x);
+    if (b >= u.batch) return;
     const int width = plan.groups * plan.size;  // channels of the chunk
     const int channel = chunk * width + vector * kWidth;
     // A warp's last lanes have no pixel where 32 is no multiple of its vectors.
-    const int pixels = static_cast<int>(u.p.pixels), step = plan.warps * plan.rows;
-    const int first = row < plan.rows ? warp * plan.rows + row : pixels;
-    const auto inside = [&](int i) { return first + i * step < pixels; };
+    const int step = plan.warps * plan.rows, first = row < plan.rows ? warp * plan.rows + row : u.pixels;
+    const auto inside = [&](int i) { return first + i * step < u.pixels; };
 
-    const bool second = channel >= u.p.channels;
-    const Planes& from = second ? u.p.x2 : u.p.x;
-    const char* source =
-        static_cast<const char*>(from.data) +
-        kBytes * (b * from.batch_stride + first * from.pixel_stride + channel - (second ? u.p.channels : 0));
+    const bool second = channel >= u.channels;
+    const Rows& from = second ? u.x2 : u.x;
+    const char* source = from.data + b * from.batch + static_cast<uint32_t>(first) * from.pixel +
+                         kBytes * (second ? channel - u.channels : channel);
     Float4 raw[kVecs];
     FASTDIFF_UNROLL
     for (int i = 0; i < kVecs; ++i) {
         raw[i] = {};
         if (inside(i)) raw[i] = read16(source);
-        source += kBytes * step * from.pixel_stride;
+        source += from.step;
     }
     float* const adds = shared_add[0].v;
     float* const scales = shared_scale[0].v;
     float* const shifts = shared_shift[0].v;
     FASTDIFF_ROLLED
     for (int c = threadIdx.x; c < width; c += 32 * plan.warps) {
-        if (kAdds) adds[c] = load_channel<kDType>(u.p.add, b, chunk * width + c, 0);
-        scales[c] = load_channel<kDType>(u.p.weight, 0, chunk * width + c, 1);
-        shifts[c] = load_channel<kDType>(u.p.bias, 0, chunk * width + c, 0);
+        if (kAdds) adds[c] = load_channel<kDType>(u.add, b, chunk * width + c, 0);
+        scales[c] = load_channel<kDType>(u.weight, 0, chunk * width + c, 1);
+        shifts[c] = load_channel<kDType>(u.bias, 0, chunk * width + c, 0);
     }
 
-    // A mean near the group's: its error is the deviations' own mean. What is added is so for every pixel.
+    // A mean near the group's: its error is the deviations' own mean. In half precision that of the first vectors will
+    // do: it is at most sqrt(kVecs - 1) standard deviations off, and the others are still on their way.
     float sums[kPieces] = {};
     FASTDIFF_UNROLL
-    for (int i = 0; i < kVecs; ++i) {
+    for (int i = 0; i < kFirst<kDType, kVecs>; ++i) {
         FASTDIFF_UNROLL
         for (int c = 0; c < kWidth; ++c) sums[c / kGranule] += widen<kDType>(raw[i], c / 4).v[c % 4];
     }
@@ -244,10 +253,10 @@ __global__ void __launch_bounds__(kBoundThreads<kVecs, kIsHeavy>, kBoundBlocks<k
     FASTDIFF_UNROLL
     for (Float4& vector : raw) forget<kDType>(vector, u.zero);
     float total = sum_parts(u, lane, parts[0]);
-    if (kAdds) total += u.pixels * sum_adds(u, lane, adds);
+    if (kAdds) total += u.first_pixels * sum_adds(u, lane, adds);
     float mean[kPieces];
     FASTDIFF_UNROLL
-    for (int j = 0; j < kPieces; ++j) mean[j] = of_group(u, vector * kPieces + j, total * u.per_element);
+    for (int j = 0; j < kPieces; ++j) mean[j] = of_group(u, vector * kPieces + j, total * u.per_first);
 
     float deviations[2 * kPieces] = {};  // their sums, and those of their squares
     FASTDIFF_UNROLL
@@ -290,8 +299,7 @@ __global__ void __launch_bounds__(kBoundThreads<kVecs, kIsHeavy>, kBoundBlocks<k
     __syncthreads();
     FASTDIFF_UNROLL
     for (Float4& vector : raw) forget<kDType>(vector, u.zero);
-    char* to =
-        static_cast<char*>(u.p.out.data) + kBytes * (b * u.p.out.batch_stride + first * u.p.out.pixel_stride + channel);
+    char* to = u.out.data + b * u.out.batch + static_cast<uint32_t>(first) * u.out.pixel + kBytes * channel;
     FASTDIFF_UNROLL
     for (int i = 0; i < kVecs; ++i) {
         if (!inside(i)) break;
@@ -305,12 +313,12 @@ __global__ void __launch_bounds__(kBoundThreads<kVecs, kIsHeavy>, kBoundBlocks<k
             FASTDIFF_UNROLL
             for (int k = 0; k < 4; ++k) {
                 const float y = (h.v[k] - mean[(4 * q + k) / kGranule]) * scale.v[k] + shift.v[k];
-                h.v[k] = u.p.silu ? silu<kDType>(y) : y;
+                h.v[k] = u.silu ? silu<kDType>(y) : y;
             }
             narrow<kDType>(result, q, h);
         }
         write16(to, result);
-        to += kBytes * step * u.p.out.pixel_stride;
+        to += u.out.step;
     }
 }
 
@@ -352,27 +360,39 @@ Kernel kernel_for(const GroupNormPlan& plan, bool adds) {
 }  // namespace
 
 int group_norm_silu_cuda(const GroupNormSiluParams& p, void* stream) {
-    GroupNormLaunch u;
-    u.p = p;
+    GroupNormLaunch u = {};
     u.plan = plan_group_norm(p);
     if (u.plan.refusal) return cudaErrorInvalidValue;
-    u.chunks = static_cast<int>(p.groups) / u.plan.groups;
-    if (p.batch * u.chunks > INT32_MAX) return cudaErrorInvalidConfiguration;
+    if (p.batch > INT32_MAX) return cudaErrorInvalidConfiguration;
+    const int64_t step = u.plan.warps * u.plan.rows, bytes = element_bytes(p.dtype);
+    const auto rows = [&](const Planes& t) {
+        const int64_t pixel = bytes * t.pixel_stride;
+        return Rows{static_cast<char*>(t.data), bytes * t.batch_stride, pixel, step * pixel};
+    };
+    u.x = rows(p.x), u.x2 = rows(p.x2), u.out = rows(p.out);
+    u.weight = p.weight, u.bias = p.bias, u.add = p.add;
+    u.batch = static_cast<int>(p.batch), u.pixels = static_cast<int>(p.pixels);
+    u.channels = static_cast<int>(p.channels);
     u.pieces_of_group = u.plan.vectors * u.plan.pieces / u.plan.groups;
     u.group_lanes = 5;
     while ((32 >> u.group_lanes) < u.plan.groups) --u.group_lanes;
     u.by_vectors = multiplier_of(u.plan.vectors);
     u.by_pieces = multiplier_of(u.pieces_of_group);
     u.by_size = multiplier_of(u.plan.size);
-    u.pixels = static_cast<float>(p.pixels);
-    u.eps = static_cast<float>(p.eps);
+    u.silu = p.silu;
+    u.eps = p.eps;
+    const int64_t first = p.dtype == kFloat32 || p.pixels < step ? p.pixels : step;
+    u.first_pixels = static_cast<float>(first);
+    u.per_first = static_cast<float>(1.0 / (static_cast<double>(first) * u.plan.size));
     u.per_element = static_cast<float>(1.0 / (static_cast<double>(p.pixels) * u.plan.size));
     const bool adds = p.add.data != nullptr;
     const Kernel kernel = p.dtype == kFloat32    ? kernel_for<kFloat32>(u.plan, adds)
                           : p.dtype == kBFloat16 ? kernel_for<kBFloat16>(u.plan, adds)
                                                  : kernel_for<kFloat16>(u.plan, adds);
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(p.batch * u.chunks));
+    const unsigned chunks = static_cast<unsigned>(p.groups / u.plan.groups), batch = static_cast<unsigned>(p.batch);
+    config.gridDim =
+        batch <= kMostGridY ? dim3(chunks, batch) : dim3(chunks, kMostGridY, (batch + kMostGridY - 1) / kMostGridY);
     config.blockDim = dim3(static_cast<unsigned>(32 * u.plan.warps));
     config.stream = static_cast<cudaStream_t>(stream);
     return cudaLaunchKernelEx(&config, kernel, u);

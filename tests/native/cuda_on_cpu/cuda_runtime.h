@@ -24,7 +24,7 @@ enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidC
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
-    dim3(unsigned x = 1) : x(x) {}
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -137,9 +137,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     gridDim = config->gridDim;
     blockDim = config->blockDim;
     cuda_on_cpu::body = [&] { kernel(argument); };
-    for (unsigned block = 0; block < gridDim.x; ++block) {
-        blockIdx.x = block;
-        cuda_on_cpu::run_block(blockDim.x);
-    }
+    for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
+        for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
+            for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) cuda_on_cpu::run_block(blockDim.x);
     return cudaSuccess;
 }
