@@ -8,6 +8,7 @@
 
 #include "common/normal.h"
 #include "cpu/parallel.h"
+#include "cuda/group_norm_plan.h"
 #include "fastdiff.h"
 
 #ifdef FASTDIFF_WITH_CUDA
@@ -150,7 +151,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         .def_readwrite("bias", &GroupNormSiluParams::bias)
         .def_readwrite("add", &GroupNormSiluParams::add)
         .def_readwrite("eps", &GroupNormSiluParams::eps)
-        .def_readwrite("silu", &GroupNormSiluParams::silu);
+        .def_readwrite("silu", &GroupNormSiluParams::silu)
+        .def_readwrite("block_groups", &GroupNormSiluParams::block_groups)
+        .def_readwrite("block_warps", &GroupNormSiluParams::block_warps)
+        .def_readwrite("thread_vecs", &GroupNormSiluParams::thread_vecs);
     py::class_<ConvEpilogueParams>(m, "ConvEpilogueParams")
         .def(py::init<>())
         .def_readwrite("batch", &ConvEpilogueParams::batch)
@@ -170,6 +174,14 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("update_cpu", &update_cpu, Released());
     m.def("group_norm_silu_cpu", &group_norm_silu_cpu, Released());
     m.def("conv_epilogue_cpu", &conv_epilogue_cpu, Released());
+    m.def(
+        "group_norm_silu_plan",
+        [](const GroupNormSiluParams& p) -> py::object {
+            const GroupNormPlan plan = plan_group_norm(p);
+            if (plan.refusal) return py::str(plan.refusal);
+            return py::make_tuple(plan.groups, plan.warps, plan.vecs);
+        },
+        "the CUDA kernel's groups a block, warps a block and vectors a thread; or why it does not serve");
     m.def("cpu_simd", &cpu_simd, "avx512, avx2 or portable: the kernels in use");
     m.def("set_cpu_simd", &set_cpu_simd, "use other kernels; False where this CPU lacks them");
     m.def("philox4x32", &philox4x32, "one Philox4x32-10 block, for its known answers");
@@ -184,6 +196,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     });
     m.def("update_cuda",
           [](const UpdateParams& p, uintptr_t stream) { check(update_cuda(p, pointer<void>(stream)), "update_cuda"); });
+    m.def("group_norm_silu_cuda", [](const GroupNormSiluParams& p, uintptr_t stream) {
+        check(group_norm_silu_cuda(p, pointer<void>(stream)), "group_norm_silu_cuda");
+    });
     // The number of devices that this runtime can use under the installed driver; an error says why there are none.
     m.def("cuda_device_count", [] {
         int count = 0;

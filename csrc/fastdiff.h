@@ -98,6 +98,8 @@ struct GroupNormSiluParams {
     Channels weight, bias, add;
     double eps = 1e-5;
     bool silu = true;
+    // The CUDA kernel's blocks, for measurements; 0 leaves them to the rule in csrc/cuda/group_norm_plan.h.
+    int block_groups = 0, block_warps = 0, thread_vecs = 0;
 };
 
 // out = ((x + shift) + residual) * scale, in rows: element i of row r of sample b lies at b * batch_stride
@@ -123,6 +125,7 @@ void conv_epilogue_cpu(const ConvEpilogueParams& params, int threads);
 int randn_cuda(const RandnParams& params, void* stream);
 int add_noise_cuda(const AddNoiseParams& params, void* stream);
 int update_cuda(const UpdateParams& params, void* stream);
+int group_norm_silu_cuda(const GroupNormSiluParams& params, void* stream);
 
 // csrc/cpu/dispatch.cpp: "avx512", "avx2" or "portable"; set_cpu_simd returns false for one that this CPU lacks.
 const char* cpu_simd();

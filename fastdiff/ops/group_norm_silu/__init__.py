@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from fastdiff.noise import check_int
-from fastdiff.ops.backend import choose
+from fastdiff.ops.backend import choose, why_missing
 from fastdiff.ops.group_norm_silu.planes import memory_format, walkable
 from fastdiff.ops.randn import DTYPES
 from fastdiff.ops.registry import LIBRARY, register, traced
+
+# A call's backend where its caller left the choice: native where the device's kernel serves the call, or else another.
+NATIVE_OR = "native or another"
 
 
 def group_norm_silu(
@@ -71,7 +74,8 @@ def group_norm_silu(
         raise ValueError(f"eps must be finite and at least 0; got {eps}")
     if not isinstance(silu, bool):
         raise TypeError(f"silu must be a bool; got {type(silu).__name__}")
-    backend = choose(backend, x.device.type, "group_norm_silu")
+    chosen = choose(backend, x.device.type, "group_norm_silu")
+    backend = NATIVE_OR if chosen == "native" and backend == "auto" else chosen
     tensors = (x, x2, add, weight, bias)
     if traced(*tensors) or (torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])):
         return torch.ops.fastdiff.group_norm_silu(x, x2, add, weight, bias, groups, eps, silu, backend)
@@ -117,10 +121,6 @@ def _compute(
         from fastdiff.ops.group_norm_silu.reference import group_norm_silu as reference
 
         return out.copy_(reference(x, x2, add, weight, bias, groups, eps, silu))
-    if backend == "native":
-        from fastdiff.ops.group_norm_silu import native_impl as impl
-    else:
-        from fastdiff.ops.group_norm_silu import triton_impl as impl  # type: ignore[no-redef]
     # Where there is one pixel, both formats are the same memory, and its channels are what is dense.
     format = memory_format(x)
     last = format == torch.channels_last or x.shape[2:].numel() == 1
@@ -130,7 +130,22 @@ def _compute(
     if add is not None and add.stride(-1) != 1:
         add = add.contiguous()
     weight, bias = None if weight is None else weight.contiguous(), None if bias is None else bias.contiguous()
-    impl.group_norm_silu(out, x, x2, add, weight, bias, groups, float(eps), silu, last)
+    call = (out, x, x2, add, weight, bias, groups, float(eps), silu, last)
+    if backend in ("native", NATIVE_OR):
+        from fastdiff.ops.group_norm_silu import native_impl
+
+        params = native_impl.parameters(*call)
+        reason = native_impl.refusal(params, x.device)
+        if reason is None:
+            native_impl.run(params, x.device)
+            return out
+        if backend == "native":
+            raise RuntimeError(f"backend='native' cannot serve this group_norm_silu on {x.device.type}: {reason}")
+        if why_missing("triton", x.device.type) is not None:
+            return _compute(x, x2, add, weight, bias, groups, eps, silu, "reference")
+    from fastdiff.ops.group_norm_silu import triton_impl
+
+    triton_impl.group_norm_silu(*call)
     return out
 
 

@@ -1,20 +1,24 @@
-"""group_norm_silu through csrc/cpu/group_norm_silu.cpp."""
+"""group_norm_silu through csrc/cpu/group_norm_silu.cpp, and csrc/cuda/group_norm_silu.cu where that serves."""
 
 from __future__ import annotations
 
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from fastdiff.ops import native
 from fastdiff.ops.group_norm_silu.planes import planes
 
+# Groups a block, warps a block and vectors a thread of the CUDA kernel, for measurements; 0 is the kernel's own choice.
+BLOCK = (0, 0, 0)
 
-def group_norm_silu(
+
+def parameters(
     out: Tensor, x: Tensor, x2: Tensor | None, add: Tensor | None, weight: Tensor | None, bias: Tensor | None,
     groups: int, eps: float, silu: bool, last: bool,
-) -> None:  # fmt: skip
-    """Fill ``out``.
+):  # -> _C.GroupNormSiluParams  # fmt: skip
+    """A call as the extension takes it.
 
     Args:
         out, x, x2: [B, C, …], [B, C1, …], [B, C2, …] of one dtype, not empty, their channels (``last``) or else their
@@ -36,7 +40,23 @@ def group_norm_silu(
             batch_stride = tensor.stride(0) if tensor.ndim == 2 else 0
             setattr(params, name, module.Channels(tensor.data_ptr(), native.DTYPES[tensor.dtype], batch_stride))
     params.eps, params.silu = eps, silu
-    native.launch(module, "group_norm_silu", params, out.device)
+    params.block_groups, params.block_warps, params.thread_vecs = BLOCK
+    return params
+
+
+def refusal(params, device: torch.device) -> str | None:
+    """Why the device's kernel does not serve a call, or None where it does. The CPU's serves all."""
+    if device.type == "cpu":
+        return None
+    plan = native.extension().group_norm_silu_plan(params)  # type: ignore[union-attr]
+    return plan if isinstance(plan, str) else None
+
+
+def run(params, device: torch.device) -> None:
+    """Fill ``out``."""
+    module = native.extension()
+    assert not isinstance(module, str)
+    native.launch(module, "group_norm_silu", params, device)
 
 
 def _planes(module: ModuleType, tensor: Tensor, last: bool):  # -> _C.Planes

@@ -1,0 +1,401 @@
+// Group normalisation, and SiLU, of channels_last tensors whose groups fit in a block's registers: x is read once, all
+// of it before its first use, and stays packed as it came. group_norm_plan.h has the blocks' shape.
+#include <cuda_runtime.h>
+
+#include "cuda/group_norm_plan.h"
+#include "cuda/quad.h"  // Float4, read16, write16, from_bfloat16, to_bfloat16, from_half, to_half
+
+namespace fastdiff {
+
+// A tensor in bytes.
+struct Rows {
+    char* data;
+    int64_t batch, pixel, step;  // to the next sample, pixel, and a thread's next vector
+};
+
+struct GroupNormLaunch {
+    GroupNormPlan plan;
+    Rows x, x2, out;
+    Channels weight, bias, add;
+    int batch, pixels, channels;              // of x, without x2's
+    int pieces_of_group;                      // in a pixel
+    int group_lanes;                          // log2 of the lanes that add up a group
+    uint32_t by_vectors, by_pieces, by_size;  // divide()'s multipliers: plan.vectors, pieces_of_group, plan.size
+    uint32_t zero;                            // forget()'s
+    bool silu;
+    double eps;
+    float first_pixels, per_first;  // the pixels that the first mean is of; 1 / elements of those in a group
+    float per_element;              // 1 / elements of a group
+};
+
+namespace {
+
+#ifdef __CUDACC__
+#define FASTDIFF_ROLLED _Pragma("unroll 1")
+#else
+#define FASTDIFF_ROLLED
+#endif
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr unsigned kMostGridY = 65535;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// what a thread does alone
+
+// a / d for a and d up to 256, with multiplier = ceil(2^16 / d) (Granlund & Montgomery 1994)
+FASTDIFF_HD int divide(int a, uint32_t multiplier) { return static_cast<int>(a * multiplier >> 16); }
+inline uint32_t multiplier_of(int d) { return (65535u + d) / d; }
+
+// Elements 4 q to 4 q + 3 of a vector of kPer elements.
+template <int kDType>
+constexpr int kPer = kDType == kFloat32 ? 4 : 8;
+
+template <int kDType>
+FASTDIFF_HD Float4 widen(const Float4& raw, int q) {
+    if constexpr (kDType == kFloat32) return raw;
+    const Half4 four = {bit_cast<uint32_t>(raw.v[2 * q]), bit_cast<uint32_t>(raw.v[2 * q + 1])};
+    return kDType == kBFloat16 ? from_bfloat16(four) : from_half(four);
+}
+
+template <int kDType>
+FASTDIFF_HD void narrow(Float4& raw, int q, const Float4& y) {
+    if constexpr (kDType == kFloat32) {
+        raw = y;
+    } else {
+        const Half4 four = kDType == kBFloat16 ? to_bfloat16(y) : to_half(y);
+        raw.v[2 * q] = bit_cast<float>(four.v[0]);
+        raw.v[2 * q + 1] = bit_cast<float>(four.v[1]);
+    }
+}
+
+// Exclusive-or with a zero that the compiler does not know, so that it widens a vector again for each pass: it would
+// keep what it once widened, in twice the registers.
+template <int kDType>
+FASTDIFF_HD void forget(Float4& raw, uint32_t zero) {
+    if constexpr (kDType != kFloat32) {
+        FASTDIFF_UNROLL
+        for (float& word : raw.v) word = bit_cast<float>(bit_cast<uint32_t>(word) ^ zero);
+    }
+}
+
+// Four numbers of shared memory, read where it is written: they would else be kept in registers from one to the next.
+FASTDIFF_HD Float4 read_shared(const Float4& from) {
+#ifdef __CUDA_ARCH__
+    Float4 f;
+    asm volatile("ld.volatile.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(f.v[0]), "=f"(f.v[1]), "=f"(f.v[2]), "=f"(f.v[3])
+                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(&from))));
+    return f;
+#else
+    return from;
+#endif
+}
+
+// y / (1 + e^-y). Half precision takes the approximations, of about 2 ulp of float32.
+template <int kDType>
+FASTDIFF_HD float silu(float y) {
+#ifdef __CUDA_ARCH__
+    if constexpr (kDType != kFloat32) {
+        float e, inverse;
+        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(y * -1.4426950408889634f));
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + e));
+        return y * inverse;
+    }
+#endif
+    return y / (1.0f + expf(-y));
+}
+
+template <int kDType>
+FASTDIFF_HD float load_channel(const Channels& from, int64_t b, int channel, float absent) {
+    if (!from.data) return absent;
+    const int64_t at = b * from.batch_stride + channel;
+    if (from.dtype == kFloat32) return static_cast<const float*>(from.data)[at];
+    const Half4 four = {static_cast<const uint16_t*>(from.data)[at], 0};
+    return (kDType == kBFloat16 ? from_bfloat16(four) : from_half(four)).v[0];
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// sums over a block, in an order that depends on nothing but its shape
+
+// Leaves the sums over a warp's pixels with those of its first pixel.
+template <int kCount>
+__device__ __forceinline__ void sum_rows(const GroupNormPlan& plan, int row, float (&v)[kCount]) {
+    FASTDIFF_ROLLED
+    for (int n = plan.rows; n > 1;) {
+        const int half = (n + 1) / 2;
+        FASTDIFF_UNROLL
+        for (int j = 0; j < kCount; ++j) {
+            const float other = __shfl_down_sync(kAllLanes, v[j], half * plan.vectors);
+            if (row + half < n) v[j] += other;
+        }
+        n = half;
+    }
+}
+
+// Leaves a warp's sums of a vector's pieces among the parts, [groups][warps][pieces of a group].
+template <int kPieces>
+__device__ __forceinline__ void leave_parts(const GroupNormLaunch& u, int vector, int warp, const float* sums,
+                                            float* parts) {
+    FASTDIFF_UNROLL
+    for (int j = 0; j < kPieces; ++j) {
+        const int piece = vector * kPieces + j, group = divide(piece, u.by_pieces);
+        parts[(group * (u.plan.warps - 1) + warp) * u.pieces_of_group + piece] = sums[j];
+    }
+}
+
+// Group g's total, with all lanes of lane >> group_lanes = g, from the parts that the warps left.
+__device__ __forceinline__ float sum_parts(const GroupNormLaunch& u, int lane, const float* parts) {
+    const int lanes = 1 << u.group_lanes, group = lane >> u.group_lanes;
+    const int count = u.plan.warps * u.pieces_of_group;
+    float total = 0;
+    if (group < u.plan.groups) FASTDIFF_ROLLED
+    for (int k = lane & (lanes - 1); k < count; k += lanes) total += parts[group * count + k];
+    FASTDIFF_ROLLED
+    for (int offset = lanes / 2; offset > 0; offset /= 2) total += __shfl_xor_sync(kAllLanes, total, offset);
+    return total;
+}
+
+// The sum of what is added to a pixel of group lane >> group_lanes.
+__device__ __forceinline__ float sum_adds(const GroupNormLaunch& u, int lane, const float* adds) {
+    const int lanes = 1 << u.group_lanes, group = lane >> u.group_lanes;
+    float total = 0;
+    if (group < u.plan.groups) FASTDIFF_ROLLED
+    for (int c = lane & (lanes - 1); c < u.plan.size; c += lanes) total += adds[group * u.plan.size + c];
+    FASTDIFF_ROLLED
+    for (int offset = lanes / 2; offset > 0; offset /= 2) total += __shfl_xor_sync(kAllLanes, total, offset);
+    return total;
+}
+
+// 1 / sqrt(variance + eps) from the sum of the squared deviations and their mean. Float32 results take it in double,
+// whose roundings they would else show.
+template <int kDType>
+__device__ __forceinline__ float reciprocal_deviation(const GroupNormLaunch& u, float squares, float off) {
+    if constexpr (kDType == kFloat32) {
+        const double variance =
+            squares / (static_cast<double>(u.pixels) * u.plan.size) - static_cast<double>(off) * off;
+        return static_cast<float>(1.0 / sqrt(fmax(variance, 0.0) + u.eps));
+    }
+    return 1.0f / sqrtf(fmaxf(squares * u.per_element - off * off, 0.0f) + static_cast<float>(u.eps));
+}
+
+// A number of a piece's group, from the lanes that added it up.
+__device__ __forceinline__ float of_group(const GroupNormLaunch& u, int piece, float number) {
+    return __shfl_sync(kAllLanes, number, divide(piece, u.by_pieces) << u.group_lanes);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// kernel
+
+// The registers that ptxas needs at least, so that nothing spills; and the bounds that leave it those, of 65536.
+template <int kDType, int kVecs, int kPieces, bool kAdds>
+constexpr int kRegisters = kVecs == 8   ? (kPieces == 4 || kAdds || kDType == kFloat32 ? 80 : 64)
+                           : kVecs == 4 ? (kPieces == 4 || kDType == kFloat32 ? 64 : 48)
+                                        : 40;
+constexpr int bound_threads(int registers, bool large) {
+    return registers == 80 ? 768 : registers == 48 ? 640 : large ? 1024 : 512;
+}
+constexpr int bound_blocks(int registers, bool large) { return large ? 1 : registers == 40 ? 3 : 2; }
+static_assert(32 * kMostWarps <= 512 && 32 * kMostWarpsOf8 <= 768, "a block has no more threads than its bound");
+
+// Vectors of a thread that the first mean is of.
+template <int kDType, int kVecs>
+constexpr int kFirst = kDType == kFloat32 ? kVecs : 1;
+
+template <int kDType, int kVecs, int kPieces, bool kAdds, int kMax = kRegisters<kDType, kVecs, kPieces, kAdds>>
+__global__ void __launch_bounds__(bound_threads(kMax, kVecs == 8), bound_blocks(kMax, kVecs == 8))
+    group_norm_silu_kernel(const __grid_constant__ GroupNormLaunch u) {
+    constexpr int kWidth = kPer<kDType>, kFours = kWidth / 4, kGranule = kWidth / kPieces, kBytes = 16 / kWidth;
+    __shared__ float parts[3][kPartials];
+    __shared__ Float4 shared_add[kMostWidth / 4], shared_scale[kMostWidth / 4], shared_shift[kMostWidth / 4];
+    const GroupNormPlan& plan = u.plan;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int row = divide(lane, u.by_vectors), vector = lane - row * plan.vectors;
+    const int b = static_cast<int>(blockIdx.y + blockIdx.z * kMostGridY), chunk = static_cast<int>(blockIdx.x);
+    if (b >= u.batch) return;
+    const int width = plan.groups * plan.size;  // channels of the chunk
+    const int channel = chunk * width + vector * kWidth;
+    // A warp's last lanes have no pixel where 32 is no multiple of its vectors.
+    const int step = plan.warps * plan.rows, first = row < plan.rows ? warp * plan.rows + row : u.pixels;
+    const auto inside = [&](int i) { return first + i * step < u.pixels; };
+
+    const bool second = channel >= u.channels;
+    const Rows& from = second ? u.x2 : u.x;
+    const char* source = from.data + b * from.batch + static_cast<uint32_t>(first) * from.pixel +
+                         kBytes * (second ? channel - u.channels : channel);
+    Float4 raw[kVecs];
+    FASTDIFF_UNROLL
+    for (int i = 0; i < kVecs; ++i) {
+        raw[i] = {};
+        if (inside(i)) raw[i] = read16(source);
+        source += from.step;
+    }
+    float* const adds = shared_add[0].v;
+    float* const scales = shared_scale[0].v;
+    float* const shifts = shared_shift[0].v;
+    FASTDIFF_ROLLED
+    for (int c = threadIdx.x; c < width; c += 32 * plan.warps) {
+        if (kAdds) adds[c] = load_channel<kDType>(u.add, b, chunk * width + c, 0);
+        scales[c] = load_channel<kDType>(u.weight, 0, chunk * width + c, 1);
+        shifts[c] = load_channel<kDType>(u.bias, 0, chunk * width + c, 0);
+    }
+
+    // A mean near the group's: its error is the deviations' own mean. In half precision that of the first vectors will
+    // do: it is at most sqrt(kVecs - 1) standard deviations off, and the others are still on their way.
+    float sums[kPieces] = {};
+    FASTDIFF_UNROLL
+    for (int i = 0; i < kFirst<kDType, kVecs>; ++i) {
+        FASTDIFF_UNROLL
+        for (int c = 0; c < kWidth; ++c) sums[c / kGranule] += widen<kDType>(raw[i], c / 4).v[c % 4];
+    }
+    sum_rows(plan, row, sums);
+    if (row == 0) leave_parts<kPieces>(u, vector, warp, sums, parts[0]);
+    __syncthreads();
+    FASTDIFF_UNROLL
+    for (Float4& vector : raw) forget<kDType>(vector, u.zero);
+    float total = sum_parts(u, lane, parts[0]);
+    if (kAdds) total += u.first_pixels * sum_adds(u, lane, adds);
+    float mean[kPieces];
+    FASTDIFF_UNROLL
+    for (int j = 0; j < kPieces; ++j) mean[j] = of_group(u, vector * kPieces + j, total * u.per_first);
+
+    float deviations[2 * kPieces] = {};  // their sums, and those of their squares
+    FASTDIFF_UNROLL
+    for (int i = 0; i < kVecs; ++i) {
+        if (!inside(i)) break;
+        FASTDIFF_UNROLL
+        for (int q = 0; q < kFours; ++q) {
+            Float4 h = widen<kDType>(raw[i], q);
+            if (kAdds) h = h + read_shared(shared_add[vector * kFours + q]);
+            FASTDIFF_UNROLL
+            for (int k = 0; k < 4; ++k) {
+                const int j = (4 * q + k) / kGranule;
+                const float d = h.v[k] - mean[j];
+                deviations[j] += d;
+                deviations[kPieces + j] += d * d;
+            }
+        }
+    }
+    sum_rows(plan, row, deviations);
+    if (row == 0) {
+        leave_parts<kPieces>(u, vector, warp, deviations, parts[1]);
+        leave_parts<kPieces>(u, vector, warp, deviations + kPieces, parts[2]);
+    }
+    __syncthreads();
+    // y = (h - mean - off) rstd weight + bias; the channels' constants are computed once.
+    if (warp * 32 < width) {
+        const float off = sum_parts(u, lane, parts[1]) * u.per_element;
+        const float rstd = reciprocal_deviation<kDType>(u, sum_parts(u, lane, parts[2]), off);
+        FASTDIFF_ROLLED
+        for (int begin = warp * 32; begin < width; begin += 32 * plan.warps) {
+            const int c = begin + lane, group = divide(c < width ? c : 0, u.by_size);
+            const float off_c = __shfl_sync(kAllLanes, off, group << u.group_lanes);
+            const float rstd_c = __shfl_sync(kAllLanes, rstd, group << u.group_lanes);
+            if (c < width) {
+                scales[c] *= rstd_c;
+                shifts[c] -= off_c * scales[c];
+            }
+        }
+    }
+    __syncthreads();
+    FASTDIFF_UNROLL
+    for (Float4& vector : raw) forget<kDType>(vector, u.zero);
+    char* to = u.out.data + b * u.out.batch + static_cast<uint32_t>(first) * u.out.pixel + kBytes * channel;
+    FASTDIFF_UNROLL
+    for (int i = 0; i < kVecs; ++i) {
+        if (!inside(i)) break;
+        Float4 result;
+        FASTDIFF_UNROLL
+        for (int q = 0; q < kFours; ++q) {
+            Float4 h = widen<kDType>(raw[i], q);
+            if (kAdds) h = h + read_shared(shared_add[vector * kFours + q]);
+            const Float4 scale = read_shared(shared_scale[vector * kFours + q]);
+            const Float4 shift = read_shared(shared_shift[vector * kFours + q]);
+            FASTDIFF_UNROLL
+            for (int k = 0; k < 4; ++k) {
+                const float y = (h.v[k] - mean[(4 * q + k) / kGranule]) * scale.v[k] + shift.v[k];
+                h.v[k] = u.silu ? silu<kDType>(y) : y;
+            }
+            narrow<kDType>(result, q, h);
+        }
+        write16(to, result);
+        to += u.out.step;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// launcher
+
+using Kernel = void (*)(const GroupNormLaunch);
+
+template <int kDType, int kVecs, int kPieces>
+Kernel kernel_for(bool adds) {
+    return adds ? group_norm_silu_kernel<kDType, kVecs, kPieces, true>
+                : group_norm_silu_kernel<kDType, kVecs, kPieces, false>;
+}
+
+template <int kDType, int kVecs>
+Kernel kernel_for(int pieces, bool adds) {
+    if (pieces == 1) return kernel_for<kDType, kVecs, 1>(adds);
+    if (pieces == 2) return kernel_for<kDType, kVecs, 2>(adds);
+    if constexpr (kDType == kFloat32)
+        return nullptr;
+    else
+        return kernel_for<kDType, kVecs, 4>(adds);
+}
+
+template <int kDType>
+Kernel kernel_for(const GroupNormPlan& plan, bool adds) {
+    switch (plan.vecs) {
+        case 1:
+            return kernel_for<kDType, 1>(plan.pieces, adds);
+        case 2:
+            return kernel_for<kDType, 2>(plan.pieces, adds);
+        case 4:
+            return kernel_for<kDType, 4>(plan.pieces, adds);
+        default:
+            return kernel_for<kDType, 8>(plan.pieces, adds);
+    }
+}
+
+}  // namespace
+
+int group_norm_silu_cuda(const GroupNormSiluParams& p, void* stream) {
+    GroupNormLaunch u = {};
+    u.plan = plan_group_norm(p);
+    if (u.plan.refusal) return cudaErrorInvalidValue;
+    if (p.batch > INT32_MAX) return cudaErrorInvalidConfiguration;
+    const int64_t step = u.plan.warps * u.plan.rows, bytes = element_bytes(p.dtype);
+    const auto rows = [&](const Planes& t) {
+        const int64_t pixel = bytes * t.pixel_stride;
+        return Rows{static_cast<char*>(t.data), bytes * t.batch_stride, pixel, step * pixel};
+    };
+    u.x = rows(p.x), u.x2 = rows(p.x2), u.out = rows(p.out);
+    u.weight = p.weight, u.bias = p.bias, u.add = p.add;
+    u.batch = static_cast<int>(p.batch), u.pixels = static_cast<int>(p.pixels);
+    u.channels = static_cast<int>(p.channels);
+    u.pieces_of_group = u.plan.vectors * u.plan.pieces / u.plan.groups;
+    u.group_lanes = 5;
+    while ((32 >> u.group_lanes) < u.plan.groups) --u.group_lanes;
+    u.by_vectors = multiplier_of(u.plan.vectors);
+    u.by_pieces = multiplier_of(u.pieces_of_group);
+    u.by_size = multiplier_of(u.plan.size);
+    u.silu = p.silu;
+    u.eps = p.eps;
+    const int64_t first = p.dtype == kFloat32 || p.pixels < step ? p.pixels : step;
+    u.first_pixels = static_cast<float>(first);
+    u.per_first = static_cast<float>(1.0 / (static_cast<double>(first) * u.plan.size));
+    u.per_element = static_cast<float>(1.0 / (static_cast<double>(p.pixels) * u.plan.size));
+    const bool adds = p.add.data != nullptr;
+    const Kernel kernel = p.dtype == kFloat32    ? kernel_for<kFloat32>(u.plan, adds)
+                          : p.dtype == kBFloat16 ? kernel_for<kBFloat16>(u.plan, adds)
+                                                 : kernel_for<kFloat16>(u.plan, adds);
+    cudaLaunchConfig_t config = {};
+    const unsigned chunks = static_cast<unsigned>(p.groups / u.plan.groups), batch = static_cast<unsigned>(p.batch);
+    config.gridDim =
+        batch <= kMostGridY ? dim3(chunks, batch) : dim3(chunks, kMostGridY, (batch + kMostGridY - 1) / kMostGridY);
+    config.blockDim = dim3(static_cast<unsigned>(32 * u.plan.warps));
+    config.stream = static_cast<cudaStream_t>(stream);
+    return cudaLaunchKernelEx(&config, kernel, u);
+}
+
+}  // namespace fastdiff
