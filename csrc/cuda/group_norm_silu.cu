@@ -189,7 +189,7 @@ __device__ __forceinline__ float of_group(const GroupNormLaunch& u, int piece, f
 // The registers that ptxas needs at least, so that nothing spills; and the bounds that leave it those, of 65536.
 template <int kDType, int kVecs, int kPieces, bool kAdds>
 constexpr int kRegisters = kVecs == 8   ? (kPieces == 4 || kAdds || kDType == kFloat32 ? 80 : 64)
-                           : kVecs == 4 ? (kPieces == 4 || kDType == kFloat32 ? 64 : 48)
+                           : kVecs == 4 ? (kPieces == 4 || kAdds || kDType == kFloat32 ? 64 : 48)
                                         : 40;
 constexpr int bound_threads(int registers, bool large) {
     return registers == 80 ? 768 : registers == 48 ? 640 : large ? 1024 : 512;
