@@ -254,7 +254,7 @@ def _table(plan: Plan, guidance: tuple[float, ...], interval: tuple[float, float
             + ([following.alpha, following.sigma] if following else [1.0, 0.0])
             + [i, row.stream, float(row.calls_model)]
         )
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def guidance_weights(scale: float | Sequence[float]) -> tuple[float, ...]:

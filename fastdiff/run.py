@@ -74,7 +74,7 @@ class Run:
         device, dtype = network.device, network.dtype
         table = plan.table(guidance.weights, guidance.interval)
         stacked = (self.batch * guidance.calls, *x.shape[1:])
-        times = torch.tensor(plan.timesteps, dtype=torch.float64)[:, None].expand(-1, stacked[0])
+        times = torch.tensor(plan.timesteps, dtype=torch.float64, device="cpu")[:, None].expand(-1, stacked[0])
         self.times = times.to(torch.int64 if plan.integer_timesteps else torch.float32).to(device)
         self.row_times = self.times.unbind()
         # The network reads x itself where that is what it takes; else the update writes its input as it goes.

@@ -55,7 +55,7 @@ class NoiseSchedule:
     @property
     def betas(self) -> torch.Tensor:
         """β_t = 1 − ᾱ_t/ᾱ_{t−1}, float64 [T]; 1 where ᾱ_t is 0."""
-        previous = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+        previous = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), self.alphas_cumprod[:-1]])
         return 1 - torch.where(previous > 0, self.alphas_cumprod / previous, torch.zeros_like(previous))
 
     @property
@@ -110,7 +110,9 @@ class NoiseSchedule:
             raise ValueError(f"sigma must not be negative; got {sigma}")
         bar = 1 / (1 + sigma**2)
         falling = self.alphas_cumprod
-        above = int(torch.searchsorted(-falling, torch.tensor(-bar, dtype=torch.float64)))  # first with ᾱ <= bar
+        above = int(
+            torch.searchsorted(-falling, torch.tensor(-bar, dtype=torch.float64, device="cpu"))
+        )  # first with ᾱ <= bar
         if above == 0 or above == len(self):
             return float(max(above - 1, 0))
         a, b = self._ratio(above - 1), self._ratio(above)
@@ -161,7 +163,7 @@ class NoiseSchedule:
         s = _number("s", s)
         if s < 0:
             raise ValueError(f"s must not be negative; got {s}")
-        u = torch.arange(_check_T(T) + 1, dtype=torch.float64) / T
+        u = torch.arange(_check_T(T) + 1, dtype=torch.float64, device="cpu") / T
         return cls._from_bar(torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2, max_beta)
 
     @classmethod
@@ -174,8 +176,8 @@ class NoiseSchedule:
             raise ValueError(f"tau must be positive; got {tau}")
         if start == end:
             raise ValueError(f"start and end must differ; got {start}")
-        u = torch.arange(_check_T(T) + 1, dtype=torch.float64) / T
-        low, high = torch.sigmoid(torch.tensor([start, end], dtype=torch.float64) / tau)
+        u = torch.arange(_check_T(T) + 1, dtype=torch.float64, device="cpu") / T
+        low, high = torch.sigmoid(torch.tensor([start, end], dtype=torch.float64, device="cpu") / tau)
         bar = (high - torch.sigmoid((start + u * (end - start)) / tau)) / (high - low)
         return cls._from_bar(bar, max_beta)
 
@@ -255,7 +257,10 @@ def _vector(name: str, values: Any) -> torch.Tensor:
     try:
         if isinstance(values, torch.Tensor) and values.is_complex():
             raise TypeError("complex")
-        vector = torch.as_tensor(values, dtype=torch.float64).detach().to("cpu", copy=True)
+        if isinstance(values, torch.Tensor):
+            vector = values.detach().to("cpu", torch.float64, copy=True)
+        else:
+            vector = torch.as_tensor(values, dtype=torch.float64, device="cpu").clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a sequence of numbers; got {type(values).__name__}") from error
     if vector.ndim != 1 or vector.numel() < 1:
@@ -286,7 +291,7 @@ def _number(name: str, value: float) -> float:
 
 
 def _linspace(T: int, start: float, end: float) -> torch.Tensor:
-    return torch.linspace(start, end, _check_T(T), dtype=torch.float64)
+    return torch.linspace(start, end, _check_T(T), dtype=torch.float64, device="cpu")
 
 
 def _diffusers_config(scheduler: Any) -> Mapping[str, Any]:

@@ -24,6 +24,17 @@ def test_an_image_is_its_number(backend, seed, options):
         assert_same_bits(part, whole[first : first + count])
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m", "heun"])
+def test_a_default_device_is_for_networks(seed, sampler):
+    """A plan is the host's, wherever torch.set_default_device puts new tensors: "meta" would lose its numbers."""
+    expected = fastdiff.sample(half, SHAPE, sampler=sampler, steps=5, seed=seed)
+    with torch.device("meta"):
+        schedule = fastdiff.NoiseSchedule.linear()
+        got = fastdiff.sample(half, SHAPE, sampler=sampler, schedule=schedule, steps=5, seed=seed, device="cpu")
+        assert len(fastdiff.NoiseSchedule.from_betas([0.1, 0.2])) == 2
+    assert_same_bits(got, expected)
+
+
 def test_acceptance():
     a = fastdiff.sample(half, (64, 3, 32, 32), steps=5, seed=42)[17]
     assert_same_bits(a, fastdiff.sample(half, (1, 3, 32, 32), steps=5, seed=42, sample_offset=17)[0])

@@ -71,7 +71,7 @@ class Resnet(Fast):
         m = self.module
         inputs = (x,) if skip is None else (x, skip)
         usual = m.conv_shortcut is not None and (m.conv2.stride, m.conv2.padding) == ((1, 1), (1, 1))
-        if not usual or not self.joint.suits(h, m.conv2.weight, inputs):
+        if not usual or not self.joint.suits(h, m.conv2.weight, inputs=inputs):
             return m.conv2.forward.fused(h, residual=self.shortcut(x, skip))
         pointwise = (m.conv_shortcut.weight,) if skip is None else self.split(x, skip)
         biases = (m.conv2.bias, m.conv_shortcut.bias)

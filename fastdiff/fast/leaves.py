@@ -41,8 +41,8 @@ class Joint:
         self._packed: Made[joint.Packed] = Made()
         self._bias: Made[Tensor | None] = Made()
 
-    def suits(self, x: Tensor, weight: Tensor, inputs: tuple[Tensor, ...] = ()) -> bool:
-        return joint.suits(x, weight, inputs, self.options["stride"], self.options["upsample"])
+    def suits(self, x: Tensor, weight: Tensor, **more: Any) -> bool:
+        return joint.suits(x, weight, stride=self.options["stride"], upsample=self.options["upsample"], **more)
 
     def __call__(
         self,
@@ -111,7 +111,7 @@ class Packed:
             return torch.ops.mkldnn._convolution_pointwise(
                 x, residual, blocked, offset, padding, stride, dilation, groups, "add", 1.0, None, [], None
             )
-        if self.joint is not None and self.joint.suits(x, weight):
+        if self.joint is not None and self.joint.suits(x, weight, residual=residual is not None):
             return self.joint(x, weight, (bias,), self.conditioning.counters(x.device), residual=residual)
         plain = self._plain.get(
             [weight], lambda: weight.detach().to(x.dtype).contiguous(memory_format=torch.channels_last)

@@ -82,6 +82,8 @@ def plan_of(diffusion: Any) -> Plan:
     if not diffusion.is_ddim_sampling:
         return ddpm(schedule, prediction=prediction, clip=1.0)
     # Evenly from −1, which stands for the clean image, to T − 1; fractions are cut off in float32.
-    visited = torch.linspace(-1, len(schedule) - 1, diffusion.sampling_timesteps + 1).int().tolist()[:0:-1]
+    visited = (
+        torch.linspace(-1, len(schedule) - 1, diffusion.sampling_timesteps + 1, device="cpu").int().tolist()[:0:-1]
+    )
     eta = float(diffusion.ddim_sampling_eta)
     return ddim(schedule, timesteps=visited, prediction=prediction, clip=1.0, eta=eta, use_clipped_model_output=True)

@@ -1,7 +1,9 @@
 """attention: the CPU's backends against float64, in any layout; gradients; which backend is chosen; what it refuses."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,6 +234,17 @@ def test_the_choice(monkeypatch):
         assert "not a measurement" in why
     monkeypatch.setattr(triton_support, "why_missing", lambda device_type: "triton is not installed")
     assert choice("cuda", torch.float16, 512) == ("torch", "triton is not installed")
+
+
+def test_tiles():
+    """All of a head's channels are multiplied: at once, or ``depth`` at a time, whatever a program's columns are."""
+    tables = json.loads(Path(backends.__file__).with_name("tiles.json").read_text())
+    for chip in tables.keys() - {"about", "columns"}:
+        for sizes in tables[chip].values():
+            for name, tiles in sizes.items():
+                _, block_n, depth, columns, *_ = tiles
+                assert depth > 0 or columns == 0, f"{chip} {name}"
+                assert block_n > 0 or (name.endswith(" short") and depth and columns), f"{chip} {name}"
 
 
 def test_an_entry_of_a_chip(monkeypatch):

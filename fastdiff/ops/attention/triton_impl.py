@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from fastdiff.ops.triton_support import chip_here
 
 LOG2_E = math.log2(math.e)
-FEW = 4096  # queries of all heads: up to here programs of 64 do not fill half of a large GPU
+SHORT = 256  # keys of which a program can hold all scores
 SMALLEST = 16  # channels of a tile: what a tensor core's multiplication sums over
 
 
@@ -30,9 +31,9 @@ class Tiles(NamedTuple):
     """How one chip computes one head size; the columns of tiles.json."""
 
     block_m: int  # queries of a program
-    block_n: int  # keys of a step
+    block_n: int  # keys of a step; 0 takes all at once (short_kernel)
     depth: int  # channels of q and k multiplied at a time, read again in every step; 0 holds all of q on the chip
-    columns: int  # channels of the output that a program computes; 0 is all
+    columns: int  # channels of the output that a program computes (short_kernel: at a time); 0 is all
     num_warps: int
     num_stages: int
     hoist: int  # 0 computes addresses anew in every step, which costs fewer registers
@@ -138,6 +139,51 @@ def attention_kernel(
         tl.store(out + at + rest[None, :], value, mask=inside[:, None] & (rest[None, :] < D))
 
 
+@triton.jit(do_not_specialize=["H", "N", "M"])
+def short_kernel(
+    out, q, k, v, scale, H, N, M, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
+    D: tl.constexpr, DEPTH: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, KEYS: tl.constexpr,
+    UNIT: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The same for few keys and wide heads: a query's scores of all keys are in registers at once.
+
+    q and k are read DEPTH channels at a time, and then v COLUMNS at a time, each once: nothing is computed twice, and
+    no sum is rescaled. KEYS, a power of two, is M or more; EVEN: it is M.
+    """
+    program = tl.program_id(0)
+    row_blocks = tl.cdiv(N, BLOCK_M)
+    head, first = program // row_blocks, program % row_blocks * BLOCK_M
+    b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
+    q += (b * q_b + h * q_h + first.to(tl.int64) * q_n) * UNIT
+    k += (b * k_b + h * k_h) * UNIT
+    v += (b * v_b + h * v_h) * UNIT
+    q_n, k_n, v_n = q_n * UNIT, k_n * UNIT, v_n * UNIT
+    rows, keys = tl.minimum(tl.arange(0, BLOCK_M), N - 1 - first), tl.arange(0, KEYS)
+
+    scores = tl.zeros((BLOCK_M, KEYS), tl.float32)
+    for depth in range(0, D, DEPTH):
+        channels = depth + tl.arange(0, DEPTH)
+        q_part = load_rows(q, rows, q_n, channels, q_d, N, D, WIDE, False, D % DEPTH > 0)
+        k_part = load_rows(k, keys, k_n, channels, k_d, M, D, WIDE, not EVEN, D % DEPTH > 0)
+        scores = tl.dot(q_part, tl.trans(k_part), scores, input_precision=PRECISION)
+    scores *= scale
+    if not EVEN:
+        scores = tl.where(keys[None, :] < M, scores, float("-inf"))
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    inverse = 1.0 / tl.sum(weights, 1)
+    weights = weights.to(v.dtype.element_ty)
+
+    queries = first + tl.arange(0, BLOCK_M)
+    out += (b * N * H + h) * D
+    at = queries.to(tl.int64)[:, None] * (H * D)
+    for column in range(0, D, COLUMNS):
+        channels = column + tl.arange(0, COLUMNS)
+        v_part = load_rows(v, keys, v_n, channels, v_d, M, D, WIDE, not EVEN, D % COLUMNS > 0)
+        value = tl.dot(weights, v_part, input_precision=PRECISION) * inverse[:, None]
+        inside = (queries < N)[:, None] & (channels < D)[None, :]
+        tl.store(out + at + channels[None, :], value.to(out.dtype.element_ty), mask=inside)
+
+
 def attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
     """Fill ``out``.
 
@@ -152,27 +198,41 @@ def attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Non
         attention(wide, q.float(), k.float(), v.float(), scale)
         out.copy_(wide)
         return
+    if q.dtype != torch.float32 and not _vectors(q, k, v):
+        # Triton 3.6 gives wrong results on sm_90 where it must read two-byte elements one by one, which is slow besides.
+        q, k, v = (_padded(t) for t in (q, k, v))
+        wide = out.new_empty(*out.shape[:3], q.shape[3])
+        attention(wide, q, k, v, scale)
+        out.copy_(wide[..., : out.shape[3]])
+        return
     (B, H, N, D), M = q.shape, k.shape[2]
-    if q.dtype != torch.float32:
-        q, k, v = (_readable(t) for t in (q, k, v))
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
         chip = "interpreter" if interpreted else chip_here()
-        tiles = tiles_for(chip, q.element_size(), D, few=B * H * N <= FEW)
+        tiles = tiles_for(chip, q.element_size(), D, "short" if M <= SHORT else "")
+        short = tiles.block_n == 0
         tile, rest = split(D) if tiles.columns == 0 else (min(tiles.columns, triton.next_power_of_2(D)), 0)
         column_blocks = triton.cdiv(D, tile) if rest == 0 else 1
         strides = [stride for t in (q, k, v) for stride in t.stride()]
         # Triton only sees whether a stride is a multiple of 16; rows of 40 channels too can be read 16 bytes at a time.
         unit = math.gcd(16, *(stride for i, stride in enumerate(strides) if i % 4 != 3))
         units = [stride if i % 4 == 3 else stride // unit for i, stride in enumerate(strides)]
-        rows = max(tiles.block_m, tiles.block_n)
+        keys = max(SMALLEST, triton.next_power_of_2(M)) if short else tiles.block_n
+        rows = max(tiles.block_m, keys)
         span = max(rows * t.stride(2) + (D + SMALLEST + tiles.depth) * t.stride(3) for t in (q, k, v))
         tf32 = q.dtype == torch.float32 and chip.startswith("sm_") and torch.backends.cuda.matmul.allow_tf32
-        attention_kernel[(B * H * triton.cdiv(N, tiles.block_m) * column_blocks,)](
-            out, q, k, v, scale * LOG2_E, H, N, M, *units,
-            D=D, TILE=tile, REST=rest, DEPTH=tiles.depth, COLUMN_BLOCKS=column_blocks, BLOCK_M=tiles.block_m,
-            BLOCK_N=tiles.block_n, UNIT=unit, WIDE=span >= 1 << 31, EVEN=M % tiles.block_n == 0,
-            HOIST=tiles.hoist, PRECISION="tf32" if tf32 else "ieee", num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages, LAST=M if interpreted else 0,
+        programs = B * H * triton.cdiv(N, tiles.block_m)
+        arguments = (out, q, k, v, scale * LOG2_E, H, N, M, *units)
+        options = {
+            "D": D, "DEPTH": tiles.depth, "BLOCK_M": tiles.block_m, "UNIT": unit, "WIDE": span >= 1 << 31,
+            "EVEN": M % keys == 0, "PRECISION": "tf32" if tf32 else "ieee", "num_warps": tiles.num_warps,
+            "num_stages": tiles.num_stages,
+        }  # fmt: skip
+        if short:
+            short_kernel[(programs,)](*arguments, COLUMNS=tiles.columns, KEYS=keys, **options)
+            return
+        attention_kernel[(programs * column_blocks,)](
+            *arguments, TILE=tile, REST=rest, COLUMN_BLOCKS=column_blocks, BLOCK_N=keys, HOIST=tiles.hoist,
+            LAST=M if interpreted else 0, **options,
         )  # fmt: skip
 
 
@@ -189,26 +249,31 @@ def split(D: int) -> tuple[int, int]:
     return (2 * tile, 0) if rest == tile else (tile, rest)
 
 
-def _readable(t: Tensor) -> Tensor:
-    """A tensor whose rows can be read 16 bytes at a time, or a copy that can.
+def _vectors(*tensors: Tensor) -> bool:
+    """Whether the rows of all are whole vectors of 16 bytes."""
+    each = 16 // tensors[0].element_size()
+    return all(
+        t.shape[3] % each == 0
+        and t.stride(3) == 1
+        and t.data_ptr() % 16 == 0
+        and all(stride % each == 0 for stride in t.stride()[:3])
+        for t in tensors
+    )
 
-    Triton 3.6 computes wrong last channels from rows of two-byte elements that it must read one by one (seen on sm_90
-    with heads of 32 + 16 channels). Such rows would be slow besides.
-    """
+
+def _padded(t: Tensor) -> Tensor:
+    """A copy of [B, H, N, D] with zeros after each row, up to a whole vector."""
     each = 16 // t.element_size()
-    if t.stride(3) != 1 or (t.data_ptr() % 16 == 0 and all(stride % each == 0 for stride in t.stride()[:3])):
-        return t
-    wide = t.new_empty(*t.shape[:3], triton.cdiv(t.shape[3], each) * each)
-    return wide[..., : t.shape[3]].copy_(t)
+    return F.pad(t, (0, -t.shape[3] % each)).contiguous()
 
 
 @lru_cache(maxsize=256)
-def tiles_for(chip: str, element_size: int, D: int, few: bool = False) -> Tiles:
-    """The chip's tiles, or the default's, for the smallest tuned head size from D on; those for few queries, if any."""
+def tiles_for(chip: str, element_size: int, D: int, kind: str = "") -> Tiles:
+    """The chip's tiles, or the default's, for the smallest tuned head size from D on; those of a kind, if it has any."""
     table = _tables().get(chip) or _tables()["default"]
     sizes = table[f"{8 * element_size}-bit"]
     size = min(int(size) for size in sizes if size.isdigit() and int(size) >= D)
-    return Tiles(*sizes.get(f"{size} few" if few else str(size), sizes[str(size)]))
+    return Tiles(*sizes.get(f"{size} {kind}", sizes[str(size)]))
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastdiff.ops import triton_support
 from fastdiff.ops.upsample_conv import presum
 
-FEW = 64 * 64 * 64  # numbers of an output, up to which its tiles do not fill a large GPU
+FEW = 1 << 21  # numbers of an output, up to which the library's kernels do not fill a large GPU
 STEP = 64  # channels that the kernel multiplies at a time
 
 
@@ -170,11 +170,20 @@ def computes(weight: Tensor, stride: int = 1, upsample: bool = False) -> bool:
     return True
 
 
-def suits(x: Tensor, weight: Tensor, inputs: Sequence[Tensor] = (), stride: int = 1, upsample: bool = False) -> bool:
+def suits(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    inputs: Sequence[Tensor] = (),
+    residual: bool = False,
+    stride: int = 1,
+    upsample: bool = False,
+) -> bool:
     """Whether ``packed_conv`` was faster for such images than the library's convolution and a pass after it.
 
-    Measured on an H100 with torch 2.11, cuDNN 9.19 and triton 3.6; other chips take the library's. Its share is what
-    the library is slow at: outputs of few tiles, windows that step or grow, and sums of several convolutions.
+    Measured on an H100 with torch 2.11, cuDNN 9.19 and triton 3.6; other chips take the library's. The kernel's share
+    is what the library is slow at: outputs of few tiles, windows that step or grow, sums of several convolutions, and
+    a residual, which would take another pass.
     """
     if not x.is_cuda or x.dtype == torch.float32 or triton_support.why_missing("cuda") is not None:
         return False
@@ -183,8 +192,7 @@ def suits(x: Tensor, weight: Tensor, inputs: Sequence[Tensor] = (), stride: int 
     if weight.ndim != 4 or any(t.shape[1] % STEP for t in inputs) or not computes(weight, stride, upsample):
         return False
     pixels = x.shape[0] * x.shape[2] * x.shape[3] // stride**2
-    few = pixels * len(weight) <= FEW
-    return few or bool(inputs) or stride == 2 or upsample
+    return pixels * len(weight) <= FEW or bool(inputs) or residual or stride == 2 or upsample
 
 
 def _padding(weight: Tensor, padding: tuple[int, int] | None) -> tuple[int, int]:

@@ -32,13 +32,14 @@ class Tiles(NamedTuple):
     split: int = 1
 
 
-# From the largest on, the first with FULL tiles serves. sm_90's were measured on an H100 in bfloat16; the others' fit
-# their shared memory. The last is for outputs of few tiles, which are shared.
+# From the largest on, the first with FULL tiles serves. The last is for outputs of few tiles, which are shared.
+# sm_90's were measured on an H100 in bfloat16; the others' fit their shared memory.
 TILES = {
     "sm_90": (Tiles(128, 256, 8, 3), Tiles(128, 128, 8, 3), Tiles(64, 128, 4, 4), Tiles(64, 64, 4, 4)),
     "sm_80": (Tiles(128, 128, 8, 3), Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 3)),
     "other": (Tiles(128, 64, 4, 2), Tiles(64, 64, 4, 2)),
 }
+SHARES = 96  # programs among which few tiles are divided
 
 
 def tiles_for(chip: str, pixels: int, channels: int, steps: int, residual: bool = False) -> Tiles:
@@ -47,17 +48,23 @@ def tiles_for(chip: str, pixels: int, channels: int, steps: int, residual: bool 
     >>> tiles_for("sm_90", 64 * 16 * 16, 256, 36)
     Tiles(pixels=128, channels=256, num_warps=8, num_stages=3, split=1)
     >>> tiles_for("sm_90", 16 * 16, 256, 36)
-    Tiles(pixels=64, channels=64, num_warps=4, num_stages=4, split=6)
+    Tiles(pixels=64, channels=32, num_warps=4, num_stages=4, split=3)
     """
     *large, small = TILES.get(chip, TILES["other"])
     for tiles in large:
         if residual and tiles.pixels * tiles.channels > 1 << 14:
             continue  # a residual's addresses would not fit in the registers beside so many sums
         if tiles.channels <= channels and _count(pixels, channels, tiles) >= FULL:
-            return tiles
-    rows = min(small.pixels, max(16, triton.next_power_of_2(pixels)))
-    small = small._replace(pixels=rows, channels=32 if pixels == rows == 64 else small.channels)
-    return small._replace(split=max(1, min(steps // 6, 192 // _count(pixels, channels, small))))
+            # Four warps read a residual faster than eight, for whatever reason.
+            return tiles._replace(num_warps=4) if residual and chip == "sm_90" else tiles
+    if pixels <= 64:
+        small = small._replace(pixels=16)
+    elif _count(pixels, channels, small) < SHARES // 3:
+        small = small._replace(channels=32)
+    count = _count(pixels, channels, small)
+    if count >= FULL:
+        return small
+    return small._replace(split=max(1, min(steps // 6, triton.cdiv(SHARES, count))))
 
 
 def _count(pixels: int, channels: int, tiles: Tiles) -> int:

@@ -18,7 +18,8 @@ from fastdiff.ops.group_norm_silu.planes import memory_format, walkable
 from fastdiff.ops.randn import DTYPES
 from fastdiff.ops.registry import LIBRARY, register, traced
 
-# A call's backend where its caller left the choice: native where the device's kernel serves the call, or else another.
+# A call's backend where its caller left the choice: native where the device's kernel serves the call, and faster than
+# Triton's, or else another.
 NATIVE_OR = "native or another"
 
 
@@ -136,12 +137,13 @@ def _compute(
 
         params = native_impl.parameters(*call)
         reason = native_impl.refusal(params, x.device)
-        if reason is None:
+        triton = backend == NATIVE_OR and why_missing("triton", x.device.type) is None
+        if reason is None and not (triton and native_impl.slower(params, x.device)):
             native_impl.run(params, x.device)
             return out
         if backend == "native":
             raise RuntimeError(f"backend='native' cannot serve this group_norm_silu on {x.device.type}: {reason}")
-        if why_missing("triton", x.device.type) is not None:
+        if not triton:
             return _compute(x, x2, add, weight, bias, groups, eps, silu, "reference")
     from fastdiff.ops.group_norm_silu import triton_impl
 
