@@ -14,6 +14,11 @@ from fastdiff.ops.attention.backends import choice
 from fastdiff.ops.backend import BACKENDS, VARIABLE, choose, why_missing
 
 OPERATIONS = ("randn", "add_noise", "update", "group_norm_silu", "conv_epilogue")
+# What serves on a GPU by the shapes of a call, not by the operation alone.
+MIXED = (
+    "  group_norm_silu: native for large or narrow groups that fit a block, else triton",
+    "  conv in an accelerated network: triton where it was faster than the library on an H100, else the library",
+)
 
 
 def info() -> None:
@@ -34,6 +39,8 @@ def report() -> str:
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         try:
             lines += [f"{op + ' on ' + device:<25} {choose('auto', device, op)}" for op in OPERATIONS]
+            if device == "cuda":
+                lines += MIXED
             lines += _attention(device)
         except (RuntimeError, ValueError) as error:
             lines.append(f"on {device}: {error}")

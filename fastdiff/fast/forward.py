@@ -73,11 +73,19 @@ class Made(Generic[T]):
             with torch.no_grad():
                 # The aliases keep the sources' memory from being given to other tensors.
                 made = ([None if s is None else (s.detach(), _version(s)) for s in sources], make())
+                _finished(sources)
             self._made = made
         return made[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_made": None}
+
+
+def _finished(sources: Sequence[Tensor | None]) -> None:
+    """Wait for what was just made on a GPU: another thread may read it on its own stream."""
+    device = next((s.device for s in sources if s is not None and s.is_cuda), None)
+    if device is not None and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _unchanged(seen: tuple[Tensor, int] | None, source: Tensor | None) -> bool:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fastdiff import ops
 from fastdiff.fast.forward import Context, Fast, Made
-from fastdiff.ops import conv as joint
+from fastdiff.ops.conv import pack as pack_joint
+from fastdiff.ops.conv import packed_conv, suits
 from fastdiff.ops.upsample_conv import pack, packed_upsample_conv
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ class Joint:
 
     def __init__(self, stride: int = 1, padding: tuple[int, int] | None = None, upsample: bool = False) -> None:
         self.options: Any = {"stride": stride, "padding": padding, "upsample": upsample}
-        self._packed: Made[joint.Packed] = Made()
+        self._packed: Made[Any] = Made()
         self._bias: Made[Tensor | None] = Made()
 
     def suits(self, x: Tensor, weight: Tensor, **more: Any) -> bool:
-        return joint.suits(x, weight, stride=self.options["stride"], upsample=self.options["upsample"], **more)
+        return suits(x, weight, stride=self.options["stride"], upsample=self.options["upsample"], **more)
 
     def __call__(
         self,
@@ -55,10 +56,10 @@ class Joint:
         residual: Tensor | None = None,
     ) -> Tensor:
         packed = self._packed.get(
-            [weight, *pointwise], lambda: joint.pack(weight, pointwise, dtype=x.dtype, **self.options)
+            [weight, *pointwise], lambda: pack_joint(weight, pointwise, dtype=x.dtype, **self.options)
         )
         bias = self._bias.get(biases, lambda: _sum(biases))
-        return joint.packed_conv(x, packed, bias, inputs=inputs, residual=residual, counters=counters)
+        return packed_conv(x, packed, bias, inputs=inputs, residual=residual, counters=counters)
 
 
 def _sum(biases: tuple[Tensor | None, ...]) -> Tensor | None:

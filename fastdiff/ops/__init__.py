@@ -3,6 +3,7 @@
 from fastdiff.ops.add_noise import add_noise
 from fastdiff.ops.attention import attention
 from fastdiff.ops.attention_block import attention_block
+from fastdiff.ops.conv import conv
 from fastdiff.ops.conv_epilogue import conv_epilogue
 from fastdiff.ops.group_norm_silu import group_norm_silu
 from fastdiff.ops.randn import randn
@@ -13,6 +14,7 @@ __all__ = [
     "add_noise",
     "attention",
     "attention_block",
+    "conv",
     "conv_epilogue",
     "group_norm_silu",
     "randn",

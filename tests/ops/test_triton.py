@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 def run_cases(*options: str, **environment: str) -> None:
     names = ("triton_cases", "triton_update_cases", "triton_conv_epilogue_cases", "triton_attention_cases",
-             "triton_group_norm_cases", "triton_conv_cases")  # fmt: skip
+             "triton_group_norm_cases", "triton_conv_cases", "triton_fast_cases")  # fmt: skip
     cases = [Path(__file__).with_name(f"{name}.py") for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning",

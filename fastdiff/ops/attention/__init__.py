@@ -96,6 +96,8 @@ def _compute(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Ten
     automatic = torch.is_autocast_enabled(q.device.type)  # which would change the dtype
     with torch.autocast(q.device.type, enabled=False) if automatic else nullcontext():
         if backend == "torch":
+            if scale < 0:  # FlashAttention subtracts the largest score before it multiplies, which would overflow
+                q, scale = -q, -scale
             y = F.scaled_dot_product_attention(q, k, v, scale=scale)
             return y.transpose(1, 2).contiguous().transpose(1, 2)
         from fastdiff.ops.attention.reference import attention as reference

@@ -199,7 +199,7 @@ def attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Non
         out.copy_(wide)
         return
     if q.dtype != torch.float32 and not _vectors(q, k, v):
-        # Triton 3.6 gives wrong results on sm_90 where it must read two-byte elements one by one, which is slow besides.
+        # Triton 3.6 gave wrong results on sm_90 where it had to read two-byte elements one by one; it is slow besides.
         q, k, v = (_padded(t) for t in (q, k, v))
         wide = out.new_empty(*out.shape[:3], q.shape[3])
         attention(wide, q, k, v, scale)
@@ -269,7 +269,7 @@ def _padded(t: Tensor) -> Tensor:
 
 @lru_cache(maxsize=256)
 def tiles_for(chip: str, element_size: int, D: int, kind: str = "") -> Tiles:
-    """The chip's tiles, or the default's, for the smallest tuned head size from D on; those of a kind, if it has any."""
+    """The chip's tiles, or the default's, for the smallest tuned head size from D on; those of a kind, if any."""
     table = _tables().get(chip) or _tables()["default"]
     sizes = table[f"{8 * element_size}-bit"]
     size = min(int(size) for size in sizes if size.isdigit() and int(size) >= D)
