@@ -162,7 +162,7 @@ def restore(target: Any) -> None:
         raise ValueError(f"this {type(target).__name__} is not accelerated")
     if isinstance(record, Network):
         fast.check(record)
-        fast.take(record)
+        _take(record)
         return
     changed, put = record
     for name, (_, new) in changed.items():
@@ -173,10 +173,17 @@ def restore(target: Any) -> None:
     for network in put.values():
         fast.check(network)
     for network in put.values():
-        fast.take(network)
+        _take(network)
     for name, (old, _) in changed.items():
         setattr(target, name, old)
     del target.__dict__[RECORD]
+
+
+def _take(network: Network) -> None:
+    fast.take(network)
+    graph = sys.modules.get("fastdiff.graph")  # loaded with the first sampling
+    if graph is not None:
+        graph.forget(network.root)
 
 
 def _checked(target: Any) -> Any:

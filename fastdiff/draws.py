@@ -30,7 +30,7 @@ class Draws:
     def noise(self, stream: int, draw: int, backend: str) -> Tensor:
         """float32 [B, …], contiguous, on the run's device."""
         if self.draw is None:
-            out = torch.empty(self.shape, device=self.device)
+            out = torch.empty(self.shape, dtype=torch.float32, device=self.device)
             fill(out, self.key, draw, stream, backend)
             return out
         z = self.draw(stream, draw, self.shape)

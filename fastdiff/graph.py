@@ -13,7 +13,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,8 @@ LIMIT = 4
 _graphs: weakref.WeakKeyDictionary[nn.Module, list[Captured]] = weakref.WeakKeyDictionary()
 _refused: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+_capturing = threading.RLock()  # a capture waits for the whole device, which must not be while another is under way
+_failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator still points to them
 
 
 @contextmanager
@@ -105,10 +107,21 @@ def _lease(run: Run, cuda_graph: bool | str) -> Captured | None:
     with _lock:
         mine = _graphs.setdefault(model, [])
         mine.append(captured)
-        idle = [other for other in mine if not other.leased]
-        for other in idle[: max(len(mine) - LIMIT, 0)]:
+        idle = [other for other in mine if not other.leased][: max(len(mine) - LIMIT, 0)]
+        for other in idle:
             mine.remove(other)
+    for other in idle:
+        other.used.synchronize()  # its memory is given to others
     return captured
+
+
+def forget(model: nn.Module) -> None:
+    """Drop the graphs of a module whose forward was exchanged."""
+    with _lock:
+        graphs = _graphs.pop(model, [])
+        _refused.pop(model, None)
+    for captured in graphs:
+        captured.used.synchronize()
 
 
 class Captured:
@@ -127,7 +140,10 @@ class Captured:
         )  # fmt: skip
         self.index = torch.zeros(1, dtype=torch.int64, device=run.network.device)
         self.used = torch.cuda.Event()
+        accelerated = fast.of(run.network.model)
         self.graphs = {calls: self._capture(run, calls, check) for calls in kinds(run)}
+        # An accelerated network's packed weights, and the weights that they stand for: both addresses must stay theirs.
+        self.weights = None if accelerated is None else accelerated.kept_weights()
         # The graph holds the weights' addresses; the module itself must be free to go.
         self.run.network = replace(run.network, model=_gone)
 
@@ -137,16 +153,21 @@ class Captured:
         device = run.network.device
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
-        with torch.cuda.stream(side):
+        graph = torch.cuda.CUDAGraph()
+        with _capturing, torch.cuda.device(device), torch.cuda.stream(side):
             for _ in range(2):  # libraries choose their algorithms and make their handles on first use
                 self.load(run, first)
                 self._step(calls)
             eager = self.run.x.clone()
             self.load(run, first)
+            try:
+                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                    self._step(calls)
+            except BaseException:
+                _failed.append(graph)
+                _recover(device)
+                raise
         current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._step(calls)
         if check:
             self.load(run, first)
             graph.replay()
@@ -213,6 +234,12 @@ class Captured:
             self.leased = False
 
 
+def _recover(device: torch.device) -> None:
+    """Let torch's generators go, which believe after a capture that failed that it goes on: an empty one ends it."""
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(device)):
+        torch.zeros(1, device=device)
+
+
 def kinds(run: Run) -> list[int]:
     """How many times the rows of a run stack the batch: each needs a graph."""
     return sorted(set(run.calls[run.start :]) - {0})
@@ -236,7 +263,7 @@ def _key(run: Run) -> Any:
         run.times.dtype, run.shares_x, run.plan.learned_variance, run.plan.uses_anchor, run.plan.slots_used,
         run.guidance.calls, run.guidance.rescale, _kwargs_key(run), tuple(kinds(run)), 0 in run.calls,
         run.thresholding, run.operands.mask is None,
-        None if accelerated is None else (accelerated.context.dtype, accelerated.stamp(), run.rows is None),
+        None if accelerated is None else (accelerated.number, accelerated.stamp(), run.rows is None),
         hash(tuple((w.data_ptr(), w.dtype) for w in weights)), torch.is_autocast_enabled("cuda"),
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
     )  # fmt: skip

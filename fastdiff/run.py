@@ -102,9 +102,9 @@ class Run:
         for slot in plan.slots_used:
             o.slots[slot] = o.slots_out[slot] = torch.zeros_like(x)
         if guidance.rescale:
-            o.gain = torch.ones(self.batch, device=device)
+            o.gain = torch.ones(self.batch, dtype=torch.float32, device=device)
         if thresholding is not None:
-            o.clip = torch.ones(self.batch, 2, device=device)
+            o.clip = torch.ones(self.batch, 2, dtype=torch.float32, device=device)
         if classifier is not None:
             o.gradient = torch.zeros_like(x)
         o.mask, o.known = mask, known

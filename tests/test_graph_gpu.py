@@ -150,6 +150,8 @@ def test_a_network_that_synchronises_runs_eagerly(seed):
     with pytest.raises(RuntimeError, match="could not be captured"):
         fastdiff.sample(model, SHAPE, steps=4, cuda_graph=True)
     assert_same_bits(fastdiff.sample(model, SHAPE, steps=4).cpu(), eager.cpu())
+    assert torch.randn(3, device="cuda").isfinite().all()  # torch's generator does not wait for the capture's end
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
 def test_true_says_why_it_cannot(network):

@@ -274,7 +274,7 @@ class DiffusersUp(Up):
 
 
 class Upsample(Fast):
-    """Nearest-neighbour doubling and a 3x3 convolution as one transposed convolution of the small grid."""
+    """Nearest-neighbour doubling and a 3x3 convolution on the small grid, where there is a kernel for that."""
 
     does = "four 2x2 convolutions of the small grid in place of one 3x3 of the large: 4/9 of the work"
 

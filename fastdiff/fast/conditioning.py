@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdiff.fast.forward import Fast, Made
 
-COUNTERS = 1024  # a convolution whose tiles are shared has at most 192
+COUNTERS = 1024  # more than a convolution whose tiles are shared has (ops.conv makes its own where that is not so)
 
 
 class Conditioning:

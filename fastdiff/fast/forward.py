@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from fastdiff.fast.conditioning import Conditioning
 
 T = TypeVar("T")
+HELPERS = (
+    "fastdiff.fast.leaves",
+    "fastdiff.fast.blocks",
+    "fastdiff.fast.conditioning",
+)  # whose classes hold what is made
+_making = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,18 @@ class Made(Generic[T]):
         made = self._made
         if made is None or not all(map(_unchanged, made[0], sources)):
             with torch.no_grad():
+                made = self._make(sources, make)
+        return made[1]
+
+    def _make(self, sources: Sequence[Tensor | None], make: Callable[[], T]) -> tuple[list[Any], T]:
+        with _making:  # one of several threads makes it, and the others take that
+            made = self._made
+            if made is None or not all(map(_unchanged, made[0], sources)):
                 # The aliases keep the sources' memory from being given to other tensors.
                 made = ([None if s is None else (s.detach(), _version(s)) for s in sources], make())
                 _finished(sources)
-            self._made = made
-        return made[1]
+                self._made = made
+            return made
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_made": None}
@@ -98,6 +112,16 @@ def _unchanged(seen: tuple[Tensor, int] | None, source: Tensor | None) -> bool:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def made_by(holder: Any) -> Iterator[Any]:
+    """What the ``Made`` in a stand-in, and in the helpers that it holds, have made."""
+    for value in vars(holder).values():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Made):
+                yield part._made
+            elif type(part).__module__.startswith(HELPERS):
+                yield from made_by(part)
 
 
 def fast_of(module: Any, kind: type) -> Any:

@@ -72,8 +72,8 @@ class Packed:
 
     On the CPU they are laid out in oneDNN's blocks once, not in every call, and the sum is taken as the result is
     stored. Elsewhere they are in x's dtype and channels_last; where ``ops.conv`` suits the images it serves, else the
-    library's convolution does, or its matrix product where a pixel's channels are all, and bias and residual are one
-    pass.
+    library's convolution does, and bias and residual are one pass; or its matrix product, with the bias in it, where a
+    window is one pixel.
     """
 
     def __init__(
@@ -133,23 +133,26 @@ class Packed:
 
 
 class PackedUpsample:
-    """``ops.upsample_conv`` with weights summed and laid out once."""
+    """``ops.upsample_conv`` with weights summed and laid out once; on a GPU by ``ops.conv``, or else as two steps.
+
+    cuDNN's transposed convolution may add in any order, so that a result would not have the same bits twice.
+    """
 
     def __init__(self, conditioning: Conditioning) -> None:
         self.conditioning = conditioning
         self._packed: Made[Any] = Made()
         self._bias: Made[Tensor | None] = Made()
         self.joint = Joint(upsample=True)
+        self.large = Packed(conditioning, padding=(1, 1))
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x [B, C, H, W] in the dtype of the arithmetic; weight and bias in any."""
         x = x.contiguous(memory_format=torch.channels_last)
         if self.joint.suits(x, weight):
             return self.joint(x, weight, (bias,), self.conditioning.counters(x.device))
-        packed = self._packed.get([weight], lambda: pack(weight, tuple(x.shape), x.dtype))
         if x.is_cuda:
-            y = packed_upsample_conv(x, packed)
-            return y if bias is None else ops.conv_epilogue(y, bias=bias)
+            return self.large(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
+        packed = self._packed.get([weight], lambda: pack(weight, tuple(x.shape), x.dtype))
         return packed_upsample_conv(x, packed, self._bias.get([bias], lambda: _cast(bias, x.dtype)))
 
 
@@ -206,7 +209,7 @@ class Projection:
         def bias() -> Tensor | None:
             if all(b is None for b in biases):
                 return None
-            zero = [torch.zeros(len(w), device=x.device) for w in weights]
+            zero = [torch.zeros(len(w), dtype=torch.float32, device=x.device) for w in weights]
             return torch.cat([z if b is None else b.float() for b, z in zip(biases, zero, strict=True)]).to(x.dtype)
 
         joined = self._bias.get(biases, bias)

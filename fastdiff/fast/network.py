@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdiff.fast.conditioning import Conditioning, Rows, TimeEmbedding, TimeProjection
-from fastdiff.fast.forward import Context, Fast, fast_of
+from fastdiff.fast.forward import Context, Fast, fast_of, made_by
 from fastdiff.fast.leaves import Foreign, cast
 from fastdiff.fast.replace import KINDS, UNETS, WHOLE, name_of, replacements
 
@@ -64,6 +65,7 @@ class Network:
     context: Context
     made: dict[nn.Module, Fast]
     kept: list[tuple[nn.Module, str]]
+    number: int = field(default_factory=itertools.count().__next__)  # no other network's, in this process
 
     def rows(self, times: Tensor) -> Rows | None:
         """The rows of a plan's timesteps [rows], where the network takes its time by an embedding that is known."""
@@ -77,6 +79,10 @@ class Network:
     def stamp(self) -> int:
         """A number that differs after a weight was written to, which copies of weights do not see."""
         return hash(tuple(p._version for p in self.root.parameters() if not p.is_inference()))
+
+    def kept_weights(self) -> list[Any]:
+        """All that its stand-ins have made of weights, with those weights."""
+        return [made for fast in self.made.values() for made in made_by(fast)]
 
     def counts(self) -> list[tuple[str, int, str]]:
         """(class, how many, what was done); not the layers inside a block that was replaced as a whole."""

@@ -1,6 +1,7 @@
 """Networks that are accelerated: what they notice, and what they compute once."""
 
 import copy
+import gc
 import io
 import threading
 
@@ -14,7 +15,8 @@ from networks import SD15, randomized, small
 
 import fastdiff
 from fastdiff.fast.blocks import Attention, Resnet
-from fastdiff.fast.forward import fast_of
+from fastdiff.fast.forward import Made, fast_of
+from fastdiff.fast.network import of
 
 SHAPE = (2, 3, 16, 16)
 
@@ -31,6 +33,19 @@ def inputs(seed):
 
 def close(a, b, tolerance=1e-5):
     return float((a - b).abs().max() / b.abs().max()) <= tolerance
+
+
+def test_all_that_is_made_is_found(network, inputs):
+    """What a captured graph must keep alive: every packed weight of the network, wherever a stand-in holds it."""
+    fastdiff.accelerate(network, dtype=torch.float32)
+    before = {id(m) for m in gc.get_objects() if isinstance(m, Made)}
+    network(*inputs)
+    made = [m._made for m in gc.get_objects() if isinstance(m, Made) and id(m) in before and m._made is not None]
+    kept = {id(value) for value in of(network).kept_weights()}
+    parameters = {p.data_ptr() for p in network.parameters()}
+    mine = [m for m in made if any(s is not None and s[0].data_ptr() in parameters for s in m[0])]
+    assert len(mine) > 50
+    assert all(id(m) in kept for m in mine)
 
 
 # ---- what is noticed

@@ -76,6 +76,38 @@ def test_weights_that_change_are_seen(network):
     assert_same_bits(sampled(network, cuda_graph=True), sampled(network, cuda_graph=False))
 
 
+def test_the_same_bits_twice(network):
+    x, t = torch.randn(SHAPE), torch.randint(0, 1000, (4,))
+    assert_same_bits(network(x, t).cpu(), network(x, t).cpu())
+
+
+def test_accelerated_again(network):
+    """A graph of stand-ins that are gone is not replayed, nor are its weights' addresses read."""
+    dtype = network._fastdiff_accelerated.context.dtype
+    first = sampled(network, cuda_graph=True)
+    fastdiff.restore(network)
+    assert network not in graph._graphs
+    fastdiff.accelerate(network, dtype=dtype)
+    assert_same_bits(sampled(network, cuda_graph=True), first)
+    fastdiff.restore(network)
+    fastdiff.accelerate(network, dtype=dtype, exact_upsampling=True)
+    assert_same_bits(sampled(network, cuda_graph=True), sampled(network, cuda_graph=False))
+
+
+def test_weights_that_come_back(network):
+    """Two sets of weights in turn, as adapters swap them: each graph has its own packed copies."""
+    conv = network.mid_block.resnets[0].conv1
+    sets = [conv.weight, torch.nn.Parameter(conv.weight * 1.5, requires_grad=False)]
+    expected = []
+    for weight in sets:
+        conv.weight = weight
+        expected.append(sampled(network, cuda_graph=False))
+    for _ in range(2):
+        for weight, images in zip(sets, expected, strict=True):
+            conv.weight = weight
+            assert_same_bits(sampled(network, cuda_graph=True), images)
+
+
 def test_two_threads_at_once(network):
     expected = [sampled(network, seed=k, cuda_graph=False) for k in range(2)]
     got = {}
@@ -85,10 +117,11 @@ def test_two_threads_at_once(network):
             for _ in range(3):
                 got[k] = sampled(network, seed=k)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+    threads = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(120)
+        assert not thread.is_alive()
     for k in range(2):
         assert_same_bits(got[k], expected[k])

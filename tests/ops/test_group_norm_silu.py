@@ -156,10 +156,10 @@ NETWORK = ((8, 128, 0, 32), (2, 256, 128, 32), (8, 256, 256, 16), (8, 256, 0, 8)
 SPLIT = (*NETWORK, (1, 256, 0, 32), (1, 384, 0, 16), (3, 2304, 0, 4), (2, 33088, 7872, 1))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", SPLIT)
-def test_threads_do_not_change_the_result(simd, rng, layout, shape):
+def test_threads_do_not_change_the_result(simd, rng, shape):
     batch, first, second, side = shape
+    layout = rng.choice(["channels_last", "channels_last", "contiguous"])
     dtype, c = rng.choice(DTYPES), first + second
     x, x2 = (laid_out(torch.randn(batch, n, side, side).to(dtype), layout) for n in (first, second))
     add = rng.choice([None, torch.randn(c), torch.randn(batch, c).to(dtype)])

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,20 @@ import pytest
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
+# In two halves, which take about as long and run side by side.
+HALVES = (
+    ("triton_cases", "triton_update_cases", "triton_conv_epilogue_cases"),
+    ("triton_attention_cases", "triton_group_norm_cases", "triton_conv_cases", "triton_fast_cases"),
+)
+
+
 def run_cases(*options: str, **environment: str) -> None:
-    names = ("triton_cases", "triton_update_cases", "triton_conv_epilogue_cases", "triton_attention_cases",
-             "triton_group_norm_cases", "triton_conv_cases", "triton_fast_cases")  # fmt: skip
+    with ThreadPoolExecutor(len(HALVES)) as pool:
+        for half in [pool.submit(run_files, names, options, environment) for names in HALVES]:
+            half.result()
+
+
+def run_files(names: tuple[str, ...], options: tuple[str, ...], environment: dict[str, str]) -> None:
     cases = [Path(__file__).with_name(f"{name}.py") for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning",
@@ -37,6 +49,6 @@ def test_in_the_interpreter(seed):
 
 @pytest.mark.gpu
 def test_on_the_gpu(seed):
-    """In eight processes where pytest-xdist is installed: compiling the kernels takes most of the time."""
+    """In eight processes a half where pytest-xdist is installed: compiling the kernels takes most of the time."""
     parallel = ("-n", "8") if importlib.util.find_spec("xdist") else ()
     run_cases(*parallel, FASTDIFF_TEST_SEED=str(seed))

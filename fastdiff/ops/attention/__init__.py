@@ -1,4 +1,4 @@
-"""Attention softmax(scale · q kᵀ) v (Vaswani et al. 2017, Equation 1), by the kernel that suits the head size.
+"""Attention softmax(scale · q kᵀ) v (Vaswani et al. 2017, Equation 1), by the kernel that suits its shape.
 
 reference.py says what is computed; triton_impl.py computes it in float32; choice.json says where torch's own kernels
 (F.scaled_dot_product_attention) are taken instead.

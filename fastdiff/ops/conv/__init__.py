@@ -144,6 +144,11 @@ def packed_conv(
     for name, image in [(f"inputs[{i}]", image) for i, image in enumerate(inputs)]:
         if list(image.shape[2:]) != size:
             raise ValueError(f"{name} must be of the result's size {size}; got {list(image.shape[2:])}")
+    for name, tensor in (("bias", bias), ("residual", residual), ("counters", counters)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}; got {tensor.device}")
+    if counters is not None and counters.dtype != torch.int32:
+        raise TypeError(f"counters must be int32; got {counters.dtype}")
     if residual is not None and (residual.shape != shape or residual.dtype != x.dtype):
         raise ValueError(f"residual must be {x.dtype} {list(shape)}; got {residual.dtype} {list(residual.shape)}")
     if bias is not None and (bias.shape != shape[1:2] or bias.dtype not in (torch.float32, x.dtype)):
@@ -181,9 +186,9 @@ def suits(
 ) -> bool:
     """Whether ``packed_conv`` was faster for such images than the library's convolution and a pass after it.
 
-    Measured on an H100 with torch 2.11, cuDNN 9.19 and triton 3.6; other chips take the library's. The kernel's share
-    is what the library is slow at: outputs of few tiles, windows that step or grow, sums of several convolutions, and
-    a residual, which would take another pass.
+    Measured on an H100 with torch 2.11, cuDNN 9.19 and triton 3.6; other chips, and float32, take the library's. The
+    kernel's share is what the library is slow at: outputs of few tiles, windows that step or grow, sums of several
+    convolutions, and a residual, which would take another pass.
     """
     if not x.is_cuda or x.dtype == torch.float32 or triton_support.why_missing("cuda") is not None:
         return False

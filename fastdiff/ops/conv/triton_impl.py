@@ -217,7 +217,9 @@ def conv(
         grid = (phases * _count(pixels, N, tiles), tiles.split)
         partial = None
         if tiles.split > 1:
-            partial = torch.empty(grid[0] * tiles.split * tiles.pixels * tiles.channels, device=x.device)
+            partial = torch.empty(
+                grid[0] * tiles.split * tiles.pixels * tiles.channels, dtype=torch.float32, device=x.device
+            )
             if counters is None or counters.numel() < grid[0]:
                 counters = torch.zeros(grid[0], dtype=torch.int32, device=x.device)
         x1, x2 = (*inputs, None, None)[:2]

@@ -91,8 +91,6 @@ def pack(weight: Tensor, input_shape: tuple[int, ...], dtype: torch.dtype | None
     onednn = _onednn_takes(summed)
     if onednn:
         summed = torch.ops.mkldnn._reorder_convolution_transpose_weight(summed, *GEOMETRY, 1, list(input_shape))
-    elif summed.is_cuda:  # cuDNN would lay them out so in every call
-        summed = summed.contiguous(memory_format=torch.channels_last)
     return Packed(summed, c_in, c_out, onednn)
 
 
