@@ -38,9 +38,9 @@ def close(a, b, tolerance=1e-5):
 def test_all_that_is_made_is_found(network, inputs):
     """What a captured graph must keep alive: every packed weight of the network, wherever a stand-in holds it."""
     fastdiff.accelerate(network, dtype=torch.float32)
-    before = {id(m) for m in gc.get_objects() if isinstance(m, Made)}
+    before = {id(m) for m in gc.get_objects() if type(m) is Made}
     network(*inputs)
-    made = [m._made for m in gc.get_objects() if isinstance(m, Made) and id(m) in before and m._made is not None]
+    made = [m._made for m in gc.get_objects() if type(m) is Made and id(m) in before and m._made is not None]
     kept = {id(value) for value in of(network).kept_weights()}
     parameters = {p.data_ptr() for p in network.parameters()}
     mine = [m for m in made if any(s is not None and s[0].data_ptr() in parameters for s in m[0])]
