@@ -36,14 +36,14 @@ class Tiles(NamedTuple):
 # sm_90's were measured on an H100 in bfloat16; the others' fit their shared memory.
 TILES = {
     "sm_90": (Tiles(128, 256, 8, 3), Tiles(128, 128, 8, 3), Tiles(64, 128, 4, 4), Tiles(64, 64, 4, 4)),
-    "sm_80": (Tiles(128, 128, 8, 3), Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 3)),
+    "sm_80": (Tiles(128, 128, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3)),
     "other": (Tiles(128, 64, 4, 2), Tiles(64, 64, 4, 2)),
 }
 SHARES = 96  # programs among which few tiles are divided
 
 
-def tiles_for(chip: str, pixels: int, channels: int, steps: int, residual: bool = False) -> Tiles:
-    """The tiles of an output [pixels, channels] that sums ``steps`` blocks of K.
+def tiles_for(chip: str, pixels: int, channels: int, steps: int, residual: bool = False, moved: bool = False) -> Tiles:
+    """The tiles of an output [pixels, channels] that sums ``steps`` blocks of K; ``moved`` where pixels are not x's.
 
     >>> tiles_for("sm_90", 64 * 16 * 16, 256, 36)
     Tiles(pixels=128, channels=256, num_warps=8, num_stages=3, split=1)
@@ -52,11 +52,11 @@ def tiles_for(chip: str, pixels: int, channels: int, steps: int, residual: bool 
     """
     *large, small = TILES.get(chip, TILES["other"])
     for tiles in large:
-        if residual and tiles.pixels * tiles.channels > 1 << 14:
-            continue  # a residual's addresses would not fit in the registers beside so many sums
+        if (residual or moved) and tiles.pixels * tiles.channels > 1 << 14:
+            continue  # the addresses of a residual, or of other pixels, would not fit in the registers beside the sums
         if tiles.channels <= channels and _count(pixels, channels, tiles) >= FULL:
             # Four warps read a residual faster than eight, for whatever reason.
-            return tiles._replace(num_warps=4) if residual and chip == "sm_90" else tiles
+            return tiles._replace(num_warps=4) if residual and not moved and chip == "sm_90" else tiles
     if pixels <= 64:
         small = small._replace(pixels=16)
     elif _count(pixels, channels, small) < SHARES // 3:
@@ -213,7 +213,7 @@ def conv(
     phases = len(weights)
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
         chip = "interpreter" if interpreted else chip_here()
-        tiles = tiles_for(chip, phases * pixels, N, weights.shape[2] // BK, residual is not None)
+        tiles = tiles_for(chip, phases * pixels, N, weights.shape[2] // BK, residual is not None, up or stride > 1)
         grid = (phases * _count(pixels, N, tiles), tiles.split)
         partial = None
         if tiles.split > 1:

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastdiff.ops.group_norm_silu.planes import planes
 from fastdiff.ops.triton_view import widen, write
 
-LARGEST_TILE, SMALLEST_TILE = 16384, 1024  # elements: 16 warps of 32 elements a thread, and one warp
+LARGEST_TILE, SMALLEST_TILE = 16384, 1024  # elements: of whole groups, 16 warps of 32 a thread; and two warps
 SECTOR = 32  # bytes
 
 
@@ -42,17 +42,19 @@ class Tiles(NamedTuple):
 
 
 def tiles(pixels: int, groups: int, size: int, bytes_each: int, last: bool) -> Tiles:
-    """The tiles for groups of ``size`` channels; of one tile a group where that is no larger than LARGEST_TILE."""
+    """The tiles for groups of ``size`` channels; of one tile a group where that is not too large."""
     p, c = triton.next_power_of_2(pixels), triton.next_power_of_2(size)
-    if p * c > LARGEST_TILE:
+    largest = LARGEST_TILE if bytes_each == 2 else LARGEST_TILE // 2
+    if p * c > largest:
+        largest //= 2  # what is merged needs registers, too
         if last:
             c = min(c, 256)
-            p = min(p, LARGEST_TILE // c)
+            p = min(p, largest // c)
         else:
             p = min(p, 4096)
-            c = min(c, LARGEST_TILE // p)
+            c = min(c, largest // p)
     g, whole = 1, c >= size and p >= pixels
-    while g < groups and p * g * c * 2 <= LARGEST_TILE:
+    while g < groups and p * g * c * 2 <= largest:
         narrow = last and c >= size and g * size * bytes_each < SECTOR
         if not narrow and not (whole and p * g * c < SMALLEST_TILE):
             break
@@ -121,6 +123,15 @@ def finish(out, weight, bias, b, pixel, channel, known, inside, h, mean, off, rs
 
 
 @triton.jit
+def reciprocal_deviation(m2, count, eps, EXACT: tl.constexpr):
+    """1 / √(variance + eps); EXACT: correctly rounded."""
+    if EXACT:
+        return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(m2, count) + eps))
+    else:
+        return 1.0 / tl.sqrt(m2 / count + eps)
+
+
+@triton.jit
 def silu(y, EXACT: tl.constexpr):
     """y / (1 + exp(−y)); EXACT: to float32's accuracy, where tl.exp and a GPU's division lose bits."""
     if EXACT:
@@ -141,7 +152,7 @@ def whole_kernel(
     h = load_h(x, x2, add, b, pixel, channel, known, inside, first)
     count = tl.cast(pixels, tl.float32) * SIZE
     mean, off, m2 = moments(h, inside, count)
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(m2, count) + eps))
+    rstd = reciprocal_deviation(m2, count, eps, out[0].dtype.element_ty == tl.float32)
     finish(out, weight, bias, b, pixel, channel, known, inside, h, mean, off, rstd, SILU)
 
 
@@ -203,7 +214,7 @@ def normalise_kernel(
     for begin in range(0, TILES, MERGED):
         n, d, within = merged(start, begin, TILES, mean, group < groups, pixels, SIZE, P, C, MERGED)
         m2 += tl.sum(n * (d - off[None, :]) * (d - off[None, :]) + within, 0)
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(m2, total) + eps))
+    rstd = reciprocal_deviation(m2, total, eps, out[0].dtype.element_ty == tl.float32)
     finish(out, weight, bias, b, pixel, channel, known, inside, h, mean, off, rstd, SILU)
 
 
@@ -226,7 +237,7 @@ class Launch:
     def run(self, kernel, *args, **constants) -> None:
         t = self.tiles
         grid = (self.batch * triton.cdiv(self.groups, t.groups) * t.total,)
-        warps = min(16, max(1, t.pixels * t.groups * t.channels // 1024))
+        warps = min(16, max(1, t.pixels * t.groups * t.channels // 512))
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             kernel[grid](*args, SIZE=self.size, P=t.pixels, G=t.groups, C=t.channels, num_warps=warps, **constants)
 
