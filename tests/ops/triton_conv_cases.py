@@ -82,6 +82,18 @@ def test_shared_tiles(seed, kind, split, monkeypatch):
     check(random.Random(f"{seed} {kind}"), kind, torch.float16, split=split, monkeypatch=monkeypatch)
 
 
+def test_views(seed):
+    """An offset that breaks 16-byte vectors, and strides that are not channels_last."""
+    x = torch.randn(2, 64, 5, 6, device=DEVICE).half()
+    packed = pack(torch.randn(40, 64, 3, 3, device=DEVICE).half())
+    expected = packed_conv(x.contiguous(memory_format=torch.channels_last), packed)
+    memory = torch.full((x.numel() + 3,), NAN, device=DEVICE).half()[3:]
+    offset = memory.view(2, 5, 6, 64).permute(0, 3, 1, 2).copy_(x)
+    sliced = torch.full((2, 64, 6, 9), NAN, device=DEVICE).half()[:, :, 1:, 2:8].copy_(x)
+    for view in (offset, sliced, x.contiguous()):
+        assert torch.equal(packed_conv(view, packed), expected)
+
+
 def test_counters_are_zeros_again(seed):
     (x,) = images(1, [128], 4, 4, torch.float16)
     packed = pack(torch.randn(64, 128, 3, 3, device=DEVICE).half())

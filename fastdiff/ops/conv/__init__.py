@@ -158,12 +158,17 @@ def packed_conv(
         return out
     from fastdiff.ops.conv import triton_impl
 
-    last = torch.channels_last
-    x, *others = (image.contiguous(memory_format=last) for image in images)
-    residual = None if residual is None else residual.contiguous(memory_format=last)
+    x, *others = map(_aligned, images)
+    residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
     bias = None if bias is None else bias.contiguous()
     triton_impl.conv(out, x, tuple(others), weights, bias, residual, side, stride, low, up, counters)
     return out
+
+
+def _aligned(image: Tensor) -> Tensor:
+    """A dense channels_last image whose pixels can be read 16 bytes at a time: itself, or a copy."""
+    image = image.contiguous(memory_format=torch.channels_last)
+    return image if image.data_ptr() % 16 == 0 else image.clone()
 
 
 def computes(weight: Tensor, stride: int = 1, upsample: bool = False) -> bool:
