@@ -1,9 +1,47 @@
-"""Σ|terms| of a group normalisation and its SiLU: what their rounding is measured by."""
+"""A group normalisation and its SiLU in PyTorch, the Σ|terms| that rounding is measured by, and the comparison."""
 
 from __future__ import annotations
 
+import random
+
 import torch
+import torch.nn.functional as F
+from helpers import assert_accurate
 from torch import Tensor
+
+FEW = 20_000  # elements, below which PyTorch's largest error is a matter of luck
+
+
+def textbook(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float = 1e-5, x2: Tensor | None = None,
+    add: Tensor | None = None, silu: bool = True, dtype: torch.dtype = torch.float64,
+) -> Tensor:  # fmt: skip
+    """PyTorch's own operations in one dtype."""
+    h = (x if x2 is None else torch.cat([x, x2], 1)).to(dtype)
+    if add is not None:
+        h = h + add.to(dtype).reshape(-1 if add.ndim == 2 else 1, h.shape[1], *[1] * (h.ndim - 2))
+    y = F.group_norm(h, groups, *(None if v is None else v.to(dtype) for v in (weight, bias)), eps)
+    return F.silu(y) if silu else y
+
+
+def assert_right(got: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, **options) -> None:
+    """At most twice PyTorch's largest error; of few elements, its largest in nine calls of inputs in other units."""
+    assert got.dtype == x.dtype
+    exact = textbook(x, weight, bias, groups, **options)
+
+    def error(factor: float) -> Tensor:
+        scaled = {k: v * factor if isinstance(v, Tensor) else v for k, v in options.items()}
+        theirs, right = (
+            textbook(x * factor, weight, bias, groups, **scaled, dtype=d) for d in (x.dtype, torch.float64)
+        )
+        return (theirs.double() - right).abs().amax()
+
+    if exact.numel():
+        factors = [1.0] + [random.uniform(1, 2) for _ in range(8 if exact.numel() < FEW else 0)]
+        theirs = exact + torch.stack([error(f) for f in factors]).amax()
+    else:
+        theirs = exact
+    assert_accurate(got, exact, theirs, magnitude(x, weight, bias, groups, **options))
 
 
 def magnitude(

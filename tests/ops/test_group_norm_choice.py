@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from group_norm_native_cases import image, textbook
+from group_norm_native_cases import image
+from group_norm_terms import textbook
 
 from fastdiff.ops.group_norm_silu import NATIVE_OR, group_norm_silu, native_impl, triton_impl
 from fastdiff.ops.group_norm_silu import _compute as compute
@@ -85,3 +86,17 @@ def test_what_serves_instead(monkeypatch):
     monkeypatch.setenv("FASTDIFF_BACKEND", "native")
     group_norm_silu(x, None, None, 2)
     assert len(ran) == 2
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "dtype", "slower"),
+    [(256, 32, torch.bfloat16, False), (512, 32, torch.bfloat16, False), (256, 16, torch.bfloat16, False),
+     (512, 16, torch.bfloat16, True), (256, 16, torch.float32, True), (256, 8, torch.bfloat16, True)],
+)  # fmt: skip
+def test_which_is_faster(channels, side, dtype, slower):
+    """Triton for small groups and for those that fill sectors, in every batch alike; a CPU has no choice."""
+    for batch in (1, 64):
+        x = image(batch, channels, (side, side), dtype, "cpu")
+        params = native_impl.parameters(x, x, None, None, None, None, 32, 1e-5, True, True)
+        assert native_impl.slower(params, torch.device("cuda")) is slower
+        assert not native_impl.slower(params, torch.device("cpu"))

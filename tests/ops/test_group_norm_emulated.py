@@ -111,7 +111,7 @@ def test_against_float64(emulation, seed, channels, dtype):
 def test_forced_blocks(emulation, seed, monkeypatch, channels, dtype):
     rng = random.Random(f"{seed} {channels} {dtype}")
     legal = 0
-    for block in rng.sample(list(blocks()), 80):
+    for block in rng.sample(list(blocks()), 40):
         monkeypatch.setattr(native_impl, "BLOCK", block)
         call = random_call(rng, channels, 1, rng.choice([(4, 4), (3, 7), (9, 5)]), dtype, "cpu")
         emulation.reverse = rng.random() < 0.5

@@ -4,9 +4,8 @@ import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
-from group_norm_terms import magnitude
-from helpers import LAYOUTS, assert_accurate, assert_same_bits, laid_out
+from group_norm_terms import assert_right, textbook
+from helpers import LAYOUTS, assert_same_bits, laid_out
 from torch import Tensor
 
 from fastdiff.ops.group_norm_silu import group_norm_silu
@@ -22,26 +21,6 @@ def poison(monkeypatch):
     monkeypatch.setattr(
         torch, "empty", lambda *a, **k: t.fill_(float("nan")) if (t := make(*a, **k)).is_floating_point() else t
     )
-
-
-def textbook(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float = 1e-5, x2: Tensor | None = None,
-    add: Tensor | None = None, silu: bool = True, dtype: torch.dtype = torch.float64,
-) -> Tensor:  # fmt: skip
-    """PyTorch's own operations in one dtype."""
-    h = (x if x2 is None else torch.cat([x, x2], 1)).to(dtype)
-    if add is not None:
-        h = h + add.to(dtype).reshape(-1 if add.ndim == 2 else 1, h.shape[1], *[1] * (h.ndim - 2))
-    weight, bias = (None if v is None else v.to(dtype) for v in (weight, bias))
-    y = F.group_norm(h, groups, weight, bias, eps)
-    return F.silu(y) if silu else y
-
-
-def assert_right(got: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, **options) -> None:
-    exact = textbook(x, weight, bias, groups, **options)
-    theirs = textbook(x, weight, bias, groups, **options, dtype=x.dtype)
-    assert got.dtype == x.dtype
-    assert_accurate(got, exact, theirs, magnitude(x, weight, bias, groups, **options))
 
 
 def numbers(channels: int, dtype: torch.dtype) -> Tensor:
