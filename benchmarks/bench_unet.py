@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastdiff
 from fastdiff.fast import network as fast
-from fastdiff.fast.blocks import Attention, DiffusersUp, Resnet, Up, Upsample
+from fastdiff.fast.attention import Attention
+from fastdiff.fast.blocks import DiffusersUp, Resnet, Up, Upsample
 from fastdiff.fast.forward import Fast
 from fastdiff.fast.leaves import Conv, GroupNorm, LayerNorm, Linear
 

@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from fastdiff.fast.conditioning import Conditioning
 
 T = TypeVar("T")
-HELPERS = (
-    "fastdiff.fast.leaves",
-    "fastdiff.fast.blocks",
-    "fastdiff.fast.conditioning",
-)  # whose classes hold what is made
 _making = threading.RLock()
 
 
@@ -120,7 +115,7 @@ def made_by(holder: Any) -> Iterator[Any]:
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, Made):
                 yield part._made
-            elif type(part).__module__.startswith(HELPERS):
+            elif type(part).__module__.startswith("fastdiff.fast."):
                 yield from made_by(part)
 
 

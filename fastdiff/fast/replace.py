@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from fastdiff.fast.blocks import Attention, DiffusersUp, Downsample, Resnet, SelfAttention, Up, Upsample
+from fastdiff.fast.attention import Attention, SelfAttention
+from fastdiff.fast.blocks import DiffusersUp, Downsample, Resnet, Up, Upsample
 from fastdiff.fast.conditioning import TimeEmbedding, TimeProjection
 from fastdiff.fast.forward import Context, Fast, fast_of, hooked
 from fastdiff.fast.leaves import Conv, Foreign, GroupNorm, LayerNorm, Linear, Passed

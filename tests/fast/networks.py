@@ -55,6 +55,13 @@ VAE = {
 }
 
 
+SHAPE = (2, 3, 16, 16)  # of ``small``'s inputs
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    return float((a - b).abs().max() / b.abs().max()) <= tolerance
+
+
 class Case(NamedTuple):
     """A network in eval mode, and a call of it with inputs cast to a dtype."""
 
@@ -63,11 +70,16 @@ class Case(NamedTuple):
 
 
 def randomized(network: nn.Module) -> nn.Module:
-    """In eval mode, with scales and biases that are not the ones and zeros that torch starts from."""
-    for module in network.modules():
+    """In eval mode, with scales and biases that are not the ones and zeros that torch starts from.
+
+    Attention's weights are larger than torch starts from, which would give every key about the same weight.
+    """
+    for path, module in network.named_modules():
         for name, p in module.named_parameters(recurse=False):
             if p.ndim == 1:
                 nn.init.normal_(p, 1.0 if name == "weight" else 0.0, 0.2)
+            elif path.rpartition(".")[2] in ("to_q", "to_k") or path.endswith("to_out.0"):
+                nn.init.normal_(p, 0.0, 2.0 / p.shape[1] ** 0.5)
     return network.eval().requires_grad_(False)
 
 

@@ -5,26 +5,9 @@ import torch
 from torch import nn
 
 pytest.importorskip("diffusers")
-from networks import randomized, small, usual
+from networks import SHAPE, close, randomized, usual
 
 import fastdiff
-
-SHAPE = (2, 3, 16, 16)
-
-
-@pytest.fixture
-def network(seed):
-    return small()
-
-
-@pytest.fixture
-def inputs(seed):
-    return torch.randn(SHAPE), torch.tensor([3, 900])
-
-
-def close(a, b, tolerance=1e-5):
-    return float((a - b).abs().max() / b.abs().max()) <= tolerance
-
 
 # ---- the report
 

@@ -11,28 +11,13 @@ from helpers import assert_same_bits
 from torch import nn
 
 pytest.importorskip("diffusers")
-from networks import SD15, randomized, small
+from networks import SD15, SHAPE, close, randomized, small
 
 import fastdiff
-from fastdiff.fast.blocks import Attention, Resnet
+from fastdiff.fast.attention import Attention
+from fastdiff.fast.blocks import Resnet
 from fastdiff.fast.forward import Made, fast_of
 from fastdiff.fast.network import of
-
-SHAPE = (2, 3, 16, 16)
-
-
-@pytest.fixture
-def network(seed):
-    return small()
-
-
-@pytest.fixture
-def inputs(seed):
-    return torch.randn(SHAPE), torch.tensor([3, 900])
-
-
-def close(a, b, tolerance=1e-5):
-    return float((a - b).abs().max() / b.abs().max()) <= tolerance
 
 
 def test_all_that_is_made_is_found(network, inputs):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastdiff.noise import TRAINING, NoiseKey, check_int, noise_key
 from fastdiff.ops.backend import choose
-from fastdiff.ops.randn import DTYPES, check_shape
+from fastdiff.ops.checks import check_dense
+from fastdiff.ops.randn import check_shape
 from fastdiff.ops.registry import LIBRARY, register, traced
 from fastdiff.ops.view import viewable
 from fastdiff.schedule import NoiseSchedule, resolve_schedule
@@ -46,12 +47,7 @@ def add_noise(
     Returns:
         (x_t, ε), both of x0's shape, dtype and memory format. The arithmetic is float32.
     """
-    if not isinstance(x0, Tensor):
-        raise TypeError(f"x0 must be a tensor; got {type(x0).__name__}")
-    if x0.dtype not in DTYPES:
-        raise TypeError(f"x0 must be float32, bfloat16 or float16; got {x0.dtype}")
-    if x0.layout != torch.strided:
-        raise TypeError(f"x0 must be a dense tensor; got {x0.layout}")
+    check_dense("x0", x0)
     if x0.ndim == 0:
         raise ValueError("x0 must have a batch dimension first; got a tensor without dimensions")
     check_shape("x0.shape", x0.shape)

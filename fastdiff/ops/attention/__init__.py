@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.ops.attention.backends import check, choice, choose
-from fastdiff.ops.randn import DTYPES
+from fastdiff.ops.checks import check_dense
 from fastdiff.ops.registry import LIBRARY, register, traced
 
 __all__ = ["attention", "choice"]
@@ -58,12 +58,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, ba
 
 
 def _check(name: str, t: Tensor, q: Tensor) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(t).__name__}")
-    if t.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, bfloat16 or float16; got {t.dtype}")
-    if t.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor; got {t.layout}")
+    check_dense(name, t)
     if t.ndim != 4:
         raise ValueError(f"{name} must have shape [B, H, {'N' if name == 'q' else 'M'}, D]; got {list(t.shape)}")
     if name == "q":

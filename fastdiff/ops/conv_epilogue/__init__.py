@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.ops.backend import choose
+from fastdiff.ops.checks import check_dense
 from fastdiff.ops.conv_epilogue.layout import walkable
 from fastdiff.ops.conv_epilogue.reference import conv_epilogue as reference
-from fastdiff.ops.randn import DTYPES
 from fastdiff.ops.registry import LIBRARY, register, traced
 
 LARGEST = torch.finfo(torch.float32).max
@@ -57,12 +57,7 @@ def conv_epilogue(
 
 
 def _check(x: Tensor, bias: Tensor | None, add: Tensor | None, residual: Tensor | None, scale: float) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor; got {type(x).__name__}")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x must be float32, bfloat16 or float16; got {x.dtype}")
-    if x.layout != torch.strided:
-        raise TypeError(f"x must be a dense tensor; got {x.layout}")
+    check_dense("x", x)
     if x.ndim < 2:
         raise ValueError(f"x must have the shape [B, C, …]; got {list(x.shape)}")
     batch, channels = x.shape[:2]

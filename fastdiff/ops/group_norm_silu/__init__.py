@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastdiff.noise import check_int
 from fastdiff.ops.backend import choose, why_missing
+from fastdiff.ops.checks import check_dense
 from fastdiff.ops.group_norm_silu.planes import memory_format, walkable
-from fastdiff.ops.randn import DTYPES
 from fastdiff.ops.registry import LIBRARY, register, traced
 
 # A call's backend where its caller left the choice: native where the device's kernel serves the call, and faster than
@@ -84,12 +84,7 @@ def group_norm_silu(
 
 
 def _check_input(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, bfloat16 or float16; got {x.dtype}")
-    if x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor; got {x.layout}")
+    check_dense(name, x)
     if x.ndim < 2:
         raise ValueError(f"{name} must have shape [B, C, …]; got {list(x.shape)}")
     if x.shape[1] == 0:
