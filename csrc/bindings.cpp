@@ -167,6 +167,21 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         .ADDRESS(ConvEpilogueParams, shift)
         .def_readwrite("shift_stride", &ConvEpilogueParams::shift_stride)
         .def_readwrite("scale", &ConvEpilogueParams::scale);
+    py::class_<WinogradConvParams>(m, "WinogradConvParams")
+        .def(py::init<>())
+        .def_readwrite("batch", &WinogradConvParams::batch)
+        .def_readwrite("height", &WinogradConvParams::height)
+        .def_readwrite("width", &WinogradConvParams::width)
+        .def_readwrite("channels", &WinogradConvParams::channels)
+        .def_readwrite("features", &WinogradConvParams::features)
+        .def_readwrite("dtype", &WinogradConvParams::dtype)
+        .def_readwrite("upsample", &WinogradConvParams::upsample)
+        .def_readwrite("pairs", &WinogradConvParams::pairs)
+        .ADDRESS(WinogradConvParams, x)
+        .ADDRESS(WinogradConvParams, weights)
+        .ADDRESS(WinogradConvParams, bias)
+        .ADDRESS(WinogradConvParams, residual)
+        .ADDRESS(WinogradConvParams, out);
 
     using Released = py::call_guard<py::gil_scoped_release>;
     m.def("randn_cpu", &randn_cpu, Released());
@@ -174,6 +189,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("update_cpu", &update_cpu, Released());
     m.def("group_norm_silu_cpu", &group_norm_silu_cpu, Released());
     m.def("conv_epilogue_cpu", &conv_epilogue_cpu, Released());
+    m.def("winograd_conv_cpu", &winograd_conv_cpu, Released());
     m.def(
         "group_norm_silu_plan",
         [](const GroupNormSiluParams& p) -> py::object {
@@ -184,6 +200,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "the CUDA kernel's groups a block, warps a block and vectors a thread; or why it does not serve");
     m.def("cpu_simd", &cpu_simd, "avx512, avx2 or portable: the kernels in use");
     m.def("set_cpu_simd", &set_cpu_simd, "use other kernels; False where this CPU lacks them");
+    m.def("cpu_bfloat16", &cpu_bfloat16, "matrix, vector or nothing: what multiplies bfloat16 numbers here");
     m.def("philox4x32", &philox4x32, "one Philox4x32-10 block, for its known answers");
     m.attr("with_cuda") =
 #ifdef FASTDIFF_WITH_CUDA

@@ -114,12 +114,27 @@ struct ConvEpilogueParams {
     float scale = 1;
 };
 
+// out = conv(x) + bias + residual with a 3x3 window and zeros around the image, x doubled first by its nearest neighbours
+// if upsample. Images are dense and channels_last, of one dtype; bias and residual may be absent.
+struct WinogradConvParams {
+    int64_t batch = 0, height = 0, width = 0, channels = 0, features = 0;  // of x, and the result's channels
+    int dtype = kFloat32;
+    bool upsample = false;
+    bool pairs = false;  // whether the products are of bfloat16 numbers, two channels a word, or of float32 ones
+    const void* x = nullptr;
+    const void* weights = nullptr;  // see csrc/cpu/winograd_conv.cpp
+    const float* bias = nullptr;
+    const void* residual = nullptr;
+    void* out = nullptr;
+};
+
 // csrc/cpu/<op>.cpp; threads is an upper bound.
 void randn_cpu(const RandnParams& params, int threads);
 void add_noise_cpu(const AddNoiseParams& params, int threads);
 void update_cpu(const UpdateParams& params, int threads);
 void group_norm_silu_cpu(const GroupNormSiluParams& params, int threads);
 void conv_epilogue_cpu(const ConvEpilogueParams& params, int threads);
+void winograd_conv_cpu(const WinogradConvParams& params, int threads);
 
 // csrc/cuda/<op>.cu; each returns a cudaError_t. stream is a cudaStream_t of the current device.
 int randn_cuda(const RandnParams& params, void* stream);
@@ -130,5 +145,7 @@ int group_norm_silu_cuda(const GroupNormSiluParams& params, void* stream);
 // csrc/cpu/dispatch.cpp: "avx512", "avx2" or "portable"; set_cpu_simd returns false for one that this CPU lacks.
 const char* cpu_simd();
 bool set_cpu_simd(const char* name);
+// What this CPU multiplies bfloat16 numbers with: "matrix" (AMX), "vector" (AVX512_BF16), or "" where float32 serves.
+const char* cpu_bfloat16();
 
 }  // namespace fastdiff

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import nn
 
 from fastdiff.fast import network as fast
 from fastdiff.fast.blocks import Upsample
-from fastdiff.fast.forward import Fast
 from fastdiff.fast.network import RECORD, Network
 from fastdiff.fast.replace import KINDS, UNETS, name_of
 from fastdiff.ops.randn import DTYPES
@@ -72,7 +70,7 @@ class Accelerated:
         return "\n".join(lines)
 
 
-def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_upsampling: bool = False) -> Accelerated:
+def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_convolutions: bool = False) -> Accelerated:
     """Give a network, or a diffusers pipeline's schedulers and networks, their fast path, in place.
 
     Of a network, every module that is known computes the same function in fewer passes over memory: fused GroupNorm
@@ -93,7 +91,9 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_upsampli
         dtype: of a network's arithmetic: float32, bfloat16 or float16. "auto" takes bfloat16 for a float32 network
             where the device computes in it natively (AVX-512-BF16 or AMX on a CPU, compute capability 8.0 of a GPU),
             and else the network's own. What comes out has the dtype that it had.
-        exact_upsampling: leave up-sampling blocks as they are: summed weights are rounded otherwise than single ones.
+        exact_convolutions: compute convolutions as they stand. Else those of 3×3 windows may be of transformed weights
+            (``ops.winograd_conv``, ``ops.upsample_conv``): equal in exact arithmetic, rounded otherwise, and a number
+            that is not finite spreads farther.
 
     Returns:
         What was changed, for printing.
@@ -106,19 +106,22 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_upsampli
     if dtype != "auto" and dtype not in DTYPES:
         kind = TypeError if not isinstance(dtype, (torch.dtype, str)) else ValueError
         raise kind(f'dtype must be "auto", torch.float32, torch.bfloat16 or torch.float16; got {dtype!r}')
-    if not isinstance(exact_upsampling, bool):
-        raise TypeError(f"exact_upsampling must be a bool; got {type(exact_upsampling).__name__}")
-    kinds = KINDS - {Upsample} if exact_upsampling else KINDS
+    if not isinstance(exact_convolutions, bool):
+        raise TypeError(f"exact_convolutions must be a bool; got {type(exact_convolutions).__name__}")
     target = _checked(target)
     if isinstance(target, nn.Module):
         reason = _why_not(target)
         if reason is not None:
             raise ValueError(f"this {type(target).__name__} is {reason}")
-        return Accelerated(_name(target), networks={"": _report(fast.put(target, _dtype(target, dtype), kinds))})
-    return _accelerate_pipeline(target, dtype, kinds)
+        return Accelerated(_name(target), networks={"": _report(_put(target, dtype, exact_convolutions))})
+    return _accelerate_pipeline(target, dtype, exact_convolutions)
 
 
-def _accelerate_pipeline(pipe: Any, dtype: torch.dtype | str, kinds: Collection[type[Fast]]) -> Accelerated:
+def _put(network: nn.Module, dtype: torch.dtype | str, exact: bool) -> fast.Network:
+    return fast.put(network, _dtype(network, dtype), KINDS - {Upsample} if exact else KINDS, exact)
+
+
+def _accelerate_pipeline(pipe: Any, dtype: torch.dtype | str, exact: bool) -> Accelerated:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
     from fastdiff.integrations import diffusers as ours
@@ -137,7 +140,7 @@ def _accelerate_pipeline(pipe: Any, dtype: torch.dtype | str, kinds: Collection[
         found = "; ".join(f"{name} is {what}" for name, what in kept.items()) or "it has no scheduler"
         raise ValueError(f"fastdiff has nothing for this {type(pipe).__name__}: {found}")
     changed = {name: (schedulers[name], new) for name, new in made.items() if new is not None}
-    put = {name: fast.put(network, _dtype(network, dtype), kinds) for name, network in networks.items()}
+    put = {name: _put(network, dtype, exact) for name, network in networks.items()}
     for name, (_, new) in changed.items():
         setattr(pipe, name, new)
     pipe.__dict__[RECORD] = changed, put

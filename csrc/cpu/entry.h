@@ -10,6 +10,7 @@
     void update(const UpdateParams& params, int threads);                 \
     void group_norm_silu(const GroupNormSiluParams& params, int threads); \
     void conv_epilogue(const ConvEpilogueParams& params, int threads);    \
+    void winograd_conv(const WinogradConvParams& params, int threads);    \
     }
 
 namespace fastdiff {

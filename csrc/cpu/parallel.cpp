@@ -137,7 +137,8 @@ const int in_children = pthread_atfork(nullptr, nullptr, [] {
 
 }  // namespace
 
-void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction function, const void* context) {
+void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction function, const void* context,
+                  int64_t work) {
     const int64_t useful = std::min<int64_t>(threads, (units + grain - 1) / grain);
     if (useful <= 1) {
         if (units > 0) function(context, 0, units);
@@ -151,7 +152,7 @@ void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction funct
     if (team && begin >= left_alone_until.load(std::memory_order_relaxed)) {
         team([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(useful), 0);
         const int64_t end = nanoseconds();
-        const int64_t late = kLate + kSlower * kGrain * (units / grain) / useful;
+        const int64_t late = kLate + kSlower * kGrain * work * (units / grain) / useful;
         if (end - begin > late) left_alone_until.store(end + kLeftAlone, std::memory_order_relaxed);
         return;
     }

@@ -20,10 +20,13 @@ _making = threading.RLock()
 
 @dataclass(frozen=True)
 class Context:
-    """What the stand-ins of one network share: the dtype of its arithmetic, and its conditioning."""
+    """What the stand-ins of one network share: the dtype of its arithmetic, its conditioning, and whether convolutions
+    are computed as they stand, not of summed or transformed weights.
+    """
 
     dtype: torch.dtype
     conditioning: Conditioning
+    exact: bool = False
 
 
 class Fast(ABC):

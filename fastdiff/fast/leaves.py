@@ -13,6 +13,9 @@ from fastdiff.fast.forward import Context, Fast, Made
 from fastdiff.ops.conv import pack as pack_joint
 from fastdiff.ops.conv import packed_conv, suits
 from fastdiff.ops.upsample_conv import pack, packed_upsample_conv
+from fastdiff.ops.winograd_conv import pack as pack_winograd
+from fastdiff.ops.winograd_conv import packed_winograd_conv
+from fastdiff.ops.winograd_conv import suits as suits_winograd
 
 if TYPE_CHECKING:
     from fastdiff.fast.conditioning import Conditioning
@@ -67,13 +70,30 @@ def _sum(biases: tuple[Tensor | None, ...]) -> Tensor | None:
     return torch.stack(known).sum(0) if known else None
 
 
-class Packed:
-    """A convolution's weights, kept as the library wants them: y = conv(x) + bias + residual, channels_last.
+class Winograd:
+    """``ops.winograd_conv`` with weights transformed once: a 3×3 convolution on a CPU, bias and residual."""
 
-    On the CPU they are laid out in oneDNN's blocks once, not in every call, and the sum is taken as the result is
-    stored. Elsewhere they are in x's dtype and channels_last; where ``ops.conv`` suits the images it serves, else the
-    library's convolution does, and bias and residual are one pass; or its matrix product, with the bias in it, where a
-    window is one pixel.
+    def __init__(self, upsample: bool = False) -> None:
+        self.upsample = upsample
+        self._packed: Made[Any] = Made()
+        self._bias: Made[Tensor | None] = Made()
+
+    def suits(self, x: Tensor, weight: Tensor) -> bool:
+        return x.device.type == "cpu" and suits_winograd(x, weight, upsample=self.upsample)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+        packed = self._packed.get([weight], lambda: pack_winograd(weight, upsample=self.upsample, dtype=x.dtype))
+        offset = self._bias.get([bias], lambda: _cast(bias, torch.float32))
+        return packed_winograd_conv(x, packed, offset, residual=residual)
+
+
+class Packed:
+    """A convolution's weights, kept as the kernel wants them: y = conv(x) + bias + residual, channels_last.
+
+    On the CPU ``ops.winograd_conv`` serves where it suits (unless ``exact``); else weights are laid out in oneDNN's
+    blocks once, not in every call, and the sum is taken as the result is stored. Elsewhere they are in x's dtype and
+    channels_last; where ``ops.conv`` suits the images it serves, else the library's convolution does, and bias and
+    residual are one pass; or its matrix product, with the bias in it, where a window is one pixel.
     """
 
     def __init__(
@@ -83,6 +103,7 @@ class Packed:
         padding: tuple[int, ...] = (0, 0),
         dilation: tuple[int, ...] = (1, 1),
         groups: int = 1,
+        exact: bool = False,
     ) -> None:
         self.conditioning = conditioning
         self.geometry: tuple[list[int], list[int], list[int], int] = (
@@ -96,11 +117,14 @@ class Packed:
         self._bias: Made[Tensor | None] = Made()
         usual = dilation == (1, 1) and groups == 1 and len(set(stride)) == len(set(padding)) == 1
         self.joint = Joint(stride[0], (padding[0],) * 2) if usual else None
+        self.winograd = Winograd() if usual and not exact and (stride[0], padding[0]) == (1, 1) else None
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x [B, C, H, W] in the dtype of the arithmetic; weight and bias in any."""
         x = x.contiguous(memory_format=torch.channels_last)
         padding, stride, dilation, groups = self.geometry
+        if self.winograd is not None and self.winograd.suits(x, weight):
+            return self.winograd(x, weight, bias, residual)
         if _onednn(x):
             blocked = self._blocked.get([weight], lambda: self._block(weight.detach().to(x.dtype), x))
             offset = self._bias.get([bias], lambda: _cast(bias, x.dtype))
@@ -133,7 +157,8 @@ class Packed:
 
 
 class PackedUpsample:
-    """``ops.upsample_conv`` with weights summed and laid out once; on a GPU by ``ops.conv``, or else as two steps.
+    """``ops.upsample_conv`` with weights summed and laid out once; by ``ops.winograd_conv`` where that suits; on a GPU
+    by ``ops.conv``, or else as two steps.
 
     cuDNN's transposed convolution may add in any order, so that a result would not have the same bits twice.
     """
@@ -143,6 +168,7 @@ class PackedUpsample:
         self._packed: Made[Any] = Made()
         self._bias: Made[Tensor | None] = Made()
         self.joint = Joint(upsample=True)
+        self.winograd = Winograd(upsample=True)
         self.large = Packed(conditioning, padding=(1, 1))
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -152,6 +178,8 @@ class PackedUpsample:
             return self.joint(x, weight, (bias,), self.conditioning.counters(x.device))
         if x.is_cuda:
             return self.large(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
+        if self.winograd.suits(x, weight):
+            return self.winograd(x, weight, bias)
         packed = self._packed.get([weight], lambda: pack(weight, tuple(x.shape), x.dtype))
         return packed_upsample_conv(x, packed, self._bias.get([bias], lambda: _cast(bias, x.dtype)))
 
@@ -165,7 +193,8 @@ class Conv(Fast):
         super().__init__(module, context)
         padding = module.padding
         assert not isinstance(padding, str)
-        self.packed = Packed(self.conditioning, module.stride, padding, module.dilation, module.groups)
+        m = module
+        self.packed = Packed(self.conditioning, m.stride, padding, m.dilation, m.groups, exact=context.exact)
 
     @classmethod
     def refuses(cls, module: nn.Conv2d) -> str | None:

@@ -95,9 +95,12 @@ class Network:
         return [(kind, count, why) for (kind, why), count in found.items()]
 
 
-def put(module: nn.Module, dtype: torch.dtype, kinds: Collection[type[Fast]] = KINDS) -> Network:
-    """Replace what is known in a network, or only by stand-ins of ``kinds``; raises ValueError where nothing is."""
-    context = Context(dtype, Conditioning())
+def put(module: nn.Module, dtype: torch.dtype, kinds: Collection[type[Fast]] = KINDS, exact: bool = False) -> Network:
+    """Replace what is known in a network, or only by stand-ins of ``kinds``; raises ValueError where nothing is.
+
+    ``exact`` convolutions are computed as they stand.
+    """
+    context = Context(dtype, Conditioning(), exact)
     made, kept = replacements(module, context, kinds)
     if all(isinstance(fast, Foreign) for fast in made.values()):
         for m in made:

@@ -116,11 +116,11 @@ def test_a_forward_of_its_own_is_kept(network, inputs):
 
 
 @torch.no_grad()
-def test_exact_upsampling(network, inputs):
+def test_exact_convolutions(network, inputs):
     before = network(*inputs)
-    report = fastdiff.accelerate(network, dtype=torch.float32, exact_upsampling=True)
+    report = fastdiff.accelerate(network, dtype=torch.float32, exact_convolutions=True)
     assert "Upsample" not in {kind for kind, *_ in report.networks[""].changed}
     assert close(network(*inputs), before)
     fastdiff.restore(network)
-    with pytest.raises(TypeError, match="exact_upsampling must be a bool; got int"):
-        fastdiff.accelerate(network, exact_upsampling=1)
+    with pytest.raises(TypeError, match="exact_convolutions must be a bool; got int"):
+        fastdiff.accelerate(network, exact_convolutions=1)

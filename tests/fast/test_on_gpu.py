@@ -90,7 +90,7 @@ def test_accelerated_again(network):
     fastdiff.accelerate(network, dtype=dtype)
     assert_same_bits(sampled(network, cuda_graph=True), first)
     fastdiff.restore(network)
-    fastdiff.accelerate(network, dtype=dtype, exact_upsampling=True)
+    fastdiff.accelerate(network, dtype=dtype, exact_convolutions=True)
     assert_same_bits(sampled(network, cuda_graph=True), sampled(network, cuda_graph=False))
 
 

@@ -1,0 +1,269 @@
+// A 3x3 convolution by Winograd's F(2x2, 3x3) (Lavin & Gray 2016): 16 multiplications for four results, not 36.
+//
+// A tile is four results, 2x2, of the 4x4 numbers around them. In one dimension, with numbers d and weights g,
+//
+//     y0 = m0 + m1 + m2,   y1 = m1 - m2 - m3,
+//     m0 = (d0 - d2) g0,   m1 = (d1 + d2) (g0 + g1 + g2) / 2,   m2 = (d2 - d1) (g0 - g1 + g2) / 2,   m3 = (d1 - d3) g2;
+//
+// two dimensions are one after the other. In an image doubled by its nearest neighbours d1 = d2, so m2 is nothing: 9
+// multiplications a tile. The sums over channels are, for each of the 16 (or 9) points, a matrix product of tiles x
+// channels and channels x features. A block of tiles is transformed, multiplied by 32 features (a panel) at a time and
+// transformed back while all of it is in the core's cache. A result's bits depend on nothing but its window: neither on
+// its place in a block nor on the threads.
+//
+// Weights lie as [panels, points, channels, 32], the last panel filled with zeros; pairs of bfloat16 channels side by
+// side, [panels, points, channels / 2, 32, 2].
+#include <memory>
+
+#include "cpu/entry.h"
+#include "cpu/parallel.h"
+#include "cpu/tile.h"
+
+namespace fastdiff {
+namespace FASTDIFF_SIMD {
+namespace {
+
+using Params = WinogradConvParams;
+
+constexpr int kPanel = 32;               // features
+constexpr int kWords = 16;               // of 4 bytes, one or two channels each, that lie side by side: a chunk
+constexpr int kRows = W >= 16 ? 12 : 6;  // tiles that are multiplied at once: with two vectors each the registers' fill
+constexpr int64_t kCached = 24 << 20;    // bytes of weights that are expected to stay in a shared cache
+
+enum Product { kFloats, kPairs, kPairsByFloats };
+
+FASTDIFF_HD F multiply_add(F a, F b, F c) {
+#if defined(__AVX512F__)
+    return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+// c + a b, of words that are numbers or pairs of bfloat16 numbers.
+template <Product kProduct>
+FASTDIFF_HD F product(F a, F b, F c) {
+    if (kProduct == kFloats) return multiply_add(a, b, c);
+#if defined(__AVX512F__)
+    if (kProduct == kPairs) {
+        // Not the intrinsic: this file is compiled for CPUs without it, too.
+        asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+        return c;
+    }
+#endif
+    const Simd::U first = bit_cast<Simd::U>(a), second = bit_cast<Simd::U>(b);
+    c = multiply_add(bit_cast<F>(first & 0xffff0000u), bit_cast<F>(second & 0xffff0000u), c);
+    return multiply_add(bit_cast<F>(first << 16), bit_cast<F>(second << 16), c);
+}
+
+FASTDIFF_HD F load_words(const void* at) {
+    F words;
+    memcpy(&words, at, sizeof(words));
+    return words;
+}
+
+// m[r] = the product of row r, whose chunks are at v[r], and 2 W features. The sums stay in registers: their loops are
+// unrolled, and nothing takes their address.
+template <int R, Product kProduct>
+__attribute__((noinline)) void multiply(const uint32_t* v, int64_t chunk_stride, const uint32_t* u, int64_t chunks,
+                                        float* m) {
+    F low[R], high[R];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) low[r] = high[r] = F{};
+    for (int64_t chunk = 0; chunk < chunks; ++chunk, v += chunk_stride)
+        for (int word = 0; word < kWords; ++word, u += kPanel) {
+            const F first = load_words(u), second = load_words(u + W);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; ++r) {
+                const F number = bit_cast<F>(Simd::splat_uint(v[r * kWords + word]));
+                low[r] = product<kProduct>(number, first, low[r]);
+                high[r] = product<kProduct>(number, second, high[r]);
+            }
+        }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+        memcpy(m + r * kPanel, &low[r], sizeof(F));
+        memcpy(m + r * kPanel + W, &high[r], sizeof(F));
+    }
+}
+
+template <Product kProduct>
+void multiply_rows(const uint32_t* v, int64_t chunk_stride, const uint32_t* u, int64_t chunks, int64_t rows, float* m) {
+    for (int lane = 0; lane < kPanel; lane += 2 * W)
+        for (int64_t row = 0; row < rows; row += kRows) {
+            const int64_t left = rows - row;
+            const auto function = left > kRows * 2 / 3 ? multiply<kRows, kProduct>
+                                  : left > kRows / 3   ? multiply<kRows * 2 / 3, kProduct>
+                                                       : multiply<kRows / 3, kProduct>;
+            function(v + row * kWords, chunk_stride, u + lane, chunks, m + row * kPanel + lane);
+        }
+}
+
+// Of both dimensions: the numbers that a tile is made from, and the points that it is multiplied at.
+template <bool kUp>
+constexpr int kSide = kUp ? 3 : 4;
+
+template <bool kUp>
+FASTDIFF_HD void to_points(F& a, F& b, F& c, F& d) {
+    const F first = kUp ? a - b : a - c, sum = kUp ? b + b : b + c, last = kUp ? b - c : b - d;
+    if (!kUp) c = c - b;
+    a = first, b = sum, (kUp ? c : d) = last;
+}
+
+template <bool kUp>
+FASTDIFF_HD void from_points(F a, F b, F c, F d, F& first, F& second) {
+    first = kUp ? a + b : (a + b) + c;
+    second = kUp ? b - c : (b - c) - d;
+}
+
+struct Work {
+    Params p;
+    int64_t rows, columns;                // tiles of an image
+    int64_t tiles, block, parts, panels;  // tiles of all, of a block; parts that the panels are dealt to
+    int64_t chunks, plane, product;       // of a tile's numbers; words of a point's numbers, and of its products
+};
+
+// A tile's numbers at all points, to v: [points, chunks, tiles, words].
+template <int D, bool kPairs, bool kUp>
+FASTDIFF_HD void transform(const Work& work, int64_t tile, const char* zeros, uint32_t* v) {
+    constexpr int S = kSide<kUp>, V = kPairs ? 2 : 1, kSize = D == kFloat32 ? 4 : 2;
+    const Params& p = work.p;
+    const int64_t b = tile / (work.rows * work.columns), row = tile / work.columns % work.rows;
+    const int64_t top = (kUp ? row : 2 * row) - 1, left = (kUp ? 1 : 2) * (tile % work.columns) - 1;
+    const char* pixels[S][S];
+    for (int i = 0; i < S; ++i)
+        for (int j = 0; j < S; ++j) {
+            const int64_t y = top + i, x = left + j;
+            const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
+            const int64_t at = ((b * p.height + y) * p.width + x) * p.channels * kSize;
+            pixels[i][j] = inside ? static_cast<const char*>(p.x) + at : zeros;
+        }
+    for (int64_t chunk = 0; chunk < work.chunks; ++chunk, v += work.block * kWords)
+        for (int word = 0; word < kWords; word += W) {
+            F d[4][4][V];
+            for (int i = 0; i < S; ++i)
+                for (int j = 0; j < S; ++j)
+                    load_tile<D, V, false>(pixels[i][j], (chunk * kWords + word) * V, 0, d[i][j]);
+            for (int e = 0; e < V; ++e) {
+                for (int j = 0; j < S; ++j) to_points<kUp>(d[0][j][e], d[1][j][e], d[2][j][e], d[3][j][e]);
+                for (int i = 0; i < S; ++i) to_points<kUp>(d[i][0][e], d[i][1][e], d[i][2][e], d[i][3][e]);
+            }
+            for (int i = 0; i < S; ++i)
+                for (int j = 0; j < S; ++j)
+                    store_tile<kPairs ? kBFloat16 : kFloat32, V, false>(v + (i * S + j) * work.plane + word, 0, 0,
+                                                                        d[i][j]);
+        }
+}
+
+// A tile's products at all points, [points, tiles, 32], to a panel of its results.
+template <int D, bool kUp>
+FASTDIFF_HD void transform_back(const Work& work, int64_t tile, int64_t panel, const float* m) {
+    constexpr int S = kSide<kUp>;
+    const Params& p = work.p;
+    const int64_t height = kUp ? 2 * p.height : p.height, width = kUp ? 2 * p.width : p.width;
+    const int64_t b = tile / (work.rows * work.columns);
+    const int64_t top = tile / work.columns % work.rows * 2, left = tile % work.columns * 2;
+    View residual, out;
+    residual.data = const_cast<void*>(p.residual), out.data = p.out;
+    residual.dtype = out.dtype = D;
+    const int64_t end = std::min<int64_t>(kPanel, p.features - panel * kPanel);
+    for (int64_t lane = 0; lane < end; lane += W) {
+        F columns[2][4] = {}, y[2][2];
+        for (int j = 0; j < S; ++j) {
+            F point[4] = {};
+            for (int i = 0; i < S; ++i) point[i] = load_words(m + (i * S + j) * work.product + lane);
+            from_points<kUp>(point[0], point[1], point[2], point[3], columns[0][j], columns[1][j]);
+        }
+        const F bias = p.bias ? load_words(p.bias + panel * kPanel + lane) : F{};
+        for (int i = 0; i < 2; ++i)
+            from_points<kUp>(columns[i][0], columns[i][1], columns[i][2], columns[i][3], y[i][0], y[i][1]);
+        for (int i = 0; i < 2 && top + i < height; ++i)
+            for (int j = 0; j < 2 && left + j < width; ++j) {
+                const int64_t at = ((b * height + top + i) * width + left + j) * p.features + panel * kPanel + lane;
+                F result = y[i][j] + bias;
+                if (p.residual) result = result + load_dense(residual, at);
+                store_dense(out, at, result);
+            }
+    }
+}
+
+// The thread's own memory, kept from call to call.
+uint32_t* scratch(size_t words) {
+    static thread_local std::unique_ptr<char[]> memory;
+    static thread_local size_t size = 0;
+    constexpr size_t kLine = 64;
+    if (size < words * 4) {
+        memory.reset();
+        memory.reset(new char[words * 4 + kLine]);
+        size = words * 4;
+    }
+    return reinterpret_cast<uint32_t*>((reinterpret_cast<uintptr_t>(memory.get()) + kLine - 1) / kLine * kLine);
+}
+
+template <int D, Product kProduct, bool kUp>
+void range(const void* context, int64_t first_unit, int64_t last_unit) {
+    constexpr int64_t kPoints = kSide<kUp> * kSide<kUp>;
+    const Work& work = *static_cast<const Work*>(context);
+    const int64_t words = work.chunks * kWords;
+    uint32_t* const v = scratch(kPoints * (work.plane + work.product) + words);
+    float* const m = reinterpret_cast<float*>(v + kPoints * work.plane);
+    char* const zeros = reinterpret_cast<char*>(v + kPoints * (work.plane + work.product));
+    memset(zeros, 0, words * 4);
+    for (int64_t unit = first_unit; unit < last_unit; ++unit) {
+        const int64_t first = unit / work.parts * work.block, count = std::min(work.block, work.tiles - first);
+        const int64_t part = unit % work.parts;
+        for (int64_t t = 0; t < count; ++t)
+            transform<D, kProduct != kFloats, kUp>(work, first + t, zeros, v + t * kWords);
+        for (int64_t panel = part * work.panels / work.parts; panel < (part + 1) * work.panels / work.parts; ++panel) {
+            const uint32_t* u = static_cast<const uint32_t*>(work.p.weights) + panel * kPoints * words * kPanel;
+            for (int point = 0; point < kPoints; ++point)
+                multiply_rows<kProduct>(v + point * work.plane, work.block * kWords, u + point * words * kPanel,
+                                        work.chunks, count, m + point * work.product);
+            for (int64_t t = 0; t < count; ++t) transform_back<D, kUp>(work, first + t, panel, m + t * kPanel);
+        }
+    }
+}
+
+template <int D, Product kProduct>
+RangeFunction range_of(bool upsample) {
+    return upsample ? range<D, kProduct, true> : range<D, kProduct, false>;
+}
+
+RangeFunction range_of(const Params& p) {
+    if (p.dtype == kFloat32) return range_of<kFloat32, kFloats>(p.upsample);
+    if (p.dtype == kFloat16) return range_of<kFloat16, kFloats>(p.upsample);
+    if (!p.pairs) return range_of<kBFloat16, kFloats>(p.upsample);
+#if defined(__AVX512F__)
+    if (*cpu_bfloat16()) return range_of<kBFloat16, kPairs>(p.upsample);
+#endif
+    return range_of<kBFloat16, kPairsByFloats>(p.upsample);
+}
+
+}  // namespace
+
+void winograd_conv(const WinogradConvParams& params, int threads) {
+    const Params& p = params;
+    Work work{};
+    work.p = p;
+    work.rows = p.upsample ? p.height : (p.height + 1) / 2;
+    work.columns = p.upsample ? p.width : (p.width + 1) / 2;
+    work.parts = 1;
+    work.tiles = p.batch * work.rows * work.columns;
+    work.panels = (p.features + kPanel - 1) / kPanel;
+    work.chunks = p.channels / (p.pairs ? 2 * kWords : kWords);
+    const int64_t points = p.upsample ? 9 : 16, weights = work.panels * points * work.chunks * kWords * kPanel * 4;
+    // The fewer tiles a block has, the more of it stays in the nearest cache, and the oftener weights are read.
+    work.block = weights > kCached ? 48 : 12;
+    const int64_t blocks = (work.tiles + work.block - 1) / work.block;
+    while (blocks * work.parts < 4 * threads && work.parts * 2 <= work.panels) work.parts *= 2;
+    // An odd number of cache lines, so that the points' planes do not meet in the same sets of the cache.
+    work.plane = (work.chunks * work.block | 1) * kWords;
+    work.product = work.block * kPanel + kWords;
+    const int64_t macs = points * work.block * p.channels * p.features / work.parts;
+    parallel_for(blocks * work.parts, 1, threads, range_of(p), &work, std::max<int64_t>(1, macs / 400'000));
+}
+
+}  // namespace FASTDIFF_SIMD
+}  // namespace fastdiff
