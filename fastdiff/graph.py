@@ -9,6 +9,7 @@ time gets one of its own, or runs eagerly once the module has ``LIMIT`` of them.
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 import weakref
@@ -140,10 +141,9 @@ class Captured:
         )  # fmt: skip
         self.index = torch.zeros(1, dtype=torch.int64, device=run.network.device)
         self.used = torch.cuda.Event()
-        accelerated = fast.of(run.network.model)
         self.graphs = {calls: self._capture(run, calls, check) for calls in kinds(run)}
-        # An accelerated network's packed weights, and the weights that they stand for: both addresses must stay theirs.
-        self.weights = None if accelerated is None else accelerated.kept_weights()
+        # Accelerated networks' packed weights, and the weights that they stand for: both addresses must stay theirs.
+        self.weights = [network.kept_weights() for network in fast.all_of(run.network.model)]
         # The graph holds the weights' addresses; the module itself must be free to go.
         self.run.network = replace(run.network, model=_gone)
 
@@ -153,21 +153,21 @@ class Captured:
         device = run.network.device
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
-        graph = torch.cuda.CUDAGraph()
-        with _capturing, torch.cuda.device(device), torch.cuda.stream(side):
-            for _ in range(2):  # libraries choose their algorithms and make their handles on first use
-                self.load(run, first)
-                self._step(calls)
-            eager = self.run.x.clone()
-            self.load(run, first)
-            try:
-                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+        # Copies of weights that autocast keeps for its block would be freed under the graph: each call makes its own.
+        cast = torch.autocast(
+            "cuda", enabled=torch.is_autocast_enabled("cuda"), dtype=torch.get_autocast_dtype("cuda"),
+            cache_enabled=False,
+        )  # fmt: skip
+        try:
+            with _capturing, torch.cuda.device(device), torch.cuda.stream(side), cast:
+                for _ in range(2):  # libraries choose their algorithms and make their handles on first use
+                    self.load(run, first)
                     self._step(calls)
-            except BaseException:
-                _failed.append(graph)
-                _recover(device)
-                raise
-        current.wait_stream(side)
+                eager = self.run.x.clone()
+                self.load(run, first)
+                graph = _captured(device, lambda: self._step(calls))
+        finally:
+            current.wait_stream(side)
         if check:
             self.load(run, first)
             graph.replay()
@@ -234,9 +234,36 @@ class Captured:
             self.leased = False
 
 
-def _recover(device: torch.device) -> None:
-    """Let torch's generators go, which believe after a capture that failed that it goes on: an empty one ends it."""
-    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(device)):
+def _captured(device: torch.device, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """The graph of a step, captured on a stream of its own: cuBLAS's workspace for it then lies in the graph's pool."""
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    collects = gc.isenabled()
+    gc.disable()  # another graph, if it were destroyed meanwhile, would break the capture
+    try:
+        with torch.cuda.graph(
+            graph, pool=pool, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"
+        ):  # fmt: skip
+            step()
+    except BaseException:
+        _failed.append(graph)
+        _recover(device, pool)
+        raise
+    finally:
+        if collects:
+            gc.enable()
+    return graph
+
+
+def _recover(device: torch.device, pool: Any) -> None:
+    """After a capture that failed, end it for what still believes that it goes on.
+
+    Before version 2.12 that is torch's allocator, which would not free memory any more; and its generators, which an
+    empty capture lets go.
+    """
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+    empty, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    with suppress(RuntimeError), torch.cuda.graph(empty, stream=stream, capture_error_mode="thread_local"):
         torch.zeros(1, device=device)
 
 
@@ -257,15 +284,16 @@ def _key(run: Run) -> Any:
     """What two runs must share to share a graph. Rescale and thresholding are baked in, weights are not."""
     model: Any = run.network.model
     weights = [*model.parameters(), *model.buffers()]
-    accelerated = fast.of(model)
+    autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+    backends: Any = torch.backends
     return (
         run.network.device, run.network.dtype, run.network.layout, tuple(run.x.shape), len(run.plan), run.backend,
         run.times.dtype, run.shares_x, run.plan.learned_variance, run.plan.uses_anchor, run.plan.slots_used,
         run.guidance.calls, run.guidance.rescale, _kwargs_key(run), tuple(kinds(run)), 0 in run.calls,
         run.thresholding, run.operands.mask is None,
-        None if accelerated is None else (accelerated.number, accelerated.stamp(), run.rows is None),
-        hash(tuple((w.data_ptr(), w.dtype) for w in weights)), torch.is_autocast_enabled("cuda"),
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
+        tuple((network.number, network.stamp()) for network in fast.all_of(model)), run.rows is None,
+        hash(tuple((w.data_ptr(), w.dtype) for w in weights)), autocast,
+        backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision,
     )  # fmt: skip
 
 
@@ -274,6 +302,8 @@ def _kwargs_key(run: Run) -> Any:
     for name, value in (*sorted(run.guidance.kwargs.items()), *sorted(run.guidance.plain.items())):
         if isinstance(value, Tensor):
             signature.append((name, tuple(value.shape), value.dtype, value.device, value.stride()))
+            if value.device.type == "cpu" != run.network.device.type:  # kernels take its numbers, not its address
+                signature.append((name, *value.flatten().tolist()))
         else:
             try:
                 hash(value)

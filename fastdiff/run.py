@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -209,9 +209,8 @@ class Run:
 
     # ---- all rows
 
-    @torch.no_grad()
     def finish(self, callback: Callable[[State], Any] | None, cuda_graph: bool | str) -> Tensor:
-        """Run every row and return x."""
+        """Run every row and return x; among ``plain_tensors``."""
         from fastdiff.graph import stepping
 
         self.first_input()
@@ -228,10 +227,10 @@ class Run:
     def states(self, callback: Callable[[State], Any] | None) -> Iterator[State]:
         """Run the rows one by one, yielding the state after each. Gradients are off only while a row runs."""
         with evaluating(self.network.model):
-            with torch.no_grad():
+            with plain_tensors():
                 self.first_input()
             for index in self._bar():
-                with torch.no_grad():
+                with plain_tensors():
                     self.step(index)
                     if self.network.device.type == "cpu":
                         self.check_finite(index + 1)
@@ -268,6 +267,13 @@ class Run:
             if not isinstance(saved, Tensor) or saved.shape != mine.shape:
                 raise ValueError(f"{name} must be a tensor of shape {list(mine.shape)}: is the state of another plan?")
             mine.copy_(saved)
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """No gradients, and tensors that are no inference tensors: a run's are written to, and kept, from call to call."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:

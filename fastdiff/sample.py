@@ -20,7 +20,7 @@ from fastdiff.network import describe
 from fastdiff.ops.backend import choose
 from fastdiff.ops.randn import check_shape
 from fastdiff.plan import Plan
-from fastdiff.run import Run, State
+from fastdiff.run import Run, State, plain_tensors
 from fastdiff.samplers import SAMPLERS
 from fastdiff.samplers.spacing import Schedule, levels, nearest, resolve_any_schedule
 from fastdiff.start import by_strength, check_start, initial_state, resolve_mask
@@ -123,7 +123,8 @@ def sample(
         FloatingPointError: the network's output was not finite; names the row (on a GPU, after the last one).
     """
     arguments = dict(locals())
-    return _prepare(**arguments, keeps_x0=callback is not None).finish(callback, cuda_graph)
+    with plain_tensors():
+        return _prepare(**arguments, keeps_x0=callback is not None).finish(callback, cuda_graph)
 
 
 def sample_iter(model: Callable[..., Any], shape: Sequence[int], **arguments: Any) -> Iterator[State]:
@@ -134,7 +135,9 @@ def sample_iter(model: Callable[..., Any], shape: Sequence[int], **arguments: An
     """
     bound = inspect.signature(sample).bind(model, shape, **arguments)
     bound.apply_defaults()
-    return _prepare(**bound.arguments, keeps_x0=True).states(bound.arguments["callback"])
+    with plain_tensors():
+        run = _prepare(**bound.arguments, keeps_x0=True)
+    return run.states(bound.arguments["callback"])
 
 
 def _prepare(

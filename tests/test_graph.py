@@ -167,3 +167,86 @@ def test_what_a_graph_is_kept_by():
     ]  # fmt: skip
     keys = [graph._key(prepared(model, SHAPE, steps=7, **each)) for each in options]
     assert len(set(keys)) == len(keys)
+
+
+class Wrapper(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, t):
+        return self.network(x, t) * 0.5
+
+
+def test_a_wrapped_network_that_is_accelerated(emulated, seed):
+    """Its packed weights are kept by the wrapper's graph, and what changes them makes another."""
+    torch.manual_seed(seed)
+    inner = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.Conv2d(32, 3, 1)).eval()
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, t):
+            return self.inner(x)
+
+    model = Wrapper(Network()).eval().requires_grad_(False)
+    fastdiff.accelerate(inner, dtype=torch.float32)
+    options = {"steps": 3, "backend": "native", "seed": seed}
+    made = prepared(model, SHAPE, **options)
+    key = graph._key(made)
+    assert_same_bits(through(graph.Captured(made, key, check=False), made), fastdiff.sample(model, SHAPE, **options))
+    kept = graph.Captured(made, key, check=False).weights
+    assert [len(weights) > 0 for weights in kept] == [True]
+    assert graph._key(prepared(model, SHAPE, **options)) == key
+    with torch.no_grad():
+        inner[0].weight.mul_(2)
+    changed = graph._key(prepared(model, SHAPE, **options))
+    assert changed != key
+    fastdiff.restore(inner)
+    assert graph._key(prepared(model, SHAPE, **options)) not in (key, changed)
+
+
+def test_numbers_on_the_host_are_part_of_a_graph():
+    """A tensor there that a kernel takes by value is baked in; on the run's own device it is a buffer."""
+    keys = []
+    for weight in (1.0, 5.0):
+        made = prepared(Labelled(), SHAPE, steps=3, model_kwargs={"y": torch.full((4,), weight)})
+        here = graph._kwargs_key(made)
+        object.__setattr__(made.network, "device", torch.device("cuda"))
+        keys.append((here, graph._kwargs_key(made)))
+    assert keys[0][0] == keys[1][0]
+    assert keys[0][1] != keys[1][1]
+
+
+@pytest.fixture
+def precision():
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [backend.fp32_precision for backend in backends]
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.fp32_precision = value
+
+
+def test_tf32_by_either_of_torchs_switches(precision):
+    keys = set()
+    for value in ("ieee", "tf32"):
+        torch.backends.cuda.matmul.fp32_precision = value
+        keys.add(graph._key(prepared(Labelled(), SHAPE, steps=3)))
+        torch.backends.cudnn.conv.fp32_precision = value
+        keys.add(graph._key(prepared(Labelled(), SHAPE, steps=3)))
+    assert len(keys) == 4
+
+
+def test_where_a_warning_points(emulated, monkeypatch):
+    """To the caller's line."""
+
+    def fails(self, run, calls, check):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(graph.Captured, "_capture", fails)
+    monkeypatch.setattr(graph, "why_eager", lambda run: None)
+    with pytest.warns(UserWarning, match="without a CUDA graph: no") as seen:
+        fastdiff.sample(Affine(), SHAPE, steps=2, backend="native")
+    assert seen[0].filename == __file__

@@ -35,6 +35,26 @@ def test_a_default_device_is_for_networks(seed, sampler):
     assert_same_bits(got, expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"sampler": "dpmpp_2m"}, {"model_kwargs": {"y": torch.ones(4)}}])
+def test_inference_mode(seed, options):
+    """Within it and without, the same; what comes out is a plain tensor, which can be written to anywhere."""
+    model = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def network(x, t, y=None):
+        return model(x) if y is None else model(x) * y.view(-1, 1, 1, 1)
+
+    options = {"steps": 5, "seed": seed, "x_init": torch.randn(SHAPE), **options}
+    expected = fastdiff.sample(network, SHAPE, **options)
+    with torch.inference_mode():
+        options["x_init"] = options["x_init"].clone()
+        got = fastdiff.sample(network, SHAPE, **options)
+        states = list(fastdiff.sample_iter(network, SHAPE, **options))
+        resumed = fastdiff.sample(network, SHAPE, resume=states[1], **{**options, "x_init": None})
+    for images in (got, states[-1].x, resumed):
+        assert_same_bits(images, expected)
+        assert not images.is_inference()
+
+
 def test_acceptance():
     a = fastdiff.sample(half, (64, 3, 32, 32), steps=5, seed=42)[17]
     assert_same_bits(a, fastdiff.sample(half, (1, 3, 32, 32), steps=5, seed=42, sample_offset=17)[0])

@@ -85,6 +85,8 @@ class Made(Generic[T]):
             if made is None or not all(map(_unchanged, made[0], sources)):
                 # The aliases keep the sources' memory from being given to other tensors.
                 made = ([None if s is None else (s.detach(), _version(s)) for s in sources], make())
+                if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+                    return made  # a capture computes nothing: what it leaves is its graph's alone
                 _finished(sources)
                 self._made = made
             return made
@@ -96,7 +98,7 @@ class Made(Generic[T]):
 def _finished(sources: Sequence[Tensor | None]) -> None:
     """Wait for what was just made on a GPU: another thread may read it on its own stream."""
     device = next((s.device for s in sources if s is not None and s.is_cuda), None)
-    if device is not None and not torch.cuda.is_current_stream_capturing():
+    if device is not None:
         torch.cuda.current_stream(device).synchronize()
 
 

@@ -136,6 +136,11 @@ def of(module: Any) -> Network | None:
     return found if isinstance(found, Network) else None
 
 
+def all_of(module: Any) -> list[Network]:
+    """What was put into a module and those inside it."""
+    return [found for m in module.modules() if (found := of(m)) is not None]
+
+
 def native_dtype(module: nn.Module) -> torch.dtype:
     """What "auto" takes: the network's own dtype if that is a half one, else bfloat16 where the device has it."""
     first = next((p for p in module.parameters() if p.is_floating_point()), None)

@@ -108,6 +108,75 @@ def test_weights_that_come_back(network):
             assert_same_bits(sampled(network, cuda_graph=True), images)
 
 
+class Wrapper(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, t, weight=None):
+        out = self.network(x, t)
+        return out if weight is None else out * weight
+
+
+def test_a_wrapped_network(network):
+    """A graph of what holds an accelerated network sees its weights change, and keeps what it reads."""
+    model = Wrapper(network).eval()
+    for _ in range(2):
+        eager = sampled(model, cuda_graph=False)
+        assert_same_bits(sampled(model, cuda_graph=True), eager)
+        network.mid_block.resnets[0].conv1.weight.mul_(1.5)
+    fastdiff.restore(network)
+    torch.cuda.empty_cache()
+    assert_same_bits(sampled(model, cuda_graph=True), sampled(model, cuda_graph=False))
+
+
+def test_a_number_on_the_host(network):
+    """A kernel takes it by value: another one is another graph."""
+    model = Wrapper(network).eval()
+    for weight in (1.0, 0.5):
+        options = {"model_kwargs": {"weight": torch.tensor(weight, device="cpu")}}
+        assert_same_bits(sampled(model, cuda_graph=True, **options), sampled(model, cuda_graph=False, **options))
+
+
+def test_inference_mode(network):
+    expected = sampled(network, cuda_graph=True)
+    with torch.inference_mode():
+        assert_same_bits(sampled(network, cuda_graph=True), expected)
+    assert_same_bits(sampled(network, cuda_graph=True), expected)
+
+
+def test_autocast():
+    """Its copies of weights last for a block; a graph lasts longer, and belongs to one of its dtypes."""
+    model = small().cuda().requires_grad_(True)
+    for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
+        with torch.autocast("cuda", dtype=dtype):
+            graphed = sampled(model, cuda_graph=True)
+        torch.cuda.empty_cache()
+        torch.full((1 << 24,), float("nan"))  # what the copies lay in
+        with torch.autocast("cuda", dtype=dtype):
+            assert_same_bits(graphed, sampled(model, cuda_graph=False))
+            assert_same_bits(sampled(model, cuda_graph=True), graphed)
+
+
+class Synchronises(torch.nn.Module):
+    def forward(self, x, t):
+        return x * float(x.mean())
+
+
+def test_after_a_capture_that_failed(network):
+    """The next one succeeds, torch's generator draws, and its allocator still gives memory back."""
+    with pytest.raises(RuntimeError, match="could not be captured"):
+        fastdiff.sample(Synchronises().cuda(), SHAPE, steps=3, cuda_graph=True, device="cuda")
+    torch.randn(4)
+    torch.cuda.synchronize()
+    block = torch.empty(1 << 28, dtype=torch.uint8)
+    reserved = torch.cuda.memory_reserved()
+    del block
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < reserved
+    assert_same_bits(sampled(network, cuda_graph=True), sampled(network, cuda_graph=False))
+
+
 def test_two_threads_at_once(network):
     expected = [sampled(network, seed=k, cuda_graph=False) for k in range(2)]
     got = {}

@@ -219,7 +219,8 @@ def attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Non
         keys = max(SMALLEST, triton.next_power_of_2(M)) if short else tiles.block_n
         rows = max(tiles.block_m, keys)
         span = max(rows * t.stride(2) + (D + SMALLEST + tiles.depth) * t.stride(3) for t in (q, k, v))
-        tf32 = q.dtype == torch.float32 and chip.startswith("sm_") and torch.backends.cuda.matmul.allow_tf32
+        tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        tf32 = tf32 and q.dtype == torch.float32 and chip.startswith("sm_")
         programs = B * H * triton.cdiv(N, tiles.block_m)
         arguments = (out, q, k, v, scale * LOG2_E, H, N, M, *units)
         options = {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastdiff.ops.triton_support import chip_here
 
-BK = 64  # channels of a step
+BK = 64  # channels of a step; of float32 numbers half as many, in as much shared memory
 FULL = 110  # tiles that keep a large GPU (132 multiprocessors) busy without sharing
 
 
@@ -224,9 +224,10 @@ def conv(
                 counters = torch.zeros(grid[0], dtype=torch.int32, device=x.device)
         x1, x2 = (*inputs, None, None)[:2]
         large = max(t.numel() for t in (x, out, *inputs)) >= 1 << 31
+        step = BK * 2 // x.element_size()
         conv_kernel[grid](
             out, x, x1, x2, weights, bias, residual, partial, counters, pixels, height, width, heights, widths,
             N=N, C=channels, C1=0 if x1 is None else x1.shape[1], C2=0 if x2 is None else x2.shape[1], SIDE=side,
-            STRIDE=stride, LOW=low, UP=up, WIDE=large, SPLIT=tiles.split, BM=tiles.pixels, BN=tiles.channels, STEP=BK,
+            STRIDE=stride, LOW=low, UP=up, WIDE=large, SPLIT=tiles.split, BM=tiles.pixels, BN=tiles.channels, STEP=step,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
