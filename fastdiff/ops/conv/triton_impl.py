@@ -33,11 +33,13 @@ class Tiles(NamedTuple):
 
 
 # From the largest on, the first with FULL tiles serves. The last is for outputs of few tiles, which are shared.
-# sm_90's were measured on an H100 in bfloat16; the others' fit their shared memory.
+# sm_90's were measured on an H100 in bfloat16; the others' fit their shared memory. float32's products are no tensor
+# core's, and their operands fill registers.
 TILES = {
     "sm_90": (Tiles(128, 256, 8, 3), Tiles(128, 128, 8, 3), Tiles(64, 128, 4, 4), Tiles(64, 64, 4, 4)),
     "sm_80": (Tiles(128, 128, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3)),
     "other": (Tiles(128, 64, 4, 2), Tiles(64, 64, 4, 2)),
+    "float32": (Tiles(64, 32, 4, 2),),
 }
 SHARES = 96  # programs among which few tiles are divided
 
@@ -212,7 +214,7 @@ def conv(
     pixels, N = batch * heights * widths, out.shape[1]
     phases = len(weights)
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        chip = "interpreter" if interpreted else chip_here()
+        chip = "float32" if x.dtype == torch.float32 else "interpreter" if interpreted else chip_here()
         tiles = tiles_for(chip, phases * pixels, N, weights.shape[2] // BK, residual is not None, up or stride > 1)
         grid = (phases * _count(pixels, N, tiles), tiles.split)
         partial = None
