@@ -12,6 +12,7 @@ import torch
 from fastdiff.ops import native
 from fastdiff.ops.attention.backends import choice
 from fastdiff.ops.backend import BACKENDS, VARIABLE, choose, why_missing
+from fastdiff.ops.winograd_conv import suits
 
 OPERATIONS = ("randn", "add_noise", "update", "group_norm_silu", "conv_epilogue")
 # What serves on a GPU by the shapes of a call, not by the operation alone.
@@ -41,6 +42,8 @@ def report() -> str:
             lines += [f"{op + ' on ' + device:<25} {choose('auto', device, op)}" for op in OPERATIONS]
             if device == "cuda":
                 lines += MIXED
+            else:
+                lines += _winograd()
             lines += _attention(device)
         except (RuntimeError, ValueError) as error:
             lines.append(f"on {device}: {error}")
@@ -60,6 +63,13 @@ def _attention(device: str) -> list[str]:
         if line not in lines:
             lines.append(line)
     return lines
+
+
+def _winograd() -> list[str]:
+    weight = torch.empty(64, 64, 3, 3)
+    dtypes = [str(d).removeprefix("torch.") for d in native.DTYPES if suits(torch.empty(1, 64, 8, 8, dtype=d), weight)]
+    served = f"native (winograd_conv) of {', '.join(dtypes)} from 32 channels on, else " if dtypes else ""
+    return [f"  3x3 conv in an accelerated network: {served}the library"]
 
 
 def _built() -> str:

@@ -66,13 +66,16 @@ void winograd_conv_cpu(const WinogradConvParams& params, int threads) {
 }
 
 const char* cpu_bfloat16() {
+    static const char* const kind = [] {  // asked once: a virtual machine answers slowly
 #ifdef FASTDIFF_X86
-    unsigned eax, ebx, ecx, edx;
-    constexpr unsigned kAmxBFloat16 = 1u << 22;
-    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kAmxBFloat16)) return "matrix";
-    if (__builtin_cpu_supports("avx512bf16")) return "vector";
+        unsigned eax, ebx, ecx, edx;
+        constexpr unsigned kAmxBFloat16 = 1u << 22;
+        if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kAmxBFloat16)) return "matrix";
+        if (__builtin_cpu_supports("avx512bf16")) return "vector";
 #endif
-    return "";
+        return "";
+    }();
+    return kind;
 }
 
 const char* cpu_simd() { return chosen().load()->name; }

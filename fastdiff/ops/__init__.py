@@ -9,6 +9,7 @@ from fastdiff.ops.group_norm_silu import group_norm_silu
 from fastdiff.ops.randn import randn
 from fastdiff.ops.update import update
 from fastdiff.ops.upsample_conv import upsample_conv
+from fastdiff.ops.winograd_conv import winograd_conv
 
 __all__ = [
     "add_noise",
@@ -20,4 +21,5 @@ __all__ = [
     "randn",
     "update",
     "upsample_conv",
+    "winograd_conv",
 ]

@@ -8,6 +8,8 @@ pytest.importorskip("diffusers")
 from networks import SHAPE, close, randomized, usual
 
 import fastdiff
+from fastdiff.fast import leaves
+from fastdiff.ops.winograd_conv import suits as winograd_suits
 
 # ---- the report
 
@@ -116,11 +118,23 @@ def test_a_forward_of_its_own_is_kept(network, inputs):
 
 
 @torch.no_grad()
-def test_exact_convolutions(network, inputs):
+def test_exact_convolutions(network, inputs, monkeypatch):
+    """None is of transformed or summed weights; else those are that the kernel suits."""
+    calls = []
+    for name in ("packed_winograd_conv", "packed_upsample_conv"):
+        original = getattr(leaves, name)
+        monkeypatch.setattr(leaves, name, lambda *a, f=original, n=name, **k: calls.append(n) or f(*a, **k))
     before = network(*inputs)
+    fastdiff.accelerate(network, dtype=torch.float32)
+    assert close(network(*inputs), before)
+    assert "packed_winograd_conv" in calls or not winograd_suits(torch.zeros(2, 32, 16, 16), torch.zeros(32, 32, 3, 3))
+    assert calls
+    fastdiff.restore(network)
+    calls.clear()
     report = fastdiff.accelerate(network, dtype=torch.float32, exact_convolutions=True)
     assert "Upsample" not in {kind for kind, *_ in report.networks[""].changed}
     assert close(network(*inputs), before)
+    assert not calls
     fastdiff.restore(network)
     with pytest.raises(TypeError, match="exact_convolutions must be a bool; got int"):
         fastdiff.accelerate(network, exact_convolutions=1)
