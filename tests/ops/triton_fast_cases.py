@@ -41,6 +41,7 @@ def test_a_network(seed, monkeypatch, padding):
 
     monkeypatch.setattr(triton_impl, "conv", count)
     monkeypatch.setattr(leaves, "_onednn", lambda x: False)
+    monkeypatch.setattr(leaves, "suits_winograd", lambda *a, **k: False)
     monkeypatch.setattr(
         leaves, "suits",
         lambda x, weight, *, inputs=(), stride=1, upsample=False, **_:
