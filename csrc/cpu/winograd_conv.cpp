@@ -11,8 +11,8 @@
 // transformed back while all of it is in the core's cache. A result's bits depend on nothing but its window: neither on
 // its place in a block nor on the threads.
 //
-// Weights lie as [panels, points, channels, 32], the last panel filled with zeros; pairs of bfloat16 channels side by
-// side, [panels, points, channels / 2, 32, 2].
+// Weights lie as [panels, points, 2, channels, 16], the last panel filled with zeros; pairs of bfloat16 channels side
+// by side, [panels, points, 2, channels / 2, 16, 2].
 #include <memory>
 
 #include "cpu/entry.h"
@@ -26,9 +26,10 @@ namespace {
 using Params = WinogradConvParams;
 
 constexpr int kPanel = 32;               // features
+constexpr int kHalf = kPanel / 2;        // of them, whose weights are side by side: a cache line
 constexpr int kWords = 16;               // of 4 bytes, one or two channels each, that lie side by side: a chunk
 constexpr int kRows = W >= 16 ? 12 : 6;  // tiles that are multiplied at once: with two vectors each the registers' fill
-constexpr int64_t kCached = 24 << 20;    // bytes of weights that are expected to stay in a shared cache
+constexpr int64_t kCached = 8 << 20;     // bytes of weights that are expected to stay in a shared cache
 
 enum Product { kFloats, kPairs, kPairsByFloats };
 
@@ -69,12 +70,13 @@ FASTDIFF_HD F load_words(const void* at) {
 template <int R, Product kProduct>
 __attribute__((noinline)) void multiply(const uint32_t* v, int64_t chunk_stride, const uint32_t* u, int64_t chunks,
                                         float* m) {
+    const int64_t other = W < kHalf ? W : chunks * kWords * kHalf;
     F low[R], high[R];
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) low[r] = high[r] = F{};
     for (int64_t chunk = 0; chunk < chunks; ++chunk, v += chunk_stride)
-        for (int word = 0; word < kWords; ++word, u += kPanel) {
-            const F first = load_words(u), second = load_words(u + W);
+        for (int word = 0; word < kWords; ++word, u += kHalf) {
+            const F first = load_words(u), second = load_words(u + other);
 #pragma GCC unroll 12
             for (int r = 0; r < R; ++r) {
                 const F number = bit_cast<F>(Simd::splat_uint(v[r * kWords + word]));
@@ -91,13 +93,15 @@ __attribute__((noinline)) void multiply(const uint32_t* v, int64_t chunk_stride,
 
 template <Product kProduct>
 void multiply_rows(const uint32_t* v, int64_t chunk_stride, const uint32_t* u, int64_t chunks, int64_t rows, float* m) {
+    const int64_t words = chunks * kWords;
     for (int lane = 0; lane < kPanel; lane += 2 * W)
         for (int64_t row = 0; row < rows; row += kRows) {
             const int64_t left = rows - row;
             const auto function = left > kRows * 2 / 3 ? multiply<kRows, kProduct>
                                   : left > kRows / 3   ? multiply<kRows * 2 / 3, kProduct>
                                                        : multiply<kRows / 3, kProduct>;
-            function(v + row * kWords, chunk_stride, u + lane, chunks, m + row * kPanel + lane);
+            function(v + row * kWords, chunk_stride, u + lane / kHalf * words * kHalf + lane % kHalf, chunks,
+                     m + row * kPanel + lane);
         }
 }
 

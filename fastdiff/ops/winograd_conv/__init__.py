@@ -79,7 +79,7 @@ def _transformed(weight: Tensor, points: Tensor) -> Tensor:
 class Packed(NamedTuple):
     """Weights as ``pack`` leaves them, and what they belong to."""
 
-    weights: Tensor  # [panels, points, C, 32], or of pairs of channels [panels, points, C / 2, 32, 2]
+    weights: Tensor  # [panels, points, 2, C, 16], or of pairs of channels [panels, points, 2, C / 2, 16, 2]
     dtype: torch.dtype  # of the images
     channels: int
     features: int
@@ -111,11 +111,11 @@ def pack(weight: Tensor, *, upsample: bool = False, dtype: torch.dtype | None = 
     points = _transformed(weight.detach().double(), torch.tensor(WEIGHT, dtype=torch.float64)).flatten(1, 2)
     if upsample:
         points = points[:, [4 * i + j for i in DOUBLED for j in DOUBLED]]
-    points = F.pad(points, (0, 0, 0, 0, 0, -len(weight) % PANEL)).unflatten(0, (-1, PANEL))  # [panels, 32, points, C]
-    if _pairs(dtype):
-        weights = points.to(torch.bfloat16).unflatten(3, (-1, 2)).permute(0, 2, 3, 1, 4)
+    points = F.pad(points, (0, 0, 0, 0, 0, -len(weight) % PANEL)).unflatten(0, (-1, 2, PANEL // 2))
+    if _pairs(dtype):  # of [panels, 2, 16, points, C]
+        weights = points.to(torch.bfloat16).unflatten(4, (-1, 2)).permute(0, 3, 1, 4, 2, 5)
     else:
-        weights = points.to(torch.float32).permute(0, 2, 3, 1)
+        weights = points.to(torch.float32).permute(0, 3, 1, 4, 2)
     return Packed(weights.contiguous(), dtype, weight.shape[1], weight.shape[0], upsample)
 
 
