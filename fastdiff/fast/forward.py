@@ -64,27 +64,27 @@ class Fast(ABC):
 
 
 class Made(Generic[T]):
-    """A value made from tensors, and made anew after one of them was replaced, moved or written to.
+    """A value made from tensors, and made anew after one of them was replaced, moved or written to, or the key differs.
 
     It is not copied or pickled with the module that holds it: it is made again where it is needed.
     """
 
     def __init__(self) -> None:
-        self._made: tuple[list[Any], T] | None = None
+        self._made: tuple[list[Any], T, Any] | None = None
 
-    def get(self, sources: Sequence[Tensor | None], make: Callable[[], T]) -> T:
+    def get(self, sources: Sequence[Tensor | None], make: Callable[[], T], key: Any = None) -> T:
         made = self._made
-        if made is None or not all(map(_unchanged, made[0], sources)):
+        if made is None or made[2] != key or not all(map(_unchanged, made[0], sources)):
             with torch.no_grad():
-                made = self._make(sources, make)
+                made = self._make(sources, make, key)
         return made[1]
 
-    def _make(self, sources: Sequence[Tensor | None], make: Callable[[], T]) -> tuple[list[Any], T]:
+    def _make(self, sources: Sequence[Tensor | None], make: Callable[[], T], key: Any) -> tuple[list[Any], T, Any]:
         with _making:  # one of several threads makes it, and the others take that
             made = self._made
-            if made is None or not all(map(_unchanged, made[0], sources)):
+            if made is None or made[2] != key or not all(map(_unchanged, made[0], sources)):
                 # The aliases keep the sources' memory from being given to other tensors.
-                made = ([None if s is None else (s.detach(), _version(s)) for s in sources], make())
+                made = ([None if s is None else (s.detach(), _version(s)) for s in sources], make(), key)
                 if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
                     return made  # a capture computes nothing: what it leaves is its graph's alone
                 _finished(sources)

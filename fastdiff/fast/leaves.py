@@ -126,7 +126,8 @@ class Packed:
         if self.winograd is not None and self.winograd.suits(x, weight):
             return self.winograd(x, weight, bias, residual)
         if _onednn(x):
-            blocked = self._blocked.get([weight], lambda: self._block(weight.detach().to(x.dtype), x))
+            # Blocks for other images serve, but oneDNN may lay them out again in every call, which takes far longer.
+            blocked = self._blocked.get([weight], lambda: self._block(weight.detach().to(x.dtype), x), x.shape)
             offset = self._bias.get([bias], lambda: _cast(bias, x.dtype))
             if residual is None:
                 return torch.ops.mkldnn._convolution_pointwise(
@@ -180,7 +181,7 @@ class PackedUpsample:
             return self.large(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
         if self.winograd.suits(x, weight):
             return self.winograd(x, weight, bias)
-        packed = self._packed.get([weight], lambda: pack(weight, tuple(x.shape), x.dtype))
+        packed = self._packed.get([weight], lambda: pack(weight, tuple(x.shape), x.dtype), x.shape)
         return packed_upsample_conv(x, packed, self._bias.get([bias], lambda: _cast(bias, x.dtype)))
 
 

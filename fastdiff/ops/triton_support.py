@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,7 +20,7 @@ GPU_QUADS, INTERPRETER_QUADS, WARPS = 256, 65536, 4
 
 def why_missing(device_type: str) -> str | None:
     """Why the Triton backend cannot serve a device type, or None where it can."""
-    if find_spec("triton") is None:
+    if not _installed():
         return "triton is not installed"
     if device_type == "cuda" or (device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return None
@@ -28,6 +29,12 @@ def why_missing(device_type: str) -> str | None:
             "Triton has no CPU kernels; its interpreter runs where TRITON_INTERPRET=1 is set before fastdiff's import"
         )
     return f"there are no Triton kernels for {device_type!r} devices"
+
+
+@lru_cache(maxsize=1)
+def _installed() -> bool:
+    """Asked in every call; a search of the path takes longer than a small kernel."""
+    return find_spec("triton") is not None
 
 
 def chip_here() -> str:
