@@ -17,6 +17,7 @@ import fastdiff
 from fastdiff.fast.attention import Attention
 from fastdiff.fast.blocks import Resnet
 from fastdiff.fast.forward import Made, fast_of
+from fastdiff.fast.leaves import Packed
 from fastdiff.fast.network import of
 
 
@@ -68,6 +69,22 @@ def test_new_weights_are_seen(network, inputs, change):
     expected = network(*inputs)
     assert close(after, expected)
     assert not close(before, expected, 1e-2)
+
+
+@torch.no_grad()
+def test_blocks_are_those_of_the_images_that_come(network, seed, monkeypatch):
+    """oneDNN takes those of other sizes, and lays them out again in every call."""
+    made, original = [], Packed._block
+    monkeypatch.setattr(Packed, "_block", lambda *a: made.append(tuple(a[2].shape)) or original(*a))
+    fastdiff.accelerate(network, dtype=torch.float32, exact_convolutions=True)
+    counts = []
+    for batch in (1, 1, 3, 3, 1):
+        network(torch.randn(batch, *SHAPE[1:]), torch.tensor(5))
+        assert all(shape[0] == batch for shape in made)
+        counts.append(len(made))
+        made.clear()
+    assert counts[0] == counts[2] == counts[4] > 10
+    assert counts[1] == counts[3] == 0
 
 
 def test_gradients_and_training(network, inputs):
