@@ -188,7 +188,7 @@ class PackedUpsample:
 class Conv(Fast):
     """A convolution with packed weights."""
 
-    does = "weights packed once, channels_last"
+    does = "weights packed or transformed once, channels_last"
 
     def __init__(self, module: nn.Conv2d, context: Context) -> None:
         super().__init__(module, context)
