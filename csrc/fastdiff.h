@@ -114,8 +114,8 @@ struct ConvEpilogueParams {
     float scale = 1;
 };
 
-// out = conv(x) + bias + residual with a 3x3 window and zeros around the image, x doubled first by its nearest neighbours
-// if upsample. Images are dense and channels_last, of one dtype; bias and residual may be absent.
+// out = conv(x) + bias + residual with a 3x3 window and zeros around the image, x doubled first by its nearest
+// neighbours if upsample. Images are dense and channels_last, of one dtype; bias and residual may be absent.
 struct WinogradConvParams {
     int64_t batch = 0, height = 0, width = 0, channels = 0, features = 0;  // of x, and the result's channels
     int dtype = kFloat32;
