@@ -67,7 +67,7 @@ def check(y: Tensor, given: dict[str, Tensor | None], upsample: bool = False) ->
     error, theirs = y.double() - exact, textbook(*terms, upsample).double() - exact
     size = textbook(*[None if t is None else t.abs() for t in wide], upsample)
     assert bool((error.abs() <= 4 * ulp(size, y.dtype)).all()), f"{float((error.abs() / ulp(size, y.dtype)).max())} ulp"
-    if y.numel() >= 1000:
+    if y.numel() >= 5000:
         times = 2.7 if y.dtype == torch.bfloat16 else 2
         assert float(error.square().mean().sqrt()) <= times * float(theirs.square().mean().sqrt())
 
@@ -127,7 +127,7 @@ def test_against_float64(kernel, seed, shape, dtype, upsample):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("parts", [(), ("bias",), ("residual",)])
 def test_what_is_added(kernel, seed, parts, dtype):
-    given = operands((2, 32, 48, 6, 5), dtype)
+    given = operands((2, 32, 48, 16, 16), dtype)
     given = {name: given[name] for name in ("x", "weight", *parts)}
     check(computed(given), given)
 
