@@ -3,7 +3,7 @@
 import copy
 import gc
 import io
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -152,11 +152,8 @@ def test_threads(network, seed):
             if not close(network(x, torch.full((2,), 100 * i)), expected[i]):
                 wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))  # raises what they raise
     assert wrong == []
 
 

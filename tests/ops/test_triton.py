@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 # In two halves, which take about as long and run side by side.
 HALVES = (
-    ("triton_cases", "triton_update_cases", "triton_conv_epilogue_cases", "triton_conv_cases"),
-    ("triton_attention_cases", "triton_group_norm_cases", "triton_fast_cases"),
+    ("triton_cases", "triton_update_cases", "triton_conv_epilogue_cases"),
+    ("triton_attention_cases", "triton_group_norm_cases", "triton_conv_cases", "triton_fast_cases"),
 )
 
 

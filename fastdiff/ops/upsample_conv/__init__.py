@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, interpolate
 
+from fastdiff.ops.checks import check_image, check_operand
+
 # conv_transpose2d's arguments, as oneDNN's packed form takes them: padding, output padding, stride, dilation.
 GEOMETRY = ([1, 1], [0, 0], [2, 2], [1, 1])
 
@@ -41,11 +43,11 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, exac
         TypeError: an argument that is not a tensor, x that is not floating point, dtypes that differ.
         ValueError: shapes or devices that do not fit.
     """
-    _check_x(x)
+    check_image(x)
     _check_weight(weight)
-    _check_operand("weight", weight, x, (weight.shape[0], x.shape[1], 3, 3))
+    check_operand("weight", weight, x, (weight.shape[0], x.shape[1], 3, 3))
     if bias is not None:
-        _check_operand("bias", bias, x, (weight.shape[0],))
+        check_operand("bias", bias, x, (weight.shape[0],))
     if exact:
         return conv2d(interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=1)
     return conv_transpose2d(x, presum(weight), bias, stride=2, padding=1)
@@ -101,15 +103,18 @@ def packed_upsample_conv(x: Tensor, packed: Packed, bias: Tensor | None = None) 
         TypeError, ValueError: as ``upsample_conv``.
         RuntimeError: gradients are wanted.
     """
-    _check_x(x)
+    check_image(x)
     if not isinstance(packed, Packed):
         raise TypeError(f"packed must come from pack(weight, input_shape); got {type(packed).__name__}")
     weight, c_in, c_out, onednn = packed
     if c_in != x.shape[1]:
         raise ValueError(f"packed is for {c_in} input channels; x has {x.shape[1]}")
-    _check_operand("packed.weight", weight, x, tuple(weight.shape))
+    if weight.dtype != x.dtype:
+        raise TypeError(f"packed.weight must have x's dtype {x.dtype}; got {weight.dtype}")
+    if weight.device != x.device:
+        raise ValueError(f"packed.weight must be on x's device {x.device}; got {weight.device}")
     if bias is not None:
-        _check_operand("bias", bias, x, (c_out,))
+        check_operand("bias", bias, x, (c_out,))
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         raise RuntimeError("packed_upsample_conv has no gradients: call upsample_conv, or use torch.no_grad()")
     if not onednn:
@@ -125,15 +130,6 @@ def _onednn_takes(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def _check_x(x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor; got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"x must be floating point; got {x.dtype}")
-    if x.ndim != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x must have the shape [B, Cin, H, W] with Cin, H, W > 0; got {list(x.shape)}")
-
-
 def _check_weight(weight: Tensor) -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor; got {type(weight).__name__}")
@@ -141,14 +137,3 @@ def _check_weight(weight: Tensor) -> None:
         raise TypeError(f"weight must be floating point; got {weight.dtype}")
     if weight.ndim != 4 or weight.shape[2:] != (3, 3) or 0 in weight.shape:
         raise ValueError(f"weight must have the shape [Cout, Cin, 3, 3]; got {list(weight.shape)}")
-
-
-def _check_operand(name: str, operand: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
-    if not isinstance(operand, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(operand).__name__}")
-    if operand.dtype != x.dtype:
-        raise TypeError(f"{name} must have x's dtype {x.dtype}; got {operand.dtype}")
-    if tuple(operand.shape) != shape:
-        raise ValueError(f"{name} must have the shape {list(shape)}; got {list(operand.shape)}")
-    if operand.device != x.device:
-        raise ValueError(f"{name} must be on x's device {x.device}; got {operand.device}")

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.ops import native
+from fastdiff.ops.checks import check_image, check_operand
 
 PANEL = 32  # features that the kernel computes at a time, as csrc/cpu/winograd_conv.cpp has them
 WORDS = 16  # of 4 bytes, of channels that it reads at a time
@@ -50,9 +51,9 @@ def winograd_conv(
         TypeError: an argument that is not a tensor, x that is not floating point, dtypes that differ.
         ValueError: shapes or devices that do not fit.
     """
-    _check_image(x)
+    check_image(x)
     features = weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 4 else 0
-    _check_operand("weight", weight, x, (features, x.shape[1], 3, 3))
+    check_operand("weight", weight, x, (features, x.shape[1], 3, 3))
     _check_sums(x, features, bias, residual, upsample)
     wide = torch.promote_types(x.dtype, torch.float32)
     image, points, result = (torch.tensor(m, dtype=wide, device=x.device) for m in (IMAGE, WEIGHT, RESULT))
@@ -141,7 +142,7 @@ def packed_winograd_conv(
     if not isinstance(packed, Packed):
         raise TypeError(f"packed must come from pack(weight); got {type(packed).__name__}")
     weights, dtype, channels, features, up = packed
-    _check_image(x)
+    check_image(x)
     if x.shape[1] != channels:
         raise ValueError(f"these weights are for {channels} channels; x has {x.shape[1]}")
     if x.dtype != dtype or x.device.type != "cpu":
@@ -160,38 +161,15 @@ def packed_winograd_conv(
     return out
 
 
-def _check_image(x: Tensor) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
-        got = f"a {x.layout} one of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a dense tensor of floating point; got {got}")
-    if x.ndim != 4 or not all(x.shape[1:]):
-        raise ValueError(f"x must be [B, C, H, W] with channels and pixels; got {list(x.shape)}")
-
-
-def _check_operand(
-    name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = ()
-) -> None:
-    """dtypes: those allowed beside x's."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must have the shape {list(shape)}; got {list(tensor.shape)}")
-    if tensor.dtype not in (x.dtype, *dtypes) or tensor.layout != torch.strided:
-        allowed = " or ".join(map(str, dict.fromkeys((x.dtype, *dtypes))))
-        raise TypeError(f"{name} must be a dense tensor of {allowed}; got a {tensor.layout} one of {tensor.dtype}")
-    if tensor.device != x.device:
-        raise ValueError(f"{name} must be on x's device {x.device}; got {tensor.device}")
-
-
 def _check_sums(
     x: Tensor, features: int, bias: Tensor | None, residual: Tensor | None, upsample: bool
 ) -> tuple[int, ...]:
     """What is added to the convolution; the result's shape."""
     shape = (x.shape[0], features, *(size * (2 if upsample else 1) for size in x.shape[2:]))
     if bias is not None:
-        _check_operand("bias", bias, x, (features,), (torch.float32,))
+        check_operand("bias", bias, x, (features,), torch.float32)
     if residual is not None:
-        _check_operand("residual", residual, x, shape)
+        check_operand("residual", residual, x, shape)
     return shape
 
 
