@@ -26,8 +26,9 @@ import fastdiff
 from fastdiff.fast import network as fast
 from fastdiff.fast.attention import Attention
 from fastdiff.fast.blocks import DiffusersUp, Resnet, Up, Upsample
+from fastdiff.fast.convolutions import Conv
 from fastdiff.fast.forward import Fast
-from fastdiff.fast.leaves import Conv, GroupNorm, LayerNorm, Linear
+from fastdiff.fast.leaves import GroupNorm, LayerNorm, Linear
 
 CELEBA256 = CIFAR10 | {
     "sample_size": 256,

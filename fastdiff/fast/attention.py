@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import ops
+from fastdiff.fast.convolutions import Packed
 from fastdiff.fast.forward import Context, Fast, Made, fast_of, hooked
-from fastdiff.fast.leaves import GroupNorm, Packed, Projection
+from fastdiff.fast.leaves import GroupNorm, Projection
 from fastdiff.ops.attention_block import attend
 
 

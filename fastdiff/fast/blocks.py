@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdiff.fast.convolutions import Conv, Joint, Packed, PackedUpsample
 from fastdiff.fast.forward import Context, Fast, Made, fast_of, hooked
-from fastdiff.fast.leaves import Conv, GroupNorm, Joint, Packed, PackedUpsample
+from fastdiff.fast.leaves import GroupNorm
 
 
 class Resnet(Fast):

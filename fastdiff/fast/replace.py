@@ -11,8 +11,9 @@ from torch import nn
 from fastdiff.fast.attention import Attention, SelfAttention
 from fastdiff.fast.blocks import DiffusersUp, Downsample, Resnet, Up, Upsample
 from fastdiff.fast.conditioning import TimeEmbedding, TimeProjection
+from fastdiff.fast.convolutions import Conv
 from fastdiff.fast.forward import Context, Fast, fast_of, hooked
-from fastdiff.fast.leaves import Conv, Foreign, GroupNorm, LayerNorm, Linear, Passed
+from fastdiff.fast.leaves import Foreign, GroupNorm, LayerNorm, Linear, Passed
 
 # By exact class: a subclass may compute something else.
 LEAVES: dict[str, type[Fast]] = {

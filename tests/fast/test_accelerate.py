@@ -8,7 +8,7 @@ pytest.importorskip("diffusers")
 from networks import SHAPE, close, randomized, usual
 
 import fastdiff
-from fastdiff.fast import leaves
+from fastdiff.fast import convolutions
 from fastdiff.ops.winograd_conv import suits as winograd_suits
 
 # ---- the report
@@ -122,8 +122,8 @@ def test_exact_convolutions(network, inputs, monkeypatch):
     """None is of transformed or summed weights; else those are that the kernel suits."""
     calls = []
     for name in ("packed_winograd_conv", "packed_upsample_conv"):
-        original = getattr(leaves, name)
-        monkeypatch.setattr(leaves, name, lambda *a, f=original, n=name, **k: calls.append(n) or f(*a, **k))
+        original = getattr(convolutions, name)
+        monkeypatch.setattr(convolutions, name, lambda *a, f=original, n=name, **k: calls.append(n) or f(*a, **k))
     before = network(*inputs)
     fastdiff.accelerate(network, dtype=torch.float32)
     assert close(network(*inputs), before)

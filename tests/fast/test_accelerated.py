@@ -16,8 +16,8 @@ from networks import SD15, SHAPE, close, randomized, small
 import fastdiff
 from fastdiff.fast.attention import Attention
 from fastdiff.fast.blocks import Resnet
+from fastdiff.fast.convolutions import Packed
 from fastdiff.fast.forward import Made, fast_of
-from fastdiff.fast.leaves import Packed
 from fastdiff.fast.network import of
 
 

@@ -7,7 +7,7 @@ import torch
 from triton_cases import DEVICE
 
 import fastdiff
-from fastdiff.fast import leaves
+from fastdiff.fast import convolutions, leaves
 from fastdiff.ops.conv import computes, triton_impl
 
 CONFIG = {
@@ -40,10 +40,11 @@ def test_a_network(seed, monkeypatch, padding):
         launch(out, x, inputs, weights, bias, residual, side, stride, low, up, counters)
 
     monkeypatch.setattr(triton_impl, "conv", count)
-    monkeypatch.setattr(leaves, "_onednn", lambda x: False)
-    monkeypatch.setattr(leaves, "suits_winograd", lambda *a, **k: False)
+    monkeypatch.setattr(leaves, "onednn", lambda x: False)
+    monkeypatch.setattr(convolutions, "onednn", lambda x: False)
+    monkeypatch.setattr(convolutions, "suits_winograd", lambda *a, **k: False)
     monkeypatch.setattr(
-        leaves, "suits",
+        convolutions, "suits",
         lambda x, weight, *, inputs=(), stride=1, upsample=False, **_:
             computes(weight, stride, upsample) and all(i.shape[1] % 64 == 0 for i in inputs),
     )  # fmt: skip
