@@ -16,8 +16,8 @@ from gates import GPU, SCHEDULE, TextbookSchedule, alike, close
 from torch import Tensor, nn
 
 import fastdiff
-from fastdiff import reference
-from fastdiff.fast import network as fast
+from fastdiff import textbook
+from fastdiff.acceleration import network as fast
 
 CIFAR10 = {
     "sample_size": 32,
@@ -86,7 +86,7 @@ def textbook_ddim(model, shape, steps, device) -> Tensor:
     schedule, gap = TextbookSchedule(device), len(SCHEDULE) // steps
     x = torch.randn(shape, device=device)
     for t in reversed(range(0, len(SCHEDULE), gap)):
-        x = reference.ddim_step(x, model(x, torch.full((len(x),), t, device=device)), t, t - gap, schedule, clip=1.0)
+        x = textbook.ddim_step(x, model(x, torch.full((len(x),), t, device=device)), t, t - gap, schedule, clip=1.0)
     return x
 
 
@@ -98,7 +98,7 @@ def test_loop(contest, device, diffusers):
         return fastdiff.sample(network, shape, clip=1.0, device=device, **noise)
 
     def textbook():
-        return reference.sample(lambda x, t: network(x, t).sample, shape, schedule, clip=1.0, device=device)
+        return textbook.sample(lambda x, t: network(x, t).sample, shape, schedule, clip=1.0, device=device)
 
     theirs = None
     if diffusers:
@@ -150,7 +150,7 @@ def test_digits(contest, device, diffusers, sampler):
     def textbook():
         if sampler == "ddim":
             return textbook_ddim(labelled, shape, steps, device)
-        return reference.sample(lambda x, t: labelled(x, gap * t), shape, respaced, clip=1.0, device=device)
+        return textbook.sample(lambda x, t: labelled(x, gap * t), shape, respaced, clip=1.0, device=device)
 
     theirs = None
     if diffusers:
@@ -185,7 +185,7 @@ def test_cifar10(contest, device, diffusers, batch):
         return fastdiff.sample(network, shape, schedule=schedule, clip=1.0, **noise)
 
     def textbook():
-        return reference.sample(model, shape, schedule, clip=1.0, device=device)
+        return textbook.sample(model, shape, schedule, clip=1.0, device=device)
 
     theirs = None
     if diffusers:

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastdiff
-from fastdiff.fast import network as fast
-from fastdiff.fast.attention import Attention
-from fastdiff.fast.blocks import DiffusersUp, Resnet, Up, Upsample
-from fastdiff.fast.convolutions import Conv
-from fastdiff.fast.forward import Fast
-from fastdiff.fast.leaves import GroupNorm, LayerNorm, Linear
+from fastdiff.acceleration import network as fast
+from fastdiff.acceleration.attention import Attention
+from fastdiff.acceleration.blocks import DiffusersUp, Resnet, Up, Upsample
+from fastdiff.acceleration.convolutions import Conv
+from fastdiff.acceleration.layers import GroupNorm, LayerNorm, Linear
+from fastdiff.acceleration.module import Fast
 
 CELEBA256 = CIFAR10 | {
     "sample_size": 256,

@@ -9,7 +9,6 @@ import torch
 from gates import SCHEDULE, TextbookSchedule, close, gpu_targets, graphed, only_noise
 
 import fastdiff
-from fastdiff import reference
 from fastdiff.noise import SAMPLER, NoiseKey
 from fastdiff.ops.update import bind
 from fastdiff.ops.update.operands import Operands
@@ -51,10 +50,10 @@ def test_ddpm(contest, device, diffusers, shape, state, output_dtype):
         return fastdiff.ops.update(x, output, plan, row, seed=1).x
 
     def textbook():
-        return reference.ddpm_step(x, output, T, schedule, clip=1.0)
+        return textbook.ddpm_step(x, output, T, schedule, clip=1.0)
 
     noise = fastdiff.randn(shape, seed=1, draw=row, stream=SAMPLER, device=device)
-    mean = reference.ddpm_step(x.double(), output.double(), T, exact, torch.zeros_like(x).double(), clip=1.0)
+    mean = textbook.ddpm_step(x.double(), output.double(), T, exact, torch.zeros_like(x).double(), clip=1.0)
     sigma = plan[row].x["z"]
     close(ours().double(), mean + sigma * noise.double())
 
@@ -90,7 +89,7 @@ def test_ddim(contest, device, diffusers, shape, state):
         return fastdiff.ops.update(x, output, plan, row).x
 
     def textbook():
-        return reference.ddim_step(x, output, T, following, schedule, clip=1.0)
+        return textbook.ddim_step(x, output, T, following, schedule, clip=1.0)
 
     compiled = torch.compile(textbook, fullgraph=True)
     theirs = None
@@ -99,7 +98,7 @@ def test_ddim(contest, device, diffusers, shape, state):
         scheduler.set_timesteps(STEPS)
         theirs = lambda: scheduler.step(output, T, x).prev_sample  # noqa: E731
     exact = TextbookSchedule(device, torch.float64)
-    right = reference.ddim_step(x.double(), output.double(), T, following, exact, clip=1.0)
+    right = textbook.ddim_step(x.double(), output.double(), T, following, exact, clip=1.0)
     rivals = {"textbook": textbook, "torch.compile": compiled, "diffusers": theirs}
     for contestant in (ours, *filter(None, rivals.values())):
         close(contestant().double(), right)

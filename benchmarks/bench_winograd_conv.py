@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from gates import GPU
 
-from fastdiff.ops.upsample_conv import pack as pack_upsample
-from fastdiff.ops.upsample_conv import packed_upsample_conv
-from fastdiff.ops.winograd_conv import pack, packed_winograd_conv, suits
+from fastdiff.ops.conv2d.phases import pack as pack_upsample
+from fastdiff.ops.conv2d.phases import packed_upsample_conv
+from fastdiff.ops.conv2d.winograd import pack, packed_winograd_conv, suits
 
 # A CIFAR-10 network's at batch 8, Stable Diffusion's in two of its four sizes: images, features, doubled first.
 CASES = [

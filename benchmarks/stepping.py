@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import fastdiff
-from fastdiff.graph import stepping
-from fastdiff.network import evaluating
-from fastdiff.run import Run
-from fastdiff.sample import _prepare
+from fastdiff.sampling.graph import stepping
+from fastdiff.sampling.model import evaluating
+from fastdiff.sampling.sample import _prepare
+from fastdiff.sampling.stepper import Run
 
 
 def prepared(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[str, Tensor]) -> Run:

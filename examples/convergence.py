@@ -1,6 +1,6 @@
 """How fast every sampler converges, measured where the answer is known (``mixture.py``).
 
-``samplers_page.py`` renders the measurements as docs/samplers.md; tests/test_convergence.py asserts them.
+``samplers_page.py`` renders the measurements as docs/samplers.md; tests/samplers/test_convergence.py asserts them.
 
 Deterministic samplers: the error against steps. *Exact*: ln σ falls evenly from σ/α = 8 to 0.1, outputs before the
 first step are exact, no step is of lower order than the method. *As shipped*: the sampler's defaults over EDM's levels
@@ -39,10 +39,10 @@ from mixture import (
 
 import fastdiff
 from fastdiff import EDMSchedule, FlowSchedule, NoiseSchedule, Plan, Row
-from fastdiff.levels import Level
 from fastdiff.samplers import SAMPLERS
 from fastdiff.samplers.lcm import distilled_timesteps
-from fastdiff.samplers.spacing import Schedule
+from fastdiff.schedules.level import Level
+from fastdiff.schedules.spacing import Schedule
 
 STEPS = (10, 20, 40, 80, 160, 320, 640)
 FITTED = (1e-11, 1e-2)

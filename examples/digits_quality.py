@@ -38,8 +38,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastdiff
-from fastdiff.data import ImageData, load_digits
 from fastdiff.models import UNet
+from fastdiff.training.data import ImageData, load_digits
 
 PACKAGED = Path(fastdiff.__file__).parent / "assets" / "digits"
 CLASSES = 10

@@ -13,8 +13,8 @@ import argparse
 import torch
 
 import fastdiff
-from fastdiff.data import load_digits
 from fastdiff.images import check_writable, save_grid
+from fastdiff.training.data import load_digits
 
 PAIRS = [(3, 8), (1, 7), (0, 6), (4, 9), (5, 2)]
 WEIGHTS = [0, 0.2, 0.35, 0.5, 0.65, 0.8, 1]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff import EDMSchedule, FlowSchedule, NoiseSchedule, Plan, Row
-from fastdiff.samplers.spacing import Schedule
+from fastdiff.schedules.spacing import Schedule
 
 Array = NDArray[np.float64]
 Predictor = Callable[[Array, float, float], tuple[Array, Array]]
@@ -146,7 +146,7 @@ def run(
     exact: Callable[[Row], Array | None] = lambda row: None,
     noise: Callable[[int], Array] | None = None,
 ) -> Array:
-    """x after the last row, by the formula of fastdiff/plan.py.
+    """x after the last row, by the formula of fastdiff/plan/plan.py.
 
     Where ``exact`` gives a row's state, that is taken in place of what the row before made of it: rows that start so
     leave exact outputs in the slots.

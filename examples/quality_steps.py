@@ -24,8 +24,8 @@ from digits_quality import CLASSES, frechet_distances, train_classifier
 from tqdm import tqdm
 
 import fastdiff
-from fastdiff.data import load_digits
 from fastdiff.files import atomic_write, check_writable
+from fastdiff.training.data import load_digits
 
 CALLS = (5, 10, 15, 20, 30, 50, 100)
 SAMPLERS = ("ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")

@@ -63,8 +63,8 @@ INTRODUCTION = """\
 # Samplers
 
 Every sampler is a function of a schedule that returns a `Plan`: `fastdiff plan --sampler NAME` prints one. This page
-was written by `python examples/samplers_page.py`, which measured every number on it; `tests/test_convergence.py`
-asserts them.
+was written by `python examples/samplers_page.py`, which measured every number on it, and
+`tests/samplers/test_convergence.py` asserts them.
 
 The target is a mixture of two Gaussians on the line. Its score is known at every level, and so is the solution of its
 probability-flow ODE, since in one dimension the flow keeps every point's quantile. States are float64.

@@ -3,16 +3,16 @@
 images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=42)
 """
 
-from fastdiff import models, ops, reference, samplers
-from fastdiff.accelerate import accelerate, restore
-from fastdiff.continuous import EDMSchedule, FlowSchedule
+from fastdiff import models, ops, samplers, textbook
+from fastdiff.acceleration.accelerate import accelerate, restore
 from fastdiff.info import info
-from fastdiff.interpolate import interpolate
 from fastdiff.ops import add_noise, randn
-from fastdiff.plan import Plan, Row
-from fastdiff.run import State
-from fastdiff.sample import sample, sample_iter
-from fastdiff.schedule import NoiseSchedule
+from fastdiff.plan.plan import Plan, Row
+from fastdiff.sampling.interpolate import interpolate
+from fastdiff.sampling.sample import sample, sample_iter
+from fastdiff.sampling.stepper import State
+from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
+from fastdiff.schedules.discrete import NoiseSchedule
 
 __version__ = "0.1.0"
 
@@ -30,9 +30,9 @@ __all__ = [
     "models",
     "ops",
     "randn",
-    "reference",
     "restore",
     "sample",
     "sample_iter",
     "samplers",
+    "textbook",
 ]

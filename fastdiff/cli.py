@@ -11,10 +11,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from fastdiff.levels import PREDICTIONS
 from fastdiff.samplers import SAMPLERS
-from fastdiff.samplers.spacing import SIGMA_SPACINGS
-from fastdiff.samplers.timesteps import SPACINGS
+from fastdiff.schedules.level import PREDICTIONS
+from fastdiff.schedules.spacing import SIGMA_SPACINGS
+from fastdiff.schedules.timesteps import SPACINGS
 
 app = typer.Typer(
     name="fastdiff",
@@ -187,8 +187,8 @@ def plan(
 ) -> None:
     """Show a sampler as the table of numbers that it is: what each step does to the state."""
     from fastdiff.files import check_writable
-    from fastdiff.sample import resolve_plan
-    from fastdiff.schedule import NoiseSchedule
+    from fastdiff.sampling.sample import resolve_plan
+    from fastdiff.schedules.discrete import NoiseSchedule
 
     for path, suffix in ((plot, ".png"), (json, ".json")):
         if path is not None:
@@ -197,7 +197,7 @@ def plan(
     made = resolve_plan(sampler, steps, walked, prediction, None, spacing, eta, None, _options(option or []))
     told = [str(made)]  # said when the files are there: whom it is said to may have stopped listening
     if plot is not None:
-        from fastdiff.plan_plot import save_plot
+        from fastdiff.plan.plot import save_plot
 
         told.append(f"{save_plot(made, plot)}: the levels, the coefficients and the noise of {len(made)} rows")
     if json is not None:
@@ -231,7 +231,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> None:
     """Train a DDPM on a folder of pictures or on handwritten digits (Ho et al. 2020, Algorithm 1)."""
-    from fastdiff.train import train as run
+    from fastdiff.training.train import train as run
 
     levels = None
     if channels is not None:

@@ -12,7 +12,7 @@ import torch
 from fastdiff.ops import native
 from fastdiff.ops.attention.backends import choice
 from fastdiff.ops.backend import BACKENDS, VARIABLE, choose, why_missing
-from fastdiff.ops.winograd_conv import suits
+from fastdiff.ops.conv2d.winograd import suits
 
 OPERATIONS = ("randn", "add_noise", "update", "group_norm_silu", "conv_epilogue")
 # What serves on a GPU by the shapes of a call, not by the operation alone.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastdiff.checks import check_int
+
 INITIAL, SAMPLER, TRAINING, KNOWN = 0, 1, 2, 3
 
 
@@ -75,15 +77,3 @@ _U64 = (1 << 64) - 1
 
 def _signed(seed: int) -> int:
     return seed - (1 << 64) if seed >> 63 else seed
-
-
-def check_int(name: str, value: object, low: int, high: int) -> int:
-    """``value`` if it is an int in [low, high], else TypeError or ValueError naming it."""
-    if type(value) is int and low <= value <= high:
-        return value
-    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
-        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
-    number = value.__index__()
-    if not low <= number <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}]; got {number}")
-    return number

@@ -7,7 +7,7 @@ from itertools import product
 
 import torch
 
-from fastdiff.ops.conv.triton_impl import conv
+from fastdiff.ops.conv2d.gemm_triton import conv
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 # side, stride, low, up, pointwise inputs

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import fastdiff
-from fastdiff.plan import Plan, Row
-from fastdiff.run import Run
-from fastdiff.sample import _prepare
+from fastdiff.plan.plan import Plan, Row
+from fastdiff.sampling.sample import _prepare
+from fastdiff.sampling.stepper import Run
 
 SEED_VARIABLE = "FASTDIFF_TEST_SEED"
 SEED = int(os.environ.get(SEED_VARIABLE) or int.from_bytes(os.urandom(4), "little") >> 1)

@@ -10,9 +10,9 @@ import torch
 from helpers import SEED, SEED_VARIABLE
 
 import fastdiff
-from fastdiff.data import load_digits
 from fastdiff.models import UNet
-from fastdiff.train_config import SAMPLING
+from fastdiff.training.data import load_digits
+from fastdiff.training.settings import SAMPLING
 
 ROOT = Path(__file__).parents[1]
 PACKAGED = Path(fastdiff.__file__).parent / "assets" / "digits"

@@ -35,7 +35,7 @@ from fastdiff.ops.add_noise.triton_impl import add_noise
 from fastdiff.ops.randn.triton_impl import randn
 from fastdiff.ops.update.operands import Operands
 from fastdiff.ops.update.triton_impl import Update
-from fastdiff.plan import COLUMNS
+from fastdiff.plan.plan import COLUMNS
 
 CHIPS = {
     "sm_80": GPUTarget("cuda", 80, 32),

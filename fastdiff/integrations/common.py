@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.draws import NoiseFunction, resolve_draws
+from fastdiff.checks import DTYPES, check_device, check_shape
 from fastdiff.noise import INITIAL
 from fastdiff.ops.backend import choose
-from fastdiff.ops.randn import DTYPES, check_device, check_shape
-from fastdiff.plan import SLOTS
-from fastdiff.run import State
+from fastdiff.plan.plan import SLOTS
+from fastdiff.sampling.noise_source import NoiseFunction, resolve_noise_source
+from fastdiff.sampling.stepper import State
 
 SOURCES = ("seed", "seeds", "sample_offset", "generator", "noise_fn")
 
@@ -25,7 +25,7 @@ def initial(
     shape, device = check_shape("shape", shape), check_device(device)
     if not has_source(options):
         return torch.randn(shape, device=device) if draw is None else draw()
-    draws = resolve_draws(shape, device, torch.float32, *(options.get(name) for name in SOURCES))
+    draws = resolve_noise_source(shape, device, torch.float32, *(options.get(name) for name in SOURCES))
     return draws.noise(INITIAL, 0, choose(options.get("backend", "auto"), device.type))
 
 

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from fastdiff import samplers
-from fastdiff.continuous import EDMSchedule
-from fastdiff.draws import NoiseFunction
 from fastdiff.integrations.common import has_source, run_from
-from fastdiff.plan import Plan
-from fastdiff.sample import sample, sample_iter
+from fastdiff.plan.plan import Plan
+from fastdiff.sampling.noise_source import NoiseFunction
+from fastdiff.sampling.sample import sample, sample_iter
+from fastdiff.schedules.continuous import EDMSchedule
 
 Model = Callable[..., Tensor]
 Arguments = Mapping[str, Any] | None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastdiff.models.unet import UNet
-from fastdiff.schedule import NoiseSchedule
+from fastdiff.schedules.discrete import NoiseSchedule
 
 _DIGITS = Path(__file__).resolve().parents[1] / "assets" / "digits"
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.checks import DTYPES
 from fastdiff.ops.attention import attention
 from fastdiff.ops.group_norm_silu import group_norm_silu
-from fastdiff.ops.randn import DTYPES
 
 
 def attention_block(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fastdiff.plan import Plan
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.ddim import ddim
 from fastdiff.samplers.ddim_inverse import ddim_inverse
 from fastdiff.samplers.ddpm import ddpm

@@ -6,10 +6,11 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.continuous import EDMSchedule
-from fastdiff.levels import check_clip, check_number, epsilon_terms, x0_terms
-from fastdiff.plan import Plan, Row
-from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.checks import check_clip, check_number
+from fastdiff.plan.plan import Plan, Row
+from fastdiff.schedules.continuous import EDMSchedule
+from fastdiff.schedules.level import epsilon_terms, x0_terms
+from fastdiff.schedules.spacing import Schedule, levels
 
 
 def ddim(
@@ -31,7 +32,7 @@ def ddim(
         schedule, steps, prediction, clip, spacing: as for ``ddpm``; any schedule will do.
         eta: 0 ≤ η ≤ 1.
         use_clipped_model_output: take ε from the clipped x̂_0, (x − α x̂_0)/σ, rather than from the network.
-        walk: more about the levels (``samplers.spacing.levels``).
+        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.levels import check_clip, epsilon_terms, x0_terms
-from fastdiff.plan import Plan, Row
-from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.checks import check_clip
+from fastdiff.plan.plan import Plan, Row
+from fastdiff.schedules.level import epsilon_terms, x0_terms
+from fastdiff.schedules.spacing import Schedule, levels
 
 
 def ddim_inverse(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastdiff.levels import check_clip, x0_terms
-from fastdiff.plan import Plan, Row
-from fastdiff.samplers.spacing import levels
-from fastdiff.schedule import NoiseSchedule
+from fastdiff.checks import check_clip
+from fastdiff.plan.plan import Plan, Row
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.level import x0_terms
+from fastdiff.schedules.spacing import levels
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
@@ -32,11 +33,11 @@ def ddpm(
         steps: how many timesteps to visit, all T by default.
         prediction: what the network predicts (``levels.x0_terms``).
         clip: the bound of |x̂_0|, None for none.
-        spacing: which timesteps (``samplers.spacing``).
+        spacing: which timesteps (``schedules.spacing``).
         variance: σ² = β̃ = (1 − ᾱ_p)/(1 − ᾱ)·β (fixed_small), β (fixed_large), or what the network says in a second
             half of its channels v: between the two (learned_range: Nichol & Dhariwal 2021, Equation 15), or exp(v)
             (learned, as the code of that paper has it; diffusers' "learned" is √v, which no negative v has).
-        walk: more about the levels (``samplers.spacing.levels``).
+        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fastdiff.plan import Plan
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.dpm_multistep import dpm_multistep
-from fastdiff.samplers.spacing import Schedule
+from fastdiff.schedules.spacing import Schedule
 
 
 def deis(

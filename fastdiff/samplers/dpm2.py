@@ -6,12 +6,13 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.continuous import FlowSchedule
-from fastdiff.levels import Level, check_clip, check_number
-from fastdiff.plan import Plan, Row
+from fastdiff.checks import check_clip, check_number
+from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.euler_ancestral import down_and_up
-from fastdiff.samplers.spacing import Schedule, levels
 from fastdiff.samplers.stages import Churn, call, level_at, moved
+from fastdiff.schedules.continuous import FlowSchedule
+from fastdiff.schedules.level import Level
+from fastdiff.schedules.spacing import Schedule, levels
 
 
 def dpm2(

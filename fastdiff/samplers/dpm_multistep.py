@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastdiff.levels import Level, check_clip, check_number
-from fastdiff.noise import check_int
-from fastdiff.plan import Plan
+from fastdiff.checks import check_choice, check_clip, check_int, check_number
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.exponential import (
     blend,
-    check_choice,
     data_step,
     history,
     init_sigma,
@@ -22,7 +20,8 @@ from fastdiff.samplers.exponential import (
     noise_step,
     past,
 )
-from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.schedules.level import Level
+from fastdiff.schedules.spacing import Schedule, levels
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver")
 SOLVER_TYPES = ("midpoint", "heun", "exact")
@@ -58,7 +57,7 @@ def dpm_multistep(
             by η h (k-diffusion's η); for ε the drift and the noise's variance grow by the share η.
         s_noise: a factor of the noise. It is drawn by (stream, row); a Brownian tree's noise also depends on σ,
             so that images of different steps resemble one another there: here they do not.
-        walk: more about the levels (``samplers.spacing.levels``).
+        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these; where ε must leave a level without signal, or is to end

@@ -12,23 +12,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.levels import Level, check_clip, check_number
-from fastdiff.noise import check_int
-from fastdiff.plan import Plan, Row
+from fastdiff.checks import check_choice, check_clip, check_int, check_number
+from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.dpm_multistep import ALGORITHMS, SOLVER_TYPES
-from fastdiff.samplers.exponential import (
-    Step,
-    blend,
-    check_choice,
-    data_step,
-    init_sigma,
-    make_row,
-    model_terms,
-    node,
-    noise_step,
-)
-from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.samplers.exponential import Step, blend, data_step, init_sigma, make_row, model_terms, node, noise_step
 from fastdiff.samplers.stages import level_at_ratio
+from fastdiff.schedules.level import Level
+from fastdiff.schedules.spacing import Schedule, levels
 
 STAGES = ("listed", "inserted")
 Group = tuple[list[Level], list[float]]  # a step's levels, and how far along the step each after the first lies
@@ -70,7 +60,7 @@ def dpm_singlestep(
         s_noise: a factor of the noise, which is drawn by (stream, row). A Brownian tree correlates the noise of
             a step's rows; here they are independent.
         r: where the second call of order 2 lies.
-        walk: more about the levels (``samplers.spacing.levels``).
+        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these, eta > 0 with algorithm="dpmsolver" among them.

@@ -13,12 +13,12 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.levels import check_clip, check_number
-from fastdiff.plan import Plan
+from fastdiff.checks import check_choice, check_clip, check_number
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.dpm_multistep import dpm_multistep
 from fastdiff.samplers.dpm_singlestep import dpm_singlestep, grown_by, inserted, step_rows
-from fastdiff.samplers.exponential import blend, check_choice, init_sigma
-from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.samplers.exponential import blend, init_sigma
+from fastdiff.schedules.spacing import Schedule, levels
 
 METHODS = ("singlestep", "multistep")
 

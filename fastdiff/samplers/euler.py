@@ -6,10 +6,10 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.levels import check_clip
-from fastdiff.plan import Plan, Row
-from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.checks import check_clip
+from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.stages import Churn, call, moved
+from fastdiff.schedules.spacing import Schedule, levels
 
 
 def euler(
@@ -36,7 +36,7 @@ def euler(
         s_churn, s_tmin, s_tmax, s_noise: EDM's stochasticity: noise added before a step, in a row of its own, which
             makes no network call. The network then sees the noised state at its level, as Algorithm 2 has it
             (diffusers shows it the state before the noise).
-        walk: more about the levels (``samplers.spacing.levels``).
+        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.

@@ -6,10 +6,11 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.levels import Level, check_clip, check_number
-from fastdiff.plan import Plan
-from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.checks import check_clip, check_number
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.stages import call, moved
+from fastdiff.schedules.level import Level
+from fastdiff.schedules.spacing import Schedule, levels
 
 
 def euler_ancestral(

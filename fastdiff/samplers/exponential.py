@@ -16,9 +16,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fastdiff.levels import Level, epsilon_terms, x0_terms
-from fastdiff.plan import Row
-from fastdiff.samplers.spacing import nearest
+from fastdiff.plan.plan import Row
+from fastdiff.schedules.level import Level, epsilon_terms, x0_terms
 
 
 @dataclass(frozen=True)
@@ -168,8 +167,3 @@ def init_sigma(first: Level) -> float:
 
 
 # ---- checks
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} is {value!r}" + nearest(str(value), known))

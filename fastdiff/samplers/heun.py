@@ -6,10 +6,10 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.levels import check_clip
-from fastdiff.plan import Plan, Row
-from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.checks import check_clip
+from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.stages import Churn, call, moved
+from fastdiff.schedules.spacing import Schedule, levels
 
 
 def heun(

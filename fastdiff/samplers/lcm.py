@@ -6,12 +6,11 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.levels import check_clip, check_number
-from fastdiff.noise import check_int
-from fastdiff.plan import Plan
-from fastdiff.samplers.spacing import levels
+from fastdiff.checks import check_clip, check_int, check_number
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.stages import call
-from fastdiff.schedule import NoiseSchedule
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.spacing import levels
 
 
 def lcm(
@@ -36,7 +35,7 @@ def lcm(
         original_inference_steps: the timesteps that the network was distilled on, of which the walk takes some
             (``distilled_timesteps``), unless spacing, timesteps or sigmas say otherwise.
         timestep_scaling, sigma_data: of the boundary condition, as the network was distilled.
-        walk: more about the levels (``samplers.spacing.levels``).
+        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.

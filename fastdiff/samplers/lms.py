@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastdiff.levels import check_clip
-from fastdiff.noise import check_int
-from fastdiff.plan import Plan
+from fastdiff.checks import check_clip, check_int
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.exponential import blend, history, init_sigma, make_row, model_terms, past, weights
-from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.schedules.spacing import Schedule, levels
 
 
 def lms(
@@ -29,7 +28,7 @@ def lms(
         schedule, steps, prediction, clip: as for ``ddim``.
         order: 1 (Euler) to 4; row i has at most i + 1.
         ve: k-diffusion's states; False has those of the schedule, with the same images.
-        walk: more about the levels (``samplers.spacing.levels``).
+        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these; where the first level has no signal.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastdiff.levels import Level, check_clip, epsilon_terms
-from fastdiff.plan import Plan, Row
-from fastdiff.samplers.exponential import blend, check_choice, init_sigma, make_row, model_terms
-from fastdiff.samplers.spacing import Schedule, levels
-from fastdiff.schedule import NoiseSchedule
+from fastdiff.checks import check_choice, check_clip
+from fastdiff.plan.plan import Plan, Row
+from fastdiff.samplers.exponential import blend, init_sigma, make_row, model_terms
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.level import Level, epsilon_terms
+from fastdiff.schedules.spacing import Schedule, levels
 
 # Adams & Bashforth's weights of the newest output, the one before it, … at equal steps, whatever the steps are.
 ADAMS_BASHFORTH = (
@@ -42,7 +43,7 @@ def pndm(
             more; the levels between two of the walk lie halfway in t, rounded down between two integers.
         averages: "epsilon": e is a combination of predicted ε, as published. "output": of the network's outputs as
             they are, turned to ε by the current x, as diffusers does; the same for prediction="epsilon".
-        walk: more about the levels (``samplers.spacing.levels``). Latent diffusion ends at final="sigma_min".
+        walk: more about the levels (``schedules.spacing.levels``). Latent diffusion ends at final="sigma_min".
 
     Raises:
         TypeError, ValueError: for arguments outside these; fewer than 4 steps with the Runge–Kutta start; a level

@@ -6,11 +6,11 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from fastdiff.noise import check_int
-from fastdiff.plan import Plan, Row
+from fastdiff.checks import check_int
+from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.ddim import ddim
 from fastdiff.samplers.ddpm import ddpm
-from fastdiff.schedule import NoiseSchedule
+from fastdiff.schedules.discrete import NoiseSchedule
 
 
 def repaint(
@@ -32,7 +32,7 @@ def repaint(
         schedule, steps, prediction, clip, spacing: as for ``ddpm``; the paper takes 250 steps.
         jump_length, jump_n_sample: j and r of the paper (``resampled``).
         eta: DDIM's η; None takes DDPM, as the paper does, with ``variance``, by default "fixed_small".
-        walk: more about the levels (``samplers.spacing.levels``).
+        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.

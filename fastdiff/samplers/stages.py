@@ -11,10 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fastdiff.continuous import FlowSchedule
-from fastdiff.levels import Level, check_number, x0_terms
-from fastdiff.plan import Row
-from fastdiff.samplers.spacing import Schedule
+from fastdiff.checks import check_number
+from fastdiff.plan.plan import Row
+from fastdiff.schedules.continuous import FlowSchedule
+from fastdiff.schedules.level import Level, x0_terms
+from fastdiff.schedules.spacing import Schedule
 
 
 def moved(here: Level, alpha: float, sigma: float) -> dict[str, float]:

@@ -6,11 +6,11 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.levels import check_clip, check_number
-from fastdiff.plan import Plan
+from fastdiff.checks import check_clip, check_number
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.lcm import distilled_levels
 from fastdiff.samplers.stages import call, moved
-from fastdiff.schedule import NoiseSchedule
+from fastdiff.schedules.discrete import NoiseSchedule
 
 
 def tcd(

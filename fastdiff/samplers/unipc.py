@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastdiff.levels import check_clip
-from fastdiff.noise import check_int
-from fastdiff.plan import Plan
+from fastdiff.checks import check_choice, check_clip, check_int
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.dpm_multistep import warm_up
 from fastdiff.samplers.exponential import (
     blend,
-    check_choice,
     data_step,
     history,
     init_sigma,
@@ -21,7 +19,7 @@ from fastdiff.samplers.exponential import (
     noise_step,
     past,
 )
-from fastdiff.samplers.spacing import Schedule, levels
+from fastdiff.schedules.spacing import Schedule, levels
 
 SOLVER_TYPES = ("bh1", "bh2")
 
@@ -52,7 +50,7 @@ def unipc(
         predict_x0: integrate x̂_0 rather than ε.
         lower_order_final: the last p steps fall in order to 1. The very last has 1 where it ends without noise.
         disable_corrector: the numbers of the steps that are left uncorrected.
-        walk: more about the levels (``samplers.spacing.levels``).
+        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these; where ε, or bh1's corrector, would have to leave a level

@@ -1,5 +1,5 @@
 // Runs what the CUDA kernels' threads do, on the CPU: the same functions over the same numbering of quads, a block at a
-// time. tests/test_cuda_emulated.py compares the results with the CPU kernels, bit for bit.
+// time. tests/native/test_cuda_emulated.py compares the results with the CPU kernels, bit for bit.
 #include <vector>
 
 #include "cuda/update_quad.h"

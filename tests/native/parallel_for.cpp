@@ -1,4 +1,4 @@
-// csrc/cpu/parallel.cpp behind a C function, for tests/test_parallel.py.
+// csrc/cpu/parallel.cpp behind a C function, for tests/native/test_parallel.py.
 #include "cpu/parallel.cpp"
 
 // Adds 1 to counts[0] … counts[units - 1].

@@ -1,5 +1,5 @@
 // A stand-in for torch's OpenMP team, built as libtorch_cpu.so: it counts what it is asked for, and can come late.
-// tests/test_parallel.py loads it.
+// tests/native/test_parallel.py loads it.
 #include <atomic>
 #include <chrono>
 #include <thread>

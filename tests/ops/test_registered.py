@@ -10,7 +10,7 @@ from update_cases import random_case, textbook
 
 import fastdiff
 from fastdiff.ops.update import WANTS_ANCHOR, WANTS_INPUT, WANTS_SLOT, WANTS_X0
-from fastdiff.plan import Plan, Row
+from fastdiff.plan.plan import Plan, Row
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 SCHEDULE = fastdiff.NoiseSchedule.linear()

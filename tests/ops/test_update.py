@@ -15,7 +15,7 @@ from fastdiff.noise import NoiseKey
 from fastdiff.ops.update import bind
 from fastdiff.ops.update.checks import split_outputs
 from fastdiff.ops.update.operands import Operands
-from fastdiff.plan import Plan, Row
+from fastdiff.plan.plan import Plan, Row
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAN = float("nan")

@@ -7,8 +7,8 @@ import torch
 from triton_cases import DEVICE
 
 import fastdiff
-from fastdiff.fast import convolutions, leaves
-from fastdiff.ops.conv import computes, triton_impl
+from fastdiff.acceleration import convolutions, leaves
+from fastdiff.ops.conv2d.gemm import computes, triton_impl
 
 CONFIG = {
     "sample_size": 8,

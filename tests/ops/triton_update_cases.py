@@ -15,7 +15,7 @@ from fastdiff.noise import NoiseKey
 from fastdiff.ops.update.operands import Operands
 from fastdiff.ops.update.reference import Update as ReferenceUpdate
 from fastdiff.ops.update.triton_impl import Update
-from fastdiff.plan import Plan, Row, guidance_weights
+from fastdiff.plan.plan import Plan, Row, guidance_weights
 
 UNSEEN = (1 << 63) - 1
 

@@ -10,7 +10,7 @@ from helpers import laid_out
 from torch import Tensor
 
 import fastdiff
-from fastdiff.plan import TERMS, Plan, Row
+from fastdiff.plan.plan import TERMS, Plan, Row
 
 
 @dataclass
@@ -92,7 +92,7 @@ def random_case(
 
 
 def textbook(case: Case, dtype: torch.dtype, magnitude: bool = False) -> dict[str, Tensor]:
-    """The formula of fastdiff/plan.py from the Row's own names, as one would write it in PyTorch.
+    """The formula of fastdiff/plan/plan.py from the Row's own names, as one would write it in PyTorch.
 
     In float64 it is the oracle, in float32 PyTorch's own error. With ``magnitude`` every factor is replaced by its
     absolute value, which gives Σ|coefficient·term|.

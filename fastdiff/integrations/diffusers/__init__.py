@@ -12,8 +12,9 @@ from typing import Any
 
 import diffusers
 
-from fastdiff.integrations.diffusers.distilled import LCMScheduler, TCDScheduler
-from fastdiff.integrations.diffusers.sigmas import (
+from fastdiff.integrations.diffusers.base import Stepping
+from fastdiff.integrations.diffusers.scheduling_distilled import LCMScheduler, TCDScheduler
+from fastdiff.integrations.diffusers.scheduling_sigmas import (
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -21,14 +22,13 @@ from fastdiff.integrations.diffusers.sigmas import (
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
 )
-from fastdiff.integrations.diffusers.solvers import (
+from fastdiff.integrations.diffusers.scheduling_solvers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     UniPCMultistepScheduler,
 )
-from fastdiff.integrations.diffusers.stepping import Stepping
-from fastdiff.integrations.diffusers.vp import (
+from fastdiff.integrations.diffusers.scheduling_vp import (
     DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,

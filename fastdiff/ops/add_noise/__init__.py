@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.noise import TRAINING, NoiseKey, check_int, noise_key
+from fastdiff.checks import check_dense, check_int, check_shape
+from fastdiff.noise import TRAINING, NoiseKey, noise_key
 from fastdiff.ops.backend import choose
-from fastdiff.ops.checks import check_dense
-from fastdiff.ops.randn import check_shape
 from fastdiff.ops.registry import LIBRARY, register, traced
 from fastdiff.ops.view import viewable
-from fastdiff.schedule import NoiseSchedule, resolve_schedule
+from fastdiff.schedules.discrete import NoiseSchedule, resolve_schedule
 
 
 def add_noise(

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.checks import check_dense
 from fastdiff.ops.attention.backends import check, choice, choose
-from fastdiff.ops.checks import check_dense
 from fastdiff.ops.registry import LIBRARY, register, traced
 
 __all__ = ["attention", "choice"]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff.checks import check_dense
 from fastdiff.ops.backend import choose
-from fastdiff.ops.checks import check_dense
 from fastdiff.ops.conv_epilogue.layout import walkable
 from fastdiff.ops.conv_epilogue.reference import conv_epilogue as reference
 from fastdiff.ops.registry import LIBRARY, register, traced

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.noise import check_int
+from fastdiff.checks import check_dense, check_int
 from fastdiff.ops.backend import choose, why_missing
-from fastdiff.ops.checks import check_dense
 from fastdiff.ops.group_norm_silu.planes import memory_format, walkable
 from fastdiff.ops.registry import LIBRARY, register, traced
 

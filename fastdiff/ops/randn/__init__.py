@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdiff.noise import NoiseKey, check_int, noise_key
+from fastdiff.checks import DTYPES, check_device, check_int, check_shape
+from fastdiff.noise import NoiseKey, noise_key
 from fastdiff.ops.backend import choose
 from fastdiff.ops.registry import register, traced
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def randn(
@@ -78,42 +77,6 @@ def fill(out: Tensor, key: NoiseKey, draw: int, stream: int, backend: str) -> No
         out.copy_(reference(tuple(out.shape), *key.lists(len(out)), draw, stream, out.device))
         return
     impl.randn(out, key, draw, stream)
-
-
-def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape [B, …] of non-negative ints with at most 2³⁴ elements a sample."""
-    if isinstance(shape, str) or not isinstance(shape, Sequence):
-        raise TypeError(f"{name} must be a sequence of ints; got {type(shape).__name__}")
-    sizes = tuple(shape)
-    if not all([type(size) is int and size >= 0 for size in sizes]):  # a compiler's symbols are checked by their tensor
-        sizes = tuple(check_int(f"{name}[{i}]", size, 0, (1 << 63) - 1) for i, size in enumerate(shape))
-    if not sizes:
-        raise ValueError(f"{name} must have a batch dimension first; got ()")
-    n = 1
-    for size in sizes[1:]:
-        n *= size
-    if n > 1 << 34:
-        raise ValueError(f"{name} has {n} elements a sample; the noise stream has 2**34")
-    return sizes
-
-
-def check_device(device: torch.device | str | None) -> torch.device:
-    """The device, by default torch's; ValueError for one that this machine lacks."""
-    if device is None:
-        return torch.empty(0).device  # torch.get_default_device() cannot be traced by torch.compile
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}: {error}") from error
-    # torch wraps an index beyond 127 around to a negative one.
-    if target.type == "cuda" and not 0 <= (target.index or 0) < torch.cuda.device_count():
-        raise ValueError(f"device is {device!r}, but torch finds {torch.cuda.device_count()} CUDA devices here")
-    if target.type not in ("cpu", "cuda"):
-        try:
-            torch.empty(0, device=target)
-        except (RuntimeError, AssertionError, ImportError) as error:  # by name and by build of torch
-            raise ValueError(f"device is {str(target)!r}: {error}") from error
-    return target
 
 
 def _run(

@@ -1,6 +1,6 @@
 """The reverse update: one row of a plan applied to the state in one pass over memory.
 
-fastdiff/plan.py has the formula, reference.py computes it in plain PyTorch; csrc/{common/row.h, cpu/update.cpp,
+fastdiff/plan/plan.py has the formula, reference.py computes it in plain PyTorch; csrc/{common/row.h, cpu/update.cpp,
 cuda/update.cu} and triton_impl.py compute the same bits. The sampling loop holds one ``bind`` for a whole run; the
 function ``update`` is its functional form.
 """
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastdiff.noise import NoiseKey, check_int, noise_key
+from fastdiff.checks import DTYPES, check_int
+from fastdiff.noise import NoiseKey, noise_key
 from fastdiff.ops.backend import choose
-from fastdiff.ops.randn import DTYPES
 from fastdiff.ops.registry import LIBRARY, register, traced
 from fastdiff.ops.update.checks import check_given, check_guidance, check_sequence, check_state, split_outputs
 from fastdiff.ops.update.operands import Operands
-from fastdiff.plan import COLUMNS, SLOTS, Plan
+from fastdiff.plan.plan import COLUMNS, SLOTS, Plan
 
 
 class Updated(NamedTuple):

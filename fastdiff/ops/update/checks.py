@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.ops.randn import DTYPES, check_shape
+from fastdiff.checks import DTYPES, check_shape
 from fastdiff.ops.view import viewable
-from fastdiff.plan import SLOTS, Row
+from fastdiff.plan.plan import SLOTS, Row
 
 
 def check_sequence(name: str, values: Any) -> tuple[Any, ...]:

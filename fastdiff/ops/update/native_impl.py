@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdiff.ops import native
 from fastdiff.ops.update.operands import Operands
-from fastdiff.plan import SLOTS
+from fastdiff.plan.plan import SLOTS
 
 # The operands that cross as an address alone.
 ADDRESSES = (

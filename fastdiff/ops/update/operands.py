@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fastdiff.noise import NoiseKey
-from fastdiff.plan import SLOTS
+from fastdiff.plan.plan import SLOTS
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""One row of a plan in plain PyTorch: the formula of fastdiff/plan.py, in the order of csrc/common/row.h.
+"""One row of a plan in plain PyTorch: the formula of fastdiff/plan/plan.py, in the order of csrc/common/row.h.
 
 With a float32 state every backend gives these bits (each operation is eager, so nothing is fused); with a float64 state
 it is the oracle.
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdiff.noise import KNOWN, NoiseKey
 from fastdiff.ops.randn.reference import randn
 from fastdiff.ops.update.operands import Operands
-from fastdiff.plan import COLUMNS, TERMS
+from fastdiff.plan.plan import COLUMNS, TERMS
 
 _AT = {name: i for i, name in enumerate(COLUMNS)}
 

@@ -15,7 +15,7 @@ from fastdiff.ops.triton_noise import key_of, normals
 from fastdiff.ops.triton_support import key_arguments, launch
 from fastdiff.ops.triton_view import load, place, store, view
 from fastdiff.ops.update.operands import Operands
-from fastdiff.plan import COLUMNS, TERMS
+from fastdiff.plan.plan import COLUMNS, TERMS
 
 _NEXT_C_IN, _W, _P, _Q, _CLIP, _SCALE, _X, _ANCHOR, _SLOT, _READ, _WRITE = (
     tl.constexpr(COLUMNS.index(name))

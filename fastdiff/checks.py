@@ -1,0 +1,131 @@
+"""What arguments must be: each check raises TypeError or ValueError that names the argument, what it is and what it
+should be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of networks, and of what the kernels read and write
+
+
+def check_int(name: str, value: object, low: int, high: int) -> int:
+    """``value`` if it is an int in [low, high], else TypeError or ValueError naming it."""
+    if type(value) is int and low <= value <= high:
+        return value
+    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
+        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    number = value.__index__()
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}]; got {number}")
+    return number
+
+
+def check_number(name: str, value: float, low: float, high: float | None = None) -> float:
+    """``value`` as a float in [low, high], or finite and at least low; else TypeError or ValueError naming it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if high is None and not low <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least {low:g}; got {value}")
+    if high is not None and not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {value}")
+    return float(value)
+
+
+def check_clip(clip: float | None) -> float:
+    """The bound of |x̂_0| as a float, infinite for None."""
+    if clip is None:
+        return math.inf
+    if isinstance(clip, bool) or not isinstance(clip, (int, float)):
+        raise TypeError(f"clip must be a number or None; got {type(clip).__name__}")
+    if math.isnan(clip) or clip <= 0:
+        raise ValueError(f"clip must be positive; got {clip}")
+    return float(clip)
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} is {value!r}" + nearest(str(value), known))
+
+
+def nearest(name: object, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the known one that is meant, or all of them."""
+    close = get_close_matches(name, known, n=1) if isinstance(name, str) else []
+    return f"; did you mean {close[0]!r}?" if close else f"; it must be one of {', '.join(known)}"
+
+
+def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape [B, …] of non-negative ints with at most 2³⁴ elements a sample."""
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise TypeError(f"{name} must be a sequence of ints; got {type(shape).__name__}")
+    sizes = tuple(shape)
+    if not all([type(size) is int and size >= 0 for size in sizes]):  # a compiler's symbols are checked by their tensor
+        sizes = tuple(check_int(f"{name}[{i}]", size, 0, (1 << 63) - 1) for i, size in enumerate(shape))
+    if not sizes:
+        raise ValueError(f"{name} must have a batch dimension first; got ()")
+    n = 1
+    for size in sizes[1:]:
+        n *= size
+    if n > 1 << 34:
+        raise ValueError(f"{name} has {n} elements a sample; the noise stream has 2**34")
+    return sizes
+
+
+def check_device(device: torch.device | str | None) -> torch.device:
+    """The device, by default torch's; ValueError for one that this machine lacks."""
+    if device is None:
+        return torch.empty(0).device  # torch.get_default_device() cannot be traced by torch.compile
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}: {error}") from error
+    # torch wraps an index beyond 127 around to a negative one.
+    if target.type == "cuda" and not 0 <= (target.index or 0) < torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}, but torch finds {torch.cuda.device_count()} CUDA devices here")
+    if target.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(0, device=target)
+        except (RuntimeError, AssertionError, ImportError) as error:  # by name and by build of torch
+            raise ValueError(f"device is {str(target)!r}: {error}") from error
+    return target
+
+
+def check_dense(name: str, tensor: Any) -> None:
+    """Raises TypeError for what is no dense tensor of float32, bfloat16 or float16."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16; got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got {tensor.layout}")
+
+
+def check_image(x: Any) -> None:
+    """Raises TypeError for what is no dense tensor of floating point, ValueError where it is no image with pixels."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor; got {type(x).__name__}")
+    if not x.is_floating_point() or x.layout != torch.strided:
+        raise TypeError(f"x must be a dense tensor of floating point; got a {x.layout} one of {x.dtype}")
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x must have the shape [B, C, H, W] with C, H, W > 0; got {list(x.shape)}")
+
+
+def check_operand(name: str, operand: Any, x: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
+    """Raises TypeError for what is no dense tensor of x's dtype, or of ``dtypes``; ValueError for another shape, or
+    another device than x's.
+    """
+    if not isinstance(operand, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(operand).__name__}")
+    if operand.dtype not in (x.dtype, *dtypes) or operand.layout != torch.strided:
+        allowed = " or ".join(map(str, dict.fromkeys((x.dtype, *dtypes))))
+        raise TypeError(f"{name} must be a dense tensor of {allowed}; got a {operand.layout} one of {operand.dtype}")
+    if operand.shape != shape:
+        raise ValueError(f"{name} must have the shape {list(shape)}; got {list(operand.shape)}")
+    if operand.device != x.device:
+        raise ValueError(f"{name} must be on x's device {x.device}; got {operand.device}")

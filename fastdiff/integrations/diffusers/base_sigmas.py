@@ -1,0 +1,87 @@
+"""What schedulers share that walk a list of σ: the list's levels, noising by it, and the network's scaled input."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from torch import Tensor
+
+from fastdiff.integrations.diffusers.base import Stepping, last_apart, mix, spread
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.spacing import Schedule
+
+logger = logging.getLogger(__name__)
+
+
+class SigmaList(Stepping):
+    """What they share: the list of σ."""
+
+    _schedule_of: tuple[Tensor, NoiseSchedule] | None = None
+
+    def _schedule(self) -> Schedule:
+        """diffusers' table of ᾱ, as float64 numbers; a level's σ comes from the list."""
+        if self._schedule_of is None or self._schedule_of[0] is not self.alphas_cumprod:
+            # Under rescale_betas_zero_snr the last entry was raised, above others.
+            self._schedule_of = self.alphas_cumprod, NoiseSchedule(self.alphas_cumprod.cummin(0).values)
+        return self._schedule_of[1]
+
+    def _walk(self, start: int) -> dict[str, Any]:
+        """The levels from step ``start`` on: diffusers' own list of float32 σ, as float64 numbers."""
+        times = self._steps.times[start:]
+        sigmas = self._steps.sigmas[start : len(self._steps.times) + 1]  # "log_linear" has one more
+        if len(set(times)) < len(times):  # rounded timesteps repeat where σ do not
+            times = [t - 1e-6 * i for i, t in enumerate(times)]
+        return {"sigmas": last_apart(sigmas), "timesteps": times}
+
+    def _sigmas_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """σ for each sample: at its timestep, or at the run's step where a run was begun by set_begin_index."""
+        sigmas = self._list().sigmas
+        if self._begin_index is None:
+            indices = [self.index_for_timestep(t) for t in timesteps.flatten().tolist()]
+        else:
+            at = self._begin_index if self._step_index is None else self._step_index
+            indices = [at] * timesteps.shape[0]
+        return spread([sigmas[i] for i in indices], like)
+
+    def _check_timestep(self, timestep: Any) -> None:
+        if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
+            raise ValueError(
+                f"timestep must be one of scheduler.timesteps, which are floating point; got the integer {timestep}"
+            )
+
+
+class SigmaStepping(SigmaList):
+    """Those that noise images by add_noise."""
+
+    def _alpha_sigma(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The state's signal and noise at entries of the list."""
+        return sigma.new_ones(()), sigma
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """α x_0 + σ ε at each timestep (or at the run's step), computed in float32 whatever the samples' dtype."""
+        alpha, sigma = self._alpha_sigma(self._sigmas_at(timesteps, original_samples))
+        return mix(alpha, original_samples, sigma, noise)
+
+
+class ScaledStepping(SigmaStepping):
+    """Those whose network is shown a scaled state."""
+
+    is_scale_input_called: bool
+
+    def _size(self, sigma: float) -> float:
+        """The state's standard deviation for data of unit variance."""
+        return math.sqrt(sigma**2 + 1)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
+        """The network's input at this step: sample over the state's standard deviation."""
+        index = self._index(timestep)
+        sigma = self._steps.sigmas[index]
+        self.is_scale_input_called = True
+        return sample / self._size(sigma)
+
+    def _check_scaled(self) -> None:
+        if not self.is_scale_input_called:
+            self.is_scale_input_called = True  # say it once
+            logger.warning("scale_model_input was not called before step: the network must be shown the scaled state")

@@ -1,0 +1,307 @@
+"""Schedulers that walk a list of σ: k-diffusion's, EDM's (x = x_0 + σ ε) and flow matching's ((1 − σ) x_0 + σ ε)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import schedulers as theirs
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerSchedulerOutput
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
+from torch import Tensor
+
+from fastdiff.integrations.diffusers.base import mix, result
+from fastdiff.integrations.diffusers.base_sigmas import ScaledStepping, SigmaList
+from fastdiff.plan.plan import Plan, Row
+from fastdiff.samplers import euler, euler_ancestral, heun, lms
+from fastdiff.samplers.stages import Churn
+from fastdiff.schedules.continuous import EDMSchedule
+from fastdiff.schedules.level import x0_terms
+
+
+class ChurningStepping(ScaledStepping):
+    """Euler's method with EDM's churn as diffusers has it: the network is shown the state before the noise."""
+
+    _second_is_float32 = True
+    _dtype_from = "output"
+    _output: Any
+
+    # Each has its own: _x0_terms(σ, σ̂) are (p, q) of x̂_0 = p x̂ + q m, the network having been shown σ.
+    _x0_terms: Callable[[float, float], tuple[float, float]]
+
+    def _gamma(self, sigma: float, s_churn: float, s_tmin: float, s_tmax: float) -> float:
+        inside = s_tmin <= sigma <= s_tmax
+        return min(s_churn / (len(self._steps.sigmas) - 1), math.sqrt(2) - 1) if inside else 0.0
+
+    def _churned(self, plan: Plan, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> Plan:
+        """The plan with the noise in its rows: x̂ = x + s_noise √(σ̂² − σ²) z, then Euler's step from σ̂.
+
+        The anchor brings out x̂_0, into which the noise enters too.
+        """
+        Churn(s_churn, s_tmin, s_tmax, s_noise)  # checks them
+        rows = []
+        for i, row in enumerate(plan):
+            high = row.sigma * (1 + self._gamma(row.sigma, s_churn, s_tmin, s_tmax))
+            p, q = self._x0_terms(row.sigma, high)
+            h = self._steps.sigmas[i + 1] / high - 1
+            push = s_noise * math.sqrt(high**2 - row.sigma**2)
+            keep = 1 + h - h * p
+            x = {"x": keep, "m": -h * q, "z": keep * push}
+            rows.append(replace(row, p=p, q=q, x=x, anchor={"x": p, "m": q, "z": p * push}))
+        return Plan(tuple(rows), name=plan.name, init_sigma=plan.init_sigma)
+
+    def _churning_step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, churn: tuple[float, ...], generator: Any,
+        return_dict: bool, *options: Any,
+    ) -> Any:  # fmt: skip
+        self._check_timestep(timestep)
+        self._check_scaled()
+        index = self._index(timestep)
+        noise = None
+        if churn[0] > 0:
+            rows = self._rows(index, churn, *options)
+            if self._gamma(self._steps.sigmas[index], *churn[:3]) > 0:
+                noise = self._draw(generator, model_output, model_output.dtype)
+        else:
+            rows = self._rows(index, None, *options)
+        x, x0 = self._advance(rows, index, model_output, sample, noise)
+        self._step_index = index + 1
+        return result(self._output, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+
+
+class EulerDiscreteScheduler(ChurningStepping, theirs.EulerDiscreteScheduler):
+    """diffusers' EulerDiscreteScheduler, a step of which is one fused update (``samplers.euler``).
+
+    It differs in this: half-precision samples are noised by ``add_noise`` in float32 (they are stepped so there too).
+    """
+
+    _predictions = ("epsilon", "sample", "original_sample", "v_prediction")
+    _output = EulerDiscreteSchedulerOutput
+
+    @property
+    def _prediction(self) -> str:
+        return self.config.prediction_type.removeprefix("original_")
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        plan = euler(self._schedule(), prediction=self._prediction, **self._walk(0))
+        return plan if options[0] is None else self._churned(plan, *options[0])
+
+    def _x0_terms(self, sigma: float, high: float) -> tuple[float, float]:
+        # v is read at σ, as in diffusers.
+        level = self._schedule().at(high if self._prediction == "epsilon" else sigma, ve=True)
+        return x0_terms(self._prediction, level)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """x at the list's next σ; arguments and results are diffusers'."""
+        churn = (s_churn, s_tmin, s_tmax, s_noise)
+        return self._churning_step(model_output, timestep, sample, churn, generator, return_dict)
+
+
+class EDMEulerScheduler(ChurningStepping, theirs.EDMEulerScheduler):
+    """diffusers' EDMEulerScheduler, a step of which is one fused update (``samplers.euler`` on an EDMSchedule).
+
+    It differs as EulerDiscreteScheduler does.
+    """
+
+    _predictions = ("epsilon", "v_prediction")
+    _output = EDMEulerSchedulerOutput
+
+    def _schedule(self) -> EDMSchedule:
+        return EDMSchedule(sigma_data=self.config.sigma_data)
+
+    def _size(self, sigma: float) -> float:
+        return math.hypot(sigma, self.config.sigma_data)
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        churn, prediction = options
+        plan = euler(self._schedule(), prediction=prediction, **self._walk(0))
+        if churn is not None and prediction == "sample":
+            raise ValueError(
+                "s_churn does not go with pred_original_sample, which would be of the state before the noise"
+            )
+        if churn is not None:
+            return self._churned(plan, *churn)
+        sign = self._sign if prediction == "edm" else 1
+        return replace(plan, rows=tuple(replace(row, q=sign * row.q) for row in plan))
+
+    @property
+    def _sign(self) -> int:
+        """diffusers' v is EDM's F with its sign changed."""
+        return -1 if self.config.prediction_type == "v_prediction" else 1
+
+    def _x0_terms(self, sigma: float, high: float) -> tuple[float, float]:
+        p, q = x0_terms("edm", self._schedule().at(high))
+        return p, self._sign * q
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
+        generator: Any = None,
+        return_dict: bool = True,
+        pred_original_sample: Tensor | None = None,
+    ) -> Any:
+        """x at the list's next σ; arguments and results are diffusers'."""
+        churn, prediction = (s_churn, s_tmin, s_tmax, s_noise), "edm"
+        if pred_original_sample is not None:
+            model_output, prediction = pred_original_sample.to(model_output.dtype), "sample"
+        return self._churning_step(model_output, timestep, sample, churn, generator, return_dict, prediction)
+
+
+class EulerAncestralDiscreteScheduler(ScaledStepping, theirs.EulerAncestralDiscreteScheduler):
+    """diffusers' EulerAncestralDiscreteScheduler, a step of which is one fused update (``samplers.euler_ancestral``).
+
+    It differs in this: prediction_type "sample" is served too; half-precision samples are noised by ``add_noise`` in
+    float32 (they are stepped so there too).
+    """
+
+    _second_is_float32 = True
+    _dtype_from = "output"
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        return euler_ancestral(self._schedule(), prediction=self.config.prediction_type, **self._walk(0))
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
+    ) -> Any:
+        """x at the list's next σ; arguments and results are diffusers'."""
+        self._check_timestep(timestep)
+        self._check_scaled()
+        index = self._index(timestep)
+        noise = self._draw(generator, model_output, model_output.dtype)
+        x, x0 = self._advance(self._rows(index), index, model_output, sample, noise)
+        self._step_index = index + 1
+        if not return_dict:
+            return x, x0
+        return result(EulerAncestralDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0)
+
+
+class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
+    """diffusers' HeunDiscreteScheduler, a step of which is one fused update (``samplers.heun``).
+
+    It differs in this: half-precision samples are stepped, and noised by ``add_noise``, in float32.
+    """
+
+    _has_history = True
+    is_scale_input_called = True  # here diffusers does not ask
+
+    @property
+    def state_in_first_order(self) -> bool:
+        """Whether the next step is the first of its two."""
+        return self._step_index is None or (self._step_index - (self._steps.start or 0)) % 2 == 0
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        if start % 2:
+            raise ValueError(f"a run begins with the first of a level's two steps, an even number; got step {start}")
+        sigmas, times = self._steps.sigmas[start:], self._steps.times[start:]
+        return heun(
+            self._schedule(), prediction=self.config.prediction_type, sigmas=[sigmas[0], *sigmas[1::2]],
+            timesteps=[times[0], *times[1::2]],
+            clip=self.config.clip_sample_range if self.config.clip_sample else None,
+        )  # fmt: skip
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+        """x at the list's next σ, tried or mended; arguments and results are diffusers'."""
+        index = self._index(timestep)
+        x, x0 = self._advance(self._rows(index), index, model_output, sample)
+        self._step_index = index + 1
+        return result(HeunDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+
+
+class LMSDiscreteScheduler(ScaledStepping, theirs.LMSDiscreteScheduler):
+    """diffusers' LMSDiscreteScheduler, a step of which is one fused update (``samplers.lms``).
+
+    It differs in this: coefficients are integrated exactly, theirs numerically to 1e-4; a run that begins in the
+    middle of the list (image to image) starts at order 1, where theirs takes the coefficients of an order for which it
+    has no outputs yet; half-precision samples are stepped, and noised by ``add_noise``, in float32. ``order`` must be
+    in 1 … 4 and stay the same within a run.
+    """
+
+    _has_history = True
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        return lms(self._schedule(), prediction=self.config.prediction_type, order=options[0], **self._walk(start))
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, order: int = 4, return_dict: bool = True
+    ) -> Any:
+        """x at the list's next σ; arguments and results are diffusers'."""
+        self._check_scaled()
+        index = self._index(timestep)
+        x, x0 = self._advance(self._rows(index, order), index, model_output, sample)
+        self._step_index = index + 1
+        return result(LMSDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+
+
+class FlowMatchEulerDiscreteScheduler(SigmaList, theirs.FlowMatchEulerDiscreteScheduler):
+    """diffusers' FlowMatchEulerDiscreteScheduler, a step of which is one fused update.
+
+    It differs in this: half-precision samples are noised by ``scale_noise`` in float32 (they are stepped so there
+    too); ``per_token_timesteps`` are refused.
+    """
+
+    _second = None
+    _dtype_from = "output"
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        """x' = x + (σ' − σ) v, ``samplers.euler``'s numbers, for lists that rise (invert_sigmas) too; or, by
+        stochastic_sampling, x̂_0 noised anew: (1 − σ') x̂_0 + σ' z."""
+        sigmas, rows = self._steps.sigmas, []
+        for t, sigma, following in zip(self._steps.times, sigmas, sigmas[1:], strict=False):
+            x = {"x": 1.0, "m": following - sigma}
+            if self.config.stochastic_sampling:
+                x = {"x0": 1 - following, "z": following}
+            rows.append(Row(t=t, alpha=1 - sigma, sigma=sigma, p=1.0, q=-sigma, x=x))
+        return Plan(tuple(rows), name="flow_euler")
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
+        generator: Any = None,
+        per_token_timesteps: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """x at the list's next σ; arguments and results are diffusers', where s_churn … s_noise do nothing either."""
+        if per_token_timesteps is not None:
+            raise ValueError("per_token_timesteps are not served: a step has one σ for the whole batch")
+        self._check_timestep(timestep)
+        index, noise = self._index(timestep), None
+        if self.config.stochastic_sampling:
+            noise = self._draw(generator, sample, torch.float32)
+        x, _ = self._advance(self._rows(index), index, model_output, sample, noise)
+        self._step_index = index + 1
+        return result(FlowMatchEulerDiscreteSchedulerOutput, prev_sample=x) if return_dict else (x,)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """(1 − σ) x_0 + σ ε at each timestep (or at the run's step), in float32 whatever the sample's dtype."""
+        sigma = self._sigmas_at(timestep, sample)
+        return mix(1 - sigma, sample, sigma, noise)

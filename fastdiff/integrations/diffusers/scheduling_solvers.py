@@ -1,0 +1,183 @@
+"""Schedulers that integrate exponentially over λ = ln(α/σ), with a history of past outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import schedulers as theirs
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from fastdiff.integrations.diffusers.base import result
+from fastdiff.integrations.diffusers.base_sigmas import SigmaStepping
+from fastdiff.plan.plan import Plan
+from fastdiff.samplers import deis, dpm_multistep, dpm_singlestep, unipc
+from fastdiff.schedules.continuous import FlowSchedule
+from fastdiff.schedules.spacing import Schedule
+
+
+class SolverStepping(SigmaStepping):
+    """What they share: the list of σ/α, or of a flow's σ, and the state's scale."""
+
+    _second = None
+    _predictions = ("epsilon", "sample", "v_prediction", "flow_prediction")
+    _has_history = True
+
+    def _check_config(self) -> None:
+        super()._check_config()
+        config = self.config
+        if config.solver_order not in (1, 2, 3):
+            self._refuse("solver_order", "must be 1, 2 or 3")
+        if config.prediction_type == "flow_prediction" and not config.use_flow_sigmas:
+            self._refuse("prediction_type", "needs use_flow_sigmas=True")
+        if config.prediction_type == "v_prediction" and config.use_flow_sigmas:
+            self._refuse("prediction_type", "does not go with use_flow_sigmas=True")
+
+    def _schedule(self) -> Schedule:
+        return FlowSchedule(T=self.config.num_train_timesteps) if self.config.use_flow_sigmas else super()._schedule()
+
+    def _alpha_sigma(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.use_flow_sigmas:
+            return 1 - sigma, sigma
+        alpha = 1 / (sigma**2 + 1) ** 0.5
+        return alpha, sigma * alpha
+
+    def _options(self, start: int) -> dict[str, Any]:
+        """What every solver's plan takes."""
+        return {
+            "prediction": self.config.prediction_type,
+            "clip": 1.0 if self._thresholds else None,  # a bound of each sample takes its place
+            "order": self.config.solver_order,
+            **self._walk(start),
+        }
+
+    def _missing(self, value: float, times: list[float]) -> int:
+        return len(times) - 1  # as diffusers
+
+    def _solve(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, noise: Tensor | None, return_dict: bool
+    ) -> Any:
+        index = self._index(timestep)
+        x, _ = self._advance(self._rows(index), index, model_output, sample, noise)
+        self._step_index = index + 1
+        return result(SchedulerOutput, prev_sample=x) if return_dict else (x,)
+
+    def _output(self, model_output: Tensor, sample: Tensor) -> Tensor:
+        """The half of a network's output that is not its variance."""
+        if self.num_inference_steps is None:
+            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        if self.config.get("variance_type") in ("learned", "learned_range"):
+            return model_output[:, : sample.shape[1]]
+        return model_output
+
+
+class DPMSolverMultistepScheduler(SolverStepping, theirs.DPMSolverMultistepScheduler):
+    """diffusers' DPMSolverMultistepScheduler, a step of which is one fused update (``samplers.dpm_multistep``).
+
+    It differs in this: coefficients are float64, from theirs only in the last digits; half-precision samples are
+    stepped, and noised by ``add_noise``, in float32; of a learned variance's outputs the first half is taken, not the
+    first three channels. What was assigned to ``model_outputs`` is not read.
+    """
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        config = self.config
+        return dpm_multistep(
+            self._schedule(), algorithm=config.algorithm_type.removeprefix("sde-"), solver_type=config.solver_type,
+            lower_order_final=config.lower_order_final and len(self._steps.times) < 15,
+            euler_at_final=config.euler_at_final, eta=float(config.algorithm_type.startswith("sde-")),
+            **self._options(start),
+        )  # fmt: skip
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """x at the list's next level; arguments and results are diffusers'."""
+        model_output, noise = self._output(model_output, sample), None
+        if self.config.algorithm_type.startswith("sde-"):
+            noise = variance_noise
+            if noise is None:
+                noise = self._draw(generator, model_output, torch.float32)
+        return self._solve(model_output, timestep, sample, noise, return_dict)
+
+
+class DPMSolverSinglestepScheduler(SolverStepping, theirs.DPMSolverSinglestepScheduler):
+    """diffusers' DPMSolverSinglestepScheduler, a step of which is one fused update (``samplers.dpm_singlestep``).
+
+    It differs as DPMSolverMultistepScheduler does.
+    """
+
+    order_list: list[int]
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        config = self.config
+        # A run that begins within a step of several calls begins with what is left of it.
+        sizes: list[int] = []
+        for i, order in enumerate(self.order_list[start : len(self._steps.times)]):
+            if order == 1 or i == 0:
+                sizes.append(1)
+            else:
+                sizes[-1] += 1
+        return dpm_singlestep(
+            self._schedule(), algorithm=config.algorithm_type.removeprefix("sde-"), solver_type=config.solver_type,
+            sizes=sizes, eta=float(config.algorithm_type.startswith("sde-")), **self._options(start),
+        )  # fmt: skip
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
+    ) -> Any:
+        """x at the list's next level; arguments and results are diffusers'."""
+        model_output, noise = self._output(model_output, sample), None
+        if self.config.algorithm_type.startswith("sde-"):
+            dtype = torch.promote_types(sample.dtype, model_output.dtype)
+            noise = self._draw(generator, model_output, dtype)
+        return self._solve(model_output, timestep, sample, noise, return_dict)
+
+
+class DEISMultistepScheduler(SolverStepping, theirs.DEISMultistepScheduler):
+    """diffusers' DEISMultistepScheduler, a step of which is one fused update (``samplers.deis``).
+
+    It differs as DPMSolverMultistepScheduler does.
+    """
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        lower = self.config.lower_order_final and len(self._steps.times) < 15
+        return deis(self._schedule(), lower_order_final=lower, **self._options(start))
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+        """x at the list's next level; arguments and results are diffusers'."""
+        return self._solve(self._output(model_output, sample), timestep, sample, None, return_dict)
+
+
+class UniPCMultistepScheduler(SolverStepping, theirs.UniPCMultistepScheduler):
+    """diffusers' UniPCMultistepScheduler, a step of which is one fused update (``samplers.unipc``).
+
+    It differs as DPMSolverMultistepScheduler does. Another scheduler as predictor (``solver_p``) is refused.
+    """
+
+    _dtype_from = "sample"
+    disable_corrector: list[int]
+
+    def _check_config(self) -> None:
+        super()._check_config()
+        if self.config.solver_p is not None:
+            self._refuse("solver_p", "is not served; the predictor is UniP")
+        self._thresholds = self._thresholds and self.config.predict_x0  # as diffusers
+
+    def _plan(self, start: int, *options: Any) -> Plan:
+        config = self.config
+        return unipc(
+            self._schedule(), solver_type=config.solver_type, predict_x0=config.predict_x0,
+            lower_order_final=config.lower_order_final,
+            disable_corrector=[i - start for i in self.disable_corrector if i >= start], **self._options(start),
+        )  # fmt: skip
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+        """x at the list's next level; arguments and results are diffusers'."""
+        return self._solve(self._output(model_output, sample), timestep, sample, None, return_dict)

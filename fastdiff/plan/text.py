@@ -1,0 +1,240 @@
+"""A plan as text: the table that ``print(plan)`` shows, and JSON that gives back every float64 to the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from fastdiff.plan.plan import TERMS, Plan, Row
+
+FORMAT = "fastdiff.plan"
+VERSION = 1
+SHOWN = 40  # rows of a printed table; of a longer plan the middle is left out
+
+# ---- JSON: a row is an object of its fields; one that is absent has Row's default (an infinite clip, say)
+
+
+def to_json(plan: Plan) -> str:
+    """The plan as a JSON object, one line a row. Python writes the shortest digits that read back as the same float."""
+    head = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": plan.name,
+        "init_sigma": plan.init_sigma,
+        "learned_variance": plan.learned_variance,
+    }
+    lines = [f"  {json.dumps(key)}: {_dump(value)}," for key, value in head.items()]
+    rows = ",\n".join(f"    {_dump(_changed(row))}" for row in plan)
+    return "\n".join(["{", *lines, '  "rows": [', rows, "  ]", "}", ""])
+
+
+def from_json(text: str | bytes) -> Plan:
+    """The plan that ``to_json`` wrote; ValueError says what is wrong with anything else."""
+    if not isinstance(text, (str, bytes)):
+        raise TypeError(f"text must be str or bytes; got {type(text).__name__}")
+    try:
+        content = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a plan's JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        got = f"format {content.get('format')!r}" if isinstance(content, dict) else f"a JSON {type(content).__name__}"
+        raise ValueError(f"not a plan's JSON: it must be an object whose format is {FORMAT!r}; got {got}")
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"the plan's version is {version!r}; this fastdiff reads version {VERSION}")
+    told = {"name": "str", "init_sigma": "float", "learned_variance": "bool", "rows": "list"}
+    values = _checked("the plan", {k: v for k, v in content.items() if k not in ("format", "version")}, told, set(told))
+    rows = []
+    for i, entry in enumerate(values.pop("rows")):
+        if not isinstance(entry, dict):
+            raise ValueError(f"rows[{i}] must be an object; got {entry!r}")
+        try:
+            rows.append(Row(**_checked("the row", entry, _KINDS, _REQUIRED)))
+        except ValueError as error:
+            raise ValueError(f"rows[{i}]: {error}") from None
+    return Plan(tuple(rows), **values)
+
+
+_FIELDS = [field for field in fields(Row) if field.init]
+_KINDS = {field.name: str(field.type) for field in _FIELDS}
+_REQUIRED = {field.name for field in _FIELDS if field.default is MISSING}
+
+
+def _changed(row: Row) -> dict[str, Any]:
+    """The fields that differ from their defaults (0.0 and -0.0 differ)."""
+    every = {field.name: (getattr(row, field.name), field.default) for field in _FIELDS}
+    return {name: value for name, (value, default) in every.items() if repr(value) != repr(default)}
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """A mapping, or a number of another library, as JSON knows it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if callable(getattr(value, "item", None)):
+        return value.item()
+    raise TypeError(f"a plan with a {type(value).__name__} cannot be written as JSON")
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"an object names {name!r} twice")
+        content[name] = value
+    return content
+
+
+def _checked(what: str, content: dict[str, Any], kinds: dict[str, str], required: set[str]) -> dict[str, Any]:
+    """The values of an object whose every entry is known and of its kind, with none missing."""
+    for name in content:
+        if name not in kinds:
+            raise ValueError(f"{what} has an unknown entry {name!r}; it may have {', '.join(kinds)}")
+    for name in kinds:
+        if name in required and name not in content:
+            raise ValueError(f"{what} has no {name!r}")
+    return {name: _value(name, value, kinds[name]) for name, value in content.items()}
+
+
+def _value(name: str, value: Any, kind: str) -> Any:
+    """A JSON value as a field of an annotation ``kind``."""
+    kind = kind.removesuffix(" | None")
+    if kind == "float":
+        return _number(name, value)
+    if kind.startswith("Mapping"):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} must be an object of coefficients; got {value!r}")
+        return {term: _number(f"{name}.{term}", v) for term, v in value.items()}
+    if kind.startswith("tuple"):
+        inner, *rest = kind.removeprefix("tuple[").removesuffix("]").split(", ")
+        if not isinstance(value, list) or (rest[:1] != ["..."] and len(value) != 1 + len(rest)):
+            raise ValueError(f"{name} must be a list{'' if rest == ['...'] else f' of {1 + len(rest)}'}; got {value!r}")
+        return tuple(_value(f"{name}[{i}]", v, inner) for i, v in enumerate(value))
+    known: dict[str, type] = {"int": int, "bool": bool, "str": str, "list": list}
+    if type(value) is not known[kind]:
+        raise ValueError(f"{name} must be {'an int' if kind == 'int' else f'a {kind}'}; got {value!r}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} must be a number; got {value!r}")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise ValueError(f"{name} is beyond float64")
+    return value
+
+
+# ---- the table
+
+
+def table_text(plan: Plan, shown: int = SHOWN) -> str:
+    """An aligned table: of each row its level, x̂_0 = p·x + q·m, the coefficients of x', its noise, and what it keeps.
+
+    A column that would be the same in every row stands in the heading or is left out. Slots are named by their numbers.
+    """
+    columns = _columns(plan)
+    numbers = list(range(len(plan)))
+    if len(plan) > shown:
+        numbers = [*numbers[: shown // 2], *numbers[len(plan) - shown // 2 :]]
+    cells = [[title for title, _ in columns]]
+    cells += [[content(i, plan[i]) for _, content in columns] for i in numbers]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(_aligned(line, widths, columns)) for line in cells]
+    if len(plan) > shown:
+        lines.insert(1 + shown // 2, f"{'⋮'.rjust(widths[0])}  {len(plan) - len(numbers)} more rows")
+    return "\n".join([_heading(plan), "", *(line.rstrip() for line in lines)])
+
+
+def _aligned(line: list[str], widths: list[int], columns: list[tuple[str, Any]]) -> list[str]:
+    """Numbers to the right, text to the left."""
+    padded = zip(line, widths, columns, strict=True)
+    return [cell.ljust(width) if title == "keeps" else cell.rjust(width) for cell, width, (title, _) in padded]
+
+
+def _heading(plan: Plan) -> str:
+    calls = sum(row.calls_model for row in plan)
+    parts = [_count(len(plan), "row"), _count(calls, "network call"), f"x_T = {_short(plan.init_sigma)} z"]
+    for name in ("clip", "scale", "c_in", "stream"):
+        values = {getattr(row, name) for row in plan}
+        if len(values) == 1 and values != {_DEFAULTS[name]}:
+            parts.append(f"{name} {_short(values.pop())}")
+    if plan.learned_variance:
+        parts.append("learned variance")
+    return f"{plan.name}: {', '.join(parts)}"
+
+
+_DEFAULTS = {"clip": math.inf, "scale": 1.0, "c_in": 1.0, "stream": 1}
+
+
+def _columns(plan: Plan) -> list[tuple[str, Callable[[int, Row], str]]]:
+    """Titles, and the cell of a row."""
+    columns: list[tuple[str, Callable[[int, Row], str]]] = [
+        ("row", lambda i, row: str(i)),
+        ("t", lambda i, row: _short(row.t)),
+    ]
+    if any(row.alpha != 1 for row in plan):
+        columns.append(("alpha", lambda i, row: _short(row.alpha)))
+    columns.append(("sigma", lambda i, row: _short(row.sigma)))
+    for name in ("c_in", "clip", "scale", "stream"):
+        if len({getattr(row, name) for row in plan}) > 1:
+            columns.append((name, lambda i, row, name=name: _short(getattr(row, name))))  # type: ignore[misc]
+    columns.append(("call", lambda i, row: "yes" if row.calls_model else "no"))
+    columns += [("p", lambda i, row: _blank(row.p)), ("q", lambda i, row: _blank(row.q))]
+    of_row = [named(row, row.x) for row in plan]
+    order = [*TERMS[:4], *(f"slot {k}" for k in range(4)), "g", "z"]
+    for term in order:
+        if any(coefficients.get(term) for coefficients in of_row):
+            title = "noise" if term == "z" else f"·{term}"
+            columns.append((title, lambda i, row, term=term: _blank(of_row[i].get(term, 0.0))))  # type: ignore[misc]
+    if any(row.anchor is not None or row.slot is not None for row in plan):
+        columns.append(("keeps", lambda i, row: _keeps(row)))
+    return columns
+
+
+def named(row: Row, coefficients: Mapping[str, float]) -> dict[str, float]:
+    """Coefficients by what is read: slot0, slot1, slot2 under the numbers of their slots."""
+    result: dict[str, float] = {}
+    for term, value in coefficients.items():
+        if term.startswith("slot") and value:
+            term = f"slot {row.reads[int(term[4])]}"
+        result[term] = result.get(term, 0.0) + value
+    return result
+
+
+def _keeps(row: Row) -> str:
+    written = [("anchor", row.anchor)] if row.anchor is not None else []
+    if row.slot is not None:
+        written.append((f"slot {row.write}", row.slot))
+    return "; ".join(f"{name} = {_sum(named(row, c))}" for name, c in written)
+
+
+def _sum(coefficients: Mapping[str, float]) -> str:
+    terms = [(term, value) for term, value in coefficients.items() if value]
+    text = " + ".join(term if value == 1 else f"{_short(value)} {term}" for term, value in terms)
+    return text.replace("+ -", "− ").replace("-", "−") if text else "0"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.5g}"
+
+
+def _blank(value: float) -> str:
+    return _short(value) if value else "·"

@@ -1,0 +1,313 @@
+"""One CUDA graph for the whole step: network, guidance, update and step counter, replayed once a row.
+
+A guidance interval makes two kinds of row, one stacked and one plain call, and so two graphs over the same buffers.
+
+A graph belongs to a module and a kind of run (shapes, dtypes, number of rows); it owns its buffers, into which a run's
+state, table, timesteps, seeds and keywords are copied. A graph is leased to one run at a time: a second run at the same
+time gets one of its own, or runs eagerly once the module has ``LIMIT`` of them. The least recently used is dropped.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.acceleration import network as fast
+from fastdiff.sampling.stepper import Run
+
+LIMIT = 4
+_graphs: weakref.WeakKeyDictionary[nn.Module, list[Captured]] = weakref.WeakKeyDictionary()
+_refused: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+_capturing = threading.RLock()  # a capture waits for the whole device, which must not be while another is under way
+_failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator still points to them
+
+
+@contextmanager
+def stepping(run: Run, cuda_graph: bool | str) -> Iterator[Callable[[int], None]]:
+    """What runs a row of ``run``: a graph's replay where one can be had, else ``run.step``."""
+    captured = _lease(run, cuda_graph)
+    if captured is None:
+        yield run.step
+        return
+    try:
+        captured.load(run)
+        yield captured.step
+        captured.unload(run)
+    finally:
+        captured.release()
+
+
+def why_eager(run: Run) -> str | None:
+    """Why a run cannot be captured, or None."""
+    if run.network.device.type != "cuda":
+        return "the device is no CUDA device"
+    if not run.draws.from_stream:
+        return "generator and noise_fn draw on the host"
+    if run.classifier is not None:
+        return "cond_fn runs eagerly"
+    if not any(run.calls[run.start :]):
+        return "no row calls the network"
+    if run.backend == "reference":
+        return "the reference backend reads its rows on the host"
+    if not isinstance(run.network.model, nn.Module):
+        return "the model is no torch.nn.Module, so what it reads cannot be told"
+    if _kwargs_key(run) is None:
+        return "model_kwargs hold values that are neither tensors nor hashable"
+    if run.x.numel() == 0:
+        return "the batch is empty"
+    if torch.cuda.is_current_stream_capturing():
+        return "the caller is capturing a graph already"
+    return None
+
+
+def _lease(run: Run, cuda_graph: bool | str) -> Captured | None:
+    if cuda_graph is False or run.start >= len(run.plan):
+        return None
+    reason = why_eager(run)
+    model: Any = run.network.model
+    key = None
+    if reason is None:
+        key = _key(run)
+        with _lock:
+            mine = _graphs.setdefault(model, [])
+            for captured in mine:
+                if captured.key == key and not captured.leased:
+                    captured.leased = True
+                    mine.remove(captured)
+                    mine.append(captured)
+                    return captured
+            full = sum(captured.leased for captured in mine) >= LIMIT
+            refused = key in _refused.get(model, ())
+        if full:
+            reason = f"{LIMIT} graphs of this model are in use"
+        elif refused and cuda_graph == "auto":
+            return None
+    if reason is not None:
+        if cuda_graph is True:
+            raise ValueError(f"cuda_graph=True cannot capture this run: {reason}")
+        return None
+    try:
+        captured = Captured(run, key, check=cuda_graph == "auto" and fast.of(model) is None)
+    except (RuntimeError, ValueError) as error:
+        if cuda_graph is True:
+            raise RuntimeError(f"cuda_graph=True: the step could not be captured: {error}") from error
+        warnings.warn(f"fastdiff runs this model without a CUDA graph: {error}", stacklevel=6)
+        with _lock:
+            _refused.setdefault(model, set()).add(key)
+        return None
+    with _lock:
+        mine = _graphs.setdefault(model, [])
+        mine.append(captured)
+        idle = [other for other in mine if not other.leased][: max(len(mine) - LIMIT, 0)]
+        for other in idle:
+            mine.remove(other)
+    for other in idle:
+        other.used.synchronize()  # its memory is given to others
+    return captured
+
+
+def forget(model: nn.Module) -> None:
+    """Drop the graphs of a module whose forward was exchanged."""
+    with _lock:
+        graphs = _graphs.pop(model, [])
+        _refused.pop(model, None)
+    for captured in graphs:
+        captured.used.synchronize()
+
+
+class Captured:
+    """A captured step and the buffers it works on."""
+
+    def __init__(self, run: Run, key: Any, check: bool) -> None:
+        self.key, self.leased = key, True
+        kwargs, plain = (_cloned(mapping) for mapping in (run.guidance.kwargs, run.guidance.plain))
+        seeds, samples = (t.clone() for t in run.draws.key.tensors(run.batch, run.network.device))
+        draws = replace(run.draws, key=replace(run.draws.key, seeds=seeds, samples=samples))
+        guidance = replace(run.guidance, kwargs=kwargs, plain=plain)
+        mask, known = (None if t is None else t.clone() for t in (run.operands.mask, run.operands.known))
+        self.run = Run(
+            run.network, run.plan, run.x.clone(), run.start, draws, guidance, run.backend,
+            thresholding=run.thresholding, mask=mask, known=known,
+        )  # fmt: skip
+        self.index = torch.zeros(1, dtype=torch.int64, device=run.network.device)
+        self.used = torch.cuda.Event()
+        self.graphs = {calls: self._capture(run, calls, check) for calls in kinds(run)}
+        # Accelerated networks' packed weights, and the weights that they stand for: both addresses must stay theirs.
+        self.weights = [network.kept_weights() for network in fast.all_of(run.network.model)]
+        # The graph holds the weights' addresses; the module itself must be free to go.
+        self.run.network = replace(run.network, model=_gone)
+
+    def _capture(self, run: Run, calls: int, check: bool) -> torch.cuda.CUDAGraph:
+        """The step of rows that stack the batch ``calls`` times, tried at the first of them."""
+        first = run.calls.index(calls, run.start)
+        device = run.network.device
+        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(current)
+        # Copies of weights that autocast keeps for its block would be freed under the graph: each call makes its own.
+        cast = torch.autocast(
+            "cuda", enabled=torch.is_autocast_enabled("cuda"), dtype=torch.get_autocast_dtype("cuda"),
+            cache_enabled=False,
+        )  # fmt: skip
+        try:
+            with _capturing, torch.cuda.device(device), torch.cuda.stream(side), cast:
+                for _ in range(2):  # libraries choose their algorithms and make their handles on first use
+                    self.load(run, first)
+                    self._step(calls)
+                eager = self.run.x.clone()
+                self.load(run, first)
+                graph = _captured(device, lambda: self._step(calls))
+        finally:
+            current.wait_stream(side)
+        if check:
+            self.load(run, first)
+            graph.replay()
+            if not torch.equal(self.run.x, eager):
+                raise RuntimeError("the first replay differs from the eager step (cuda_graph=True would take it)")
+        return graph
+
+    def _step(self, calls: int) -> None:
+        run = self.run
+        run.call(run.times.index_select(0, self.index).view(-1), self.index, calls)
+        run.update(self.index)
+        run.stack()
+        self.index.add_(1)
+
+    def load(self, run: Run, first: int | None = None) -> None:
+        """Copy a run's state and numbers into the graph's buffers, to go on from its start or from row ``first``."""
+        mine = self.run
+        torch.cuda.current_stream(run.network.device).wait_event(self.used)
+        a, b = mine.operands, run.operands
+        seeds, samples = run.draws.key.tensors(run.batch, run.network.device)
+        pairs: list[tuple[Any, Any]] = [
+            (mine.x, run.x),
+            (mine.times, run.times),
+            (a.table, b.table),
+            (mine.nonfinite, run.nonfinite),
+        ]
+        pairs += [
+            (a.key.seeds, seeds),
+            (a.key.samples, samples),
+            (a.anchor, b.anchor),
+            *zip(a.slots, b.slots, strict=True),
+        ]
+        pairs += [(a.mask, b.mask), (a.known, b.known)]
+        if mine.rows is not None and run.rows is not None:
+            pairs += [(mine.rows.emb, run.rows.emb), (mine.rows.projected, run.rows.projected)]
+        pairs += [(mine.guidance.kwargs[k], v) for k, v in run.guidance.kwargs.items()]
+        pairs += [(mine.guidance.plain[k], v) for k, v in run.guidance.plain.items()]
+        for target, value in pairs:
+            if isinstance(target, Tensor):
+                target.copy_(value)
+        first = run.start if first is None else first
+        self.index.fill_(first)
+        mine.plan, mine.start, mine.calls = run.plan, first, run.calls
+        mine.first_input()
+
+    def step(self, index: int) -> None:
+        """Run row ``index``, which the device's counter has reached."""
+        calls = self.run.calls[index]
+        if calls:
+            self.graphs[calls].replay()
+        else:
+            self.run.change.set_outputs(())
+            self.run.change(self.index)
+            self.run.stack()
+            self.index.add_(1)
+
+    def unload(self, run: Run) -> None:
+        run.x = self.run.x.clone()
+        run.nonfinite.copy_(self.run.nonfinite)
+
+    def release(self) -> None:
+        self.used.record(torch.cuda.current_stream(self.run.network.device))
+        with _lock:
+            self.leased = False
+
+
+def _captured(device: torch.device, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """The graph of a step, captured on a stream of its own: cuBLAS's workspace for it then lies in the graph's pool."""
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    collects = gc.isenabled()
+    gc.disable()  # another graph, if it were destroyed meanwhile, would break the capture
+    try:
+        with torch.cuda.graph(
+            graph, pool=pool, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"
+        ):  # fmt: skip
+            step()
+    except BaseException:
+        _failed.append(graph)
+        _recover(device, pool)
+        raise
+    finally:
+        if collects:
+            gc.enable()
+    return graph
+
+
+def _recover(device: torch.device, pool: Any) -> None:
+    """After a capture that failed, end it for what still believes that it goes on.
+
+    Before version 2.12 that is torch's allocator, which would not free memory any more; and its generators, which an
+    empty capture lets go.
+    """
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+    empty, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    with suppress(RuntimeError), torch.cuda.graph(empty, stream=stream, capture_error_mode="thread_local"):
+        torch.zeros(1, device=device)
+
+
+def kinds(run: Run) -> list[int]:
+    """How many times the rows of a run stack the batch: each needs a graph."""
+    return sorted(set(run.calls[run.start :]) - {0})
+
+
+def _cloned(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+
+
+def _gone(*_: object, **__: object) -> Any:
+    raise RuntimeError("a captured step calls no module")
+
+
+def _key(run: Run) -> Any:
+    """What two runs must share to share a graph. Rescale and thresholding are baked in, weights are not."""
+    model: Any = run.network.model
+    weights = [*model.parameters(), *model.buffers()]
+    autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+    backends: Any = torch.backends
+    return (
+        run.network.device, run.network.dtype, run.network.layout, tuple(run.x.shape), len(run.plan), run.backend,
+        run.times.dtype, run.shares_x, run.plan.learned_variance, run.plan.uses_anchor, run.plan.slots_used,
+        run.guidance.calls, run.guidance.rescale, _kwargs_key(run), tuple(kinds(run)), 0 in run.calls,
+        run.thresholding, run.operands.mask is None,
+        tuple((network.number, network.stamp()) for network in fast.all_of(model)), run.rows is None,
+        hash(tuple((w.data_ptr(), w.dtype) for w in weights)), autocast,
+        backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision,
+    )  # fmt: skip
+
+
+def _kwargs_key(run: Run) -> Any:
+    signature: list[tuple[Any, ...]] = []
+    for name, value in (*sorted(run.guidance.kwargs.items()), *sorted(run.guidance.plain.items())):
+        if isinstance(value, Tensor):
+            signature.append((name, tuple(value.shape), value.dtype, value.device, value.stride()))
+            if value.device.type == "cpu" != run.network.device.type:  # kernels take its numbers, not its address
+                signature.append((name, *value.flatten().tolist()))
+        else:
+            try:
+                hash(value)
+            except TypeError:
+                return None
+            signature.append((name, value))
+    return tuple(signature)

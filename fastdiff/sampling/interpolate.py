@@ -1,0 +1,153 @@
+"""Interpolation between two images through the diffusion process (Ho, Jain & Abbeel 2020, Section 4.4).
+
+The noised images are mixed linearly, as there, or on the great circle between them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.checks import check_int
+from fastdiff.noise import INITIAL, noise_key
+from fastdiff.ops.randn import randn
+from fastdiff.sampling.model import describe
+from fastdiff.sampling.sample import resolve_plan, sample
+from fastdiff.sampling.stepper import State
+from fastdiff.schedules.discrete import NoiseSchedule, resolve_schedule
+
+
+def interpolate(
+    model: Callable[..., Any],
+    a: Tensor,
+    b: Tensor,
+    weights: Sequence[float],
+    *,
+    t: int | None = None,
+    noise: str = "independent",
+    mix: str = "linear",
+    schedule: NoiseSchedule | str = "linear",
+    seed: int = 0,
+    **arguments: Any,
+) -> Tensor:
+    """Encode two images with q at the same t, mix x̄_t = (1 − λ) x_t + λ x'_t, and run the reverse process from there.
+
+    x_t and x'_t are the same for every λ, and so is the noise of every reverse step. λ = 0 and λ = 1 give the two
+    reconstructions. (The paper's text prints x_0 in the mix; its code, and this, mix x_t.)
+
+    Args:
+        model: the network, as for ``fastdiff.sample``.
+        a, b: two images [C, …] of one shape, floating-point, on the model's device.
+        weights: λ of each result.
+        t: how many of the schedule's timesteps to encode by, 0 to T; the paper's 500 is index 499. At 0 the result is
+            the mix of the pixels. The default keeps the paper's signal-to-noise ratio for the image's size
+            (``matched_timesteps``): 500 at 256 pixels, 125 at 32, 30 at 8.
+        noise: "independent", as the paper has it: the two images draw their own noise, so the mix has variance
+            ((1 − λ)² + λ²)(1 − ᾱ_t); "shared": both draw the same, which keeps 1 − ᾱ_t.
+        mix: "linear", as the paper has it, or "spherical" (``slerp``), which keeps the length of x_t, and so the
+            variance that the network expects, with independent noise too.
+        schedule, seed: as for ``fastdiff.sample``.
+        arguments: other arguments of ``fastdiff.sample``, with DDPM over every timestep below t; tensors in
+            model_kwargs have one entry a result.
+
+    Returns:
+        float32 [len(weights), C, …].
+    """
+    for name, image in (("a", a), ("b", b)):
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            raise TypeError(
+                f"{name} must be a floating-point tensor; got {getattr(image, 'dtype', type(image).__name__)}"
+            )
+    if a.shape != b.shape or a.ndim < 1 or a.device != b.device:
+        raise ValueError(f"a and b must have one shape and device; got {list(a.shape)} and {list(b.shape)}")
+    if isinstance(weights, str) or not isinstance(weights, Sequence):
+        raise TypeError(f"weights must be a sequence of numbers; got {type(weights).__name__}")
+    if not all(isinstance(w, Real) for w in weights):
+        raise TypeError(f"weights must be numbers; got {list(weights)}")
+    lambdas = [float(w) for w in weights]
+    if not lambdas or not all(math.isfinite(w) for w in lambdas):
+        raise ValueError(f"weights must be finite numbers, at least one; got {list(weights)}")
+    if noise not in ("independent", "shared"):
+        raise ValueError(f"noise is {noise!r}; it must be 'independent' or 'shared'")
+    if mix not in ("linear", "spherical"):
+        raise ValueError(f"mix is {mix!r}; it must be 'linear' or 'spherical'")
+    taken = {"sampler", "steps", "spacing", "x_init", "start_step", "resume", "seeds", "sample_offset", "generator",
+             "noise_fn"} & set(arguments)  # fmt: skip
+    if taken:
+        raise ValueError(f"interpolate sets {', '.join(sorted(taken))} itself; leave them out")
+    inspect.signature(sample).bind(model, a.shape, **arguments)  # a TypeError for a name that sample does not know
+    noise_key(2, a.device, seed)
+    schedule = resolve_schedule(schedule)
+    T = len(schedule)
+    t = matched_timesteps(schedule, a.shape[-1]) if t is None else check_int("t", t, 0, T)
+
+    plan_names = ("prediction", "variance", "clip", "sampler_options")
+    plan = resolve_plan("ddpm", schedule=schedule, **{k: arguments.pop(k) for k in plan_names if k in arguments})
+
+    mixed = slerp if mix == "spherical" else lerp
+    ends = torch.stack([a, b]).to(torch.float32)
+    if t == 0:
+        return mixed(ends[0], ends[1], lambdas)
+    start = plan.timesteps.index(t - 1)
+    row = plan[start]
+    shape = (len(lambdas), *a.shape)
+    describe(model, shape, arguments.get("device"), arguments.get("model_dtype"))
+    z = randn(ends.shape, seed=seed, stream=INITIAL, device=a.device)
+    if noise == "shared":
+        z = z[:1].expand_as(z)
+    x_t = ends * row.alpha + z * row.sigma
+    state = State(mixed(x_t[0], x_t[1], lambdas), None, None, (None,) * 4, start)
+    # One seed for all results: each then draws sample 0's noise in every reverse step.
+    return sample(model, shape, sampler=plan, resume=state, seeds=[seed] * len(lambdas), **arguments)
+
+
+def lerp(a: Tensor, b: Tensor, weights: Sequence[float]) -> Tensor:
+    """(1 − λ) a + λ b for each λ, [len(weights), *a.shape]."""
+    mix = torch.tensor(weights, dtype=torch.float32, device=a.device).view(-1, *[1] * a.ndim)
+    return (1 - mix) * a + mix * b
+
+
+def slerp(a: Tensor, b: Tensor, weights: Sequence[float]) -> Tensor:
+    """sin((1 − λ) θ)/sin θ · a + sin(λ θ)/sin θ · b for each λ, θ the angle between a and b as vectors.
+
+    Shoemake 1985; for latents, Song et al. 2021, Equation 67. λ = 0 and λ = 1 give a and b to the bit. ``lerp`` where
+    the two are parallel, opposite or zero, which leaves the great circle undefined. Waits for the device.
+
+    Args:
+        a, b: float32, of one shape. weights: the λ, any numbers.
+
+    Returns:
+        float32 [len(weights), *a.shape].
+    """
+    u, v = (end.to(torch.float64) / end.to(torch.float64).norm() for end in (a, b))
+    # Half the angle from the lengths of the sum and the difference: accurate at every angle (Kahan 2006).
+    theta = 2 * math.atan2(float((u - v).norm()), float((u + v).norm()))
+    if not math.sin(theta) > 1e-6:
+        return lerp(a, b, weights)
+    shares = [(math.sin((1 - w) * theta) / math.sin(theta), math.sin(w * theta) / math.sin(theta)) for w in weights]
+    first, second = (
+        torch.tensor(share, dtype=torch.float32, device=a.device).view(-1, *[1] * a.ndim)
+        for share in zip(*shares, strict=True)
+    )
+    return first * a + second * b
+
+
+def matched_timesteps(schedule: NoiseSchedule, size: int) -> int:
+    """The t at which a ``size``-pixel image is as noised as a 256-pixel one at t = 500, as the eye averages it.
+
+    Averaging over k × k pixels divides the noise's variance by k², so SNR_size(t) = SNR_256(500)·(256/size)².
+    """
+    if size < 1:
+        raise ValueError(f"an image must be at least one pixel wide to match its timesteps; got {size}: give t")
+    bars = schedule.alphas_cumprod
+    T = len(schedule)
+    snr = bars / (1 - bars)
+    paper = NoiseSchedule.linear().alphas_cumprod[499]
+    target = paper / (1 - paper) * (256 / size) ** 2
+    return min(int((snr > target).sum()) + 1, T)

@@ -1,0 +1,130 @@
+"""Where a run begins: noise, a noised image (image-to-image), an earlier run's state; and inpainting's images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastdiff.checks import check_int
+from fastdiff.noise import INITIAL
+from fastdiff.plan.plan import Plan
+from fastdiff.sampling.noise_source import NoiseSource
+from fastdiff.sampling.stepper import State
+
+
+def by_strength(
+    plan: Plan, strength: float, steps: int | None, rebuilt: Callable[[int], Plan] | None
+) -> tuple[Plan, int]:
+    """(plan, its first row) of image-to-image: the last int(steps·strength) steps, as diffusers counts them.
+
+    A step is a row, or the rows of one level in samplers that call the network twice for it. A sampler with a history
+    cannot begin in the middle of one: ``rebuilt(skip)`` is its plan over the levels that are left.
+    """
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+        raise TypeError(f"strength must be a number; got {type(strength).__name__}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be in [0, 1]; got {strength}")
+    count = len(plan) if steps is None else steps
+    skip = count - min(int(count * strength), count)
+    if skip == 0:
+        return plan, 0
+    if skip == count:
+        return plan, len(plan)
+    # A row after one without a network call belongs to the same step: EDM's churn comes before its step.
+    begins = [i for i in plan.entries if i == 0 or plan[i - 1].calls_model]
+    if len(begins) == count:
+        return plan, begins[skip]
+    if rebuilt is None or steps is None:
+        raise ValueError(
+            f"strength cannot tell the steps of the plan {plan.name!r} apart; give the sampler's name and steps, "
+            "or start_step"
+        )
+    return rebuilt(skip), 0
+
+
+def initial_state(
+    plan: Plan,
+    shape: tuple[int, ...],
+    device: torch.device,
+    draws: NoiseSource,
+    x_init: Tensor | None,
+    start: int,
+    resume: State | None,
+    backend: str,
+) -> tuple[int, Tensor]:
+    """The first row, and the state before it; the run writes to it, and the caller's tensors stay the caller's."""
+    if resume is not None:
+        check_image("resume.x", resume.x, shape, device)
+        row = check_int("resume.row", resume.row, 0, len(plan))
+        return row, resume.x.to(torch.float32).clone(memory_format=torch.contiguous_format)
+    if x_init is None:
+        x = draws.noise(INITIAL, 0, backend)
+        return 0, x if plan.init_sigma == 1 and draws.from_stream else x * plan.init_sigma
+    check_image("x_init", x_init, shape, device)
+    clean = x_init.detach().to(torch.float32).contiguous()
+    if start == len(plan):
+        return start, clean.clone()
+    return start, clean * plan[start].alpha + draws.noise(INITIAL, 0, backend) * plan[start].sigma
+
+
+def check_start(
+    plan: Plan, x_init: Tensor | None, start_step: int, strength: float | None, resume: State | None
+) -> None:
+    """That the arguments which say where to begin go together."""
+    check_int("start_step", start_step, 0, len(plan) - 1)
+    if resume is not None:
+        if x_init is not None or start_step != 0 or strength is not None:
+            raise ValueError("resume goes without x_init, start_step and strength")
+        if not isinstance(resume, State):
+            raise TypeError(f"resume must be a State; got {type(resume).__name__}")
+        return
+    if strength is not None and start_step != 0:
+        raise ValueError("strength says where to start; it goes without start_step")
+    if x_init is None and (start_step != 0 or strength is not None):
+        given = "strength" if strength is not None else f"start_step={start_step}"
+        raise ValueError(f"{given} needs x_init, the images to start from")
+    if start_step != 0 and start_step not in plan.entries:
+        raise ValueError(
+            f"start_step is {start_step}, but from that row on the plan {plan.name!r} reads a history that only "
+            "earlier rows write; leave the first levels out of the plan instead (skip=, or strength=)"
+        )
+
+
+def resolve_mask(
+    mask: Tensor | None, known: Tensor | None, shape: tuple[int, ...], device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Inpainting's mask and known image as float32 [B, …], copies of the caller's."""
+    if mask is None and known is None:
+        return None, None
+    if mask is None or known is None:
+        raise ValueError("mask and known go together: give both or neither")
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor; got {type(mask).__name__}")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(f"mask must be bool or floating-point; got {mask.dtype}")
+    if mask.device != device:
+        raise ValueError(f"mask must be on the model's device {device}; got {mask.device}")
+    sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
+    if mask.ndim > len(shape) or any(own not in (1, size) for own, size in sizes):
+        raise ValueError(f"mask must broadcast to {list(shape)}; got {list(mask.shape)}")
+    wide = mask.detach().to(torch.float32)
+    if not bool(((wide >= 0) & (wide <= 1)).all()):
+        raise ValueError("mask must lie in [0, 1], 1 where the image is known")
+    check_image("known", known, shape, device)
+    image = known.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
+    if not bool(image.isfinite().all()):
+        raise ValueError("known must be finite, also where it is masked out")
+    return wide.expand(shape).clone(memory_format=torch.contiguous_format), image
+
+
+def check_image(name: str, image: object, shape: tuple[int, ...], device: torch.device) -> None:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(image).__name__}")
+    if not image.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor; got {image.dtype}")
+    if tuple(image.shape) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}; got {list(image.shape)}")
+    if image.device != device:
+        raise ValueError(f"{name} must be on the model's device {device}; got {image.device}")

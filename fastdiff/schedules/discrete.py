@@ -1,0 +1,327 @@
+"""Noise schedules: ᾱ_t in float64, on the host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdiff.checks import nearest
+from fastdiff.schedules.level import Level
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The cumulative products ᾱ_t = Π_{i≤t} (1 − β_i) of a discrete diffusion process, index 0 being the least noisy.
+
+    ``alphas_cumprod`` is a float64 CPU tensor [T] with 0 ≤ ᾱ ≤ 1 that never increases; treat it as immutable.
+    Ho, Jain & Abbeel (2020), Equation 4. Build one with a classmethod rather than from the constructor.
+    """
+
+    alphas_cumprod: torch.Tensor
+    _hash: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        values = _vector("alphas_cumprod", self.alphas_cumprod)
+        if bool((values < 0).any()) or bool((values > 1).any()):
+            raise ValueError(f"alphas_cumprod must lie in [0, 1]; got {values.min().item()} … {values.max().item()}")
+        if bool((values[1:] > values[:-1]).any()):
+            index = int((values[1:] > values[:-1]).nonzero()[0]) + 1
+            raise ValueError(f"alphas_cumprod must not increase; it does at index {index}")
+        object.__setattr__(self, "alphas_cumprod", values)
+        object.__setattr__(self, "_hash", hash(values.numpy().tobytes()))
+
+    # ---- properties
+
+    def __len__(self) -> int:
+        return self.alphas_cumprod.numel()
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, NoiseSchedule) and torch.equal(self.alphas_cumprod, other.alphas_cumprod)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        first, last = self.alphas_cumprod[0].item(), self.alphas_cumprod[-1].item()
+        return f"NoiseSchedule(T={len(self)}, alphas_cumprod={first:.8g} … {last:.8g})"
+
+    @property
+    def betas(self) -> torch.Tensor:
+        """β_t = 1 − ᾱ_t/ᾱ_{t−1}, float64 [T]; 1 where ᾱ_t is 0."""
+        previous = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), self.alphas_cumprod[:-1]])
+        return 1 - torch.where(previous > 0, self.alphas_cumprod / previous, torch.zeros_like(previous))
+
+    @property
+    def alphas(self) -> torch.Tensor:
+        """√ᾱ_t, the signal's factor in x_t = α_t x_0 + σ_t ε, float64 [T]."""
+        return _sqrt(self.alphas_cumprod)
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """√(1 − ᾱ_t), the noise's factor in x_t = α_t x_0 + σ_t ε, float64 [T]."""
+        return _sqrt(1 - self.alphas_cumprod)
+
+    # ---- levels: the schedule as samplers walk it
+
+    default_spacing = "trailing"
+
+    @property
+    def sigma_min(self) -> float:
+        """√((1 − ᾱ)/ᾱ) at index 0."""
+        return self.sigma_at(0)
+
+    @property
+    def sigma_max(self) -> float:
+        """√((1 − ᾱ)/ᾱ) at index T − 1, infinite where ᾱ is 0."""
+        return self.sigma_at(len(self) - 1)
+
+    def level(self, t: float, *, ve: bool = False) -> Level:
+        """The level at an index, as a VP state or a VE one; between two indices σ/α is interpolated linearly.
+
+        Raises ValueError for t outside [0, T − 1].
+        """
+        self._check_time(t)
+        if not ve and float(t).is_integer():
+            bar = float(self.alphas_cumprod[int(t)])
+            return Level(t, math.sqrt(bar), math.sqrt(1 - bar))
+        return _level(t, self.sigma_at(t), ve)
+
+    def at(self, sigma: float, *, ve: bool = False) -> Level:
+        """The level where σ/α is ``sigma``; its timestep is interpolated linearly in ln σ (Karras et al. 2022)."""
+        return _level(self.time_at(sigma), sigma, ve)
+
+    def sigma_at(self, t: float) -> float:
+        """σ/α = √((1 − ᾱ)/ᾱ) at an index t of [0, T − 1], or linearly between two; infinite where ᾱ is 0."""
+        self._check_time(t)
+        low = int(t)
+        a, b = (self._ratio(i) for i in (low, min(low + 1, len(self) - 1)))
+        return a if t == low else a + (t - low) * (b - a)
+
+    def time_at(self, sigma: float) -> float:
+        """The index whose σ/α is ``sigma`` ≥ 0, linearly in ln σ between two, 0 or T − 1 beyond the ends."""
+        if not sigma >= 0:
+            raise ValueError(f"sigma must not be negative; got {sigma}")
+        bar = 1 / (1 + sigma**2)
+        falling = self.alphas_cumprod
+        above = int(
+            torch.searchsorted(-falling, torch.tensor(-bar, dtype=torch.float64, device="cpu"))
+        )  # first with ᾱ <= bar
+        if above == 0 or above == len(self):
+            return float(max(above - 1, 0))
+        a, b = self._ratio(above - 1), self._ratio(above)
+        if a == 0 or not math.isfinite(b):
+            return float(above if sigma >= b else above - 1)
+        return above - 1 + (math.log(sigma) - math.log(a)) / (math.log(b) - math.log(a))
+
+    def _check_time(self, t: float) -> None:
+        if not 0 <= t <= len(self) - 1:
+            raise ValueError(f"t must be in [0, {len(self) - 1}]; got {t}")
+
+    def _ratio(self, index: int) -> float:
+        bar = float(self.alphas_cumprod[index])
+        return math.sqrt((1 - bar) / bar) if bar else math.inf
+
+    # ---- constructors
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Any) -> NoiseSchedule:
+        """A schedule with the given ᾱ: a sequence, array or tensor [T] of numbers in [0, 1] that never increases."""
+        return cls(alphas_cumprod)
+
+    @classmethod
+    def from_betas(cls, betas: Any) -> NoiseSchedule:
+        """A schedule with the given β: a sequence, array or tensor [T] of numbers in [0, 1]."""
+        values = _vector("betas", betas)
+        if bool((values < 0).any()) or bool((values > 1).any()):
+            raise ValueError(f"betas must lie in [0, 1]; got {values.min().item()} … {values.max().item()}")
+        return cls(torch.cumprod(1 - values, dim=0))
+
+    @classmethod
+    def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+        """β evenly spaced from beta_start to beta_end (Ho et al. 2020, Section 4)."""
+        beta_start, beta_end = _number("beta_start", beta_start), _number("beta_end", beta_end)
+        return cls.from_betas(_linspace(T, beta_start, beta_end))
+
+    @classmethod
+    def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
+        """√β evenly spaced: latent diffusion's schedule, which its own code calls "linear" (Rombach et al. 2022)."""
+        beta_start, beta_end = _number("beta_start", beta_start), _number("beta_end", beta_end)
+        if min(beta_start, beta_end) < 0:
+            raise ValueError(f"beta_start and beta_end must not be negative; got {beta_start} and {beta_end}")
+        return cls.from_betas(_linspace(T, math.sqrt(beta_start), math.sqrt(beta_end)) ** 2)
+
+    @classmethod
+    def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+        """ᾱ(u) ∝ cos²((u + s)/(1 + s)·π/2), with β clipped at max_beta (Nichol & Dhariwal 2021, Equation 17)."""
+        s = _number("s", s)
+        if s < 0:
+            raise ValueError(f"s must not be negative; got {s}")
+        u = torch.arange(_check_T(T) + 1, dtype=torch.float64, device="cpu") / T
+        return cls._from_bar(torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2, max_beta)
+
+    @classmethod
+    def sigmoid(
+        cls, T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
+    ) -> NoiseSchedule:
+        """ᾱ(u) a falling sigmoid over [start, end], normalised to 1 … 0 (Jabri et al. 2022, Algorithm 1)."""
+        start, end, tau = _number("start", start), _number("end", end), _number("tau", tau)
+        if tau <= 0:
+            raise ValueError(f"tau must be positive; got {tau}")
+        if start == end:
+            raise ValueError(f"start and end must differ; got {start}")
+        u = torch.arange(_check_T(T) + 1, dtype=torch.float64, device="cpu") / T
+        low, high = torch.sigmoid(torch.tensor([start, end], dtype=torch.float64, device="cpu") / tau)
+        bar = (high - torch.sigmoid((start + u * (end - start)) / tau)) / (high - low)
+        return cls._from_bar(bar, max_beta)
+
+    @classmethod
+    def sigmoid_betas(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+        """β a rising sigmoid over [−6, 6], scaled to [beta_start, beta_end] (GeoDiff, Xu et al. 2022; diffusers)."""
+        beta_start, beta_end = _number("beta_start", beta_start), _number("beta_end", beta_end)
+        ramp = torch.sigmoid(_linspace(T, -6.0, 6.0))
+        return cls.from_betas(ramp * (beta_end - beta_start) + beta_start)
+
+    @classmethod
+    def from_diffusers(cls, scheduler: Any) -> NoiseSchedule:
+        """The schedule of a diffusers scheduler, its config (a mapping), or a folder holding scheduler_config.json.
+
+        Recomputed in float64 from the config, since the scheduler's own table is float32.
+        Raises ValueError for a beta_schedule that has no discrete ᾱ here.
+        """
+        config = _diffusers_config(scheduler)
+        T = _check_T(config.get("num_train_timesteps", 1000), "num_train_timesteps")
+        start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+        name = config.get("beta_schedule", "linear")
+        if config.get("trained_betas") is not None:
+            schedule = cls.from_betas(config["trained_betas"])
+        elif name == "linear":
+            schedule = cls.linear(T, start, end)
+        elif name == "scaled_linear":
+            schedule = cls.scaled_linear(T, start, end)
+        elif name == "squaredcos_cap_v2":
+            schedule = cls.cosine(T)
+        elif name == "sigmoid":
+            schedule = cls.sigmoid_betas(T, start, end)
+        else:
+            known = "linear, scaled_linear, squaredcos_cap_v2, sigmoid"
+            raise ValueError(f"beta_schedule is {name!r}; from_diffusers knows {known}, or trained_betas")
+        return schedule.rescale_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule
+
+    def rescale_zero_terminal_snr(self) -> NoiseSchedule:
+        """√ᾱ shifted and scaled so that the last is 0 and the first unchanged (Lin et al. 2024, Algorithm 1)."""
+        root = self.alphas
+        first, last = root[0], root[-1]
+        if len(self) < 2 or not bool(first > last):
+            raise ValueError("rescale_zero_terminal_snr needs a schedule of two or more steps that falls")
+        return NoiseSchedule(((root - last) * first / (first - last)) ** 2)
+
+    @classmethod
+    def _from_bar(cls, bar: torch.Tensor, max_beta: float) -> NoiseSchedule:
+        if not 0 < _number("max_beta", max_beta) <= 1:
+            raise ValueError(f"max_beta must lie in (0, 1]; got {max_beta}")
+        ratio = torch.where(bar[:-1] == 0, 0.0, bar[1:] / bar[:-1])
+        return cls.from_betas((1 - ratio).clamp(max=max_beta))
+
+
+def resolve_schedule(schedule: NoiseSchedule | str) -> NoiseSchedule:
+    """A NoiseSchedule as it is, or one of the named ones with its default numbers and T = 1000."""
+    if isinstance(schedule, NoiseSchedule):
+        return schedule
+    if isinstance(schedule, str):
+        if schedule not in NAMED:
+            raise ValueError(f"schedule is {schedule!r}" + nearest(schedule, tuple(NAMED)))
+        return NAMED[schedule]
+    raise TypeError(f"schedule must be a NoiseSchedule or a name; got {type(schedule).__name__}")
+
+
+def _level(t: float, ratio: float, ve: bool) -> Level:
+    scale = 1 / math.sqrt(1 + ratio**2) if math.isfinite(ratio) else 0.0
+    if ve:
+        return Level(t, 1.0, ratio, scale)
+    return Level(t, scale, ratio * scale if scale else 1.0)
+
+
+def _sqrt(values: torch.Tensor) -> torch.Tensor:
+    # numpy's is correctly rounded everywhere, and it starts no threads: torch's hangs in a forked child.
+    return torch.from_numpy(np.sqrt(values.numpy()))
+
+
+def _vector(name: str, values: Any) -> torch.Tensor:
+    try:
+        if isinstance(values, torch.Tensor) and values.is_complex():
+            raise TypeError("complex")
+        if isinstance(values, torch.Tensor):
+            vector = values.detach().to("cpu", torch.float64, copy=True)
+        else:
+            vector = torch.as_tensor(values, dtype=torch.float64, device="cpu").clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a sequence of numbers; got {type(values).__name__}") from error
+    if vector.ndim != 1 or vector.numel() < 1:
+        raise ValueError(f"{name} must have shape [T] with T >= 1; got {list(vector.shape)}")
+    if not bool(vector.isfinite().all()):
+        raise ValueError(f"{name} must be finite; index {int((~vector.isfinite()).nonzero()[0])} is not")
+    return vector
+
+
+def _check_T(T: int, name: str = "T") -> int:
+    if isinstance(T, bool) or not isinstance(T, int):
+        raise TypeError(f"{name} must be an int; got {type(T).__name__}")
+    if T < 1:
+        raise ValueError(f"{name} must be at least 1; got {T}")
+    return T
+
+
+def _number(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite; got {value}")
+    return number
+
+
+def _linspace(T: int, start: float, end: float) -> torch.Tensor:
+    return torch.linspace(start, end, _check_T(T), dtype=torch.float64, device="cpu")
+
+
+def _diffusers_config(scheduler: Any) -> Mapping[str, Any]:
+    if isinstance(scheduler, Mapping):
+        return scheduler
+    if hasattr(scheduler, "config"):
+        return dict(scheduler.config)
+    import json
+    from pathlib import Path
+
+    try:
+        path = Path(scheduler)
+    except TypeError as error:
+        raise TypeError(
+            f"scheduler must be a diffusers scheduler, its config or a folder; got {type(scheduler).__name__}"
+        ) from error
+    file = path / "scheduler_config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no scheduler_config.json at {path}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not a readable scheduler config: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold a JSON object")
+    return config
+
+
+# Made once, in a fraction of a millisecond: torch.compile could not trace their making.
+NAMED = {
+    name: getattr(NoiseSchedule, name)() for name in ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas")
+}

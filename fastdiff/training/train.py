@@ -1,0 +1,318 @@
+"""Training a UNet to predict noise: Algorithm 1 of Ho, Jain & Abbeel (2020), with classes and averaged weights."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import hashlib
+import json
+import math
+import os
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import fastdiff
+from fastdiff.files import atomic_write, check_writable
+from fastdiff.images import save_grid
+from fastdiff.models import UNet
+from fastdiff.training import data as image_data
+from fastdiff.training.settings import (
+    SAMPLING,
+    SCHEDULES,
+    Settings,
+    resolve_device,
+    resolve_dtype,
+    scheduler_config,
+    unet_config,
+)
+
+# A resumed run may change these; every other setting shapes the result. (The images themselves are compared.)
+_FREE_TO_CHANGE = {"data", "size", "steps", "device", "save_every"}
+
+_REPORT_EVERY = 50  # steps between looks at the loss, each of which waits for the device
+
+
+def train(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> Path:
+    """Train a class-conditional (or, for pictures without classes, unconditional) UNet; returns the folder `out`.
+
+    out: a folder, made where it is missing, that diffusers and `UNet.from_pretrained` load: config.json,
+        diffusion_pytorch_model.safetensors (the averaged weights) and scheduler_config.json; beside them
+        training.json (settings, versions, classes, loss curve), loss.png, samples/step-N.png, and checkpoint.pt,
+        which is needed only to resume. Each file appears whole or not at all, so a run may be killed at any time.
+    resume: go on from the checkpoint in `out`, with the same settings and data; `steps` may be larger. On a CPU, with
+        as many threads and the same versions, the result has the bits of a run that was never interrupted.
+    progress: a bar with the loss. **settings: the other fields of `Settings`.
+
+    Raises before any work TypeError or ValueError for a bad setting, FileExistsError where `out` holds a model and
+    resume is not set, FileNotFoundError for missing data or nothing to resume, ImportError with the command that
+    helps where matplotlib or scikit-learn is missing; later FloatingPointError where the loss is no longer finite.
+    """
+    run = Run(Settings(data=_check_data_name(data), **settings), Path(out), resume=resume)
+    run.loop(progress=progress)
+    return run.out
+
+
+class Run:
+    """A training run: everything that changes from step to step, and the folder that it is kept in."""
+
+    def __init__(self, settings: Settings, out: Path, *, resume: bool) -> None:
+        self.settings, self.out = settings, out
+        self.device = resolve_device(settings.device)
+        _check_folder(out, resume)
+        _check_matplotlib()
+
+        self.data = image_data.load(settings.data, size=settings.image_size)
+        self.fingerprint = _fingerprint(self.data)
+        self.schedule = SCHEDULES[settings.schedule]()
+        self.generator = torch.Generator().manual_seed(settings.seed)  # draws images, timesteps and dropped labels
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model = UNet(**unet_config(settings, self.data)).to(self.device)
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, fused=True)
+        self.dtype = resolve_dtype(settings.dtype, self.device)
+        self.losses = torch.zeros(settings.steps, device=self.device)
+        self.step = 0
+        self.seconds = 0.0
+        if resume:
+            self._load()
+        _make_folder(out)
+
+    def loop(self, *, progress: bool = True) -> None:
+        """Train up to the last step, keeping a checkpoint every `save_every` steps and at the end."""
+        steps, started = self.settings.steps, time.perf_counter() - self.seconds
+        with tqdm(total=steps, initial=self.step, disable=not progress, unit="step") as bar:
+            while self.step < steps:
+                self.losses[self.step] = self.train_step()
+                self.step += 1
+                bar.update()
+                if self.step % _REPORT_EVERY == 0 or self.step == steps:
+                    bar.set_postfix(loss=f"{self._recent_loss():.4f}")
+                if self.step % self.settings.save_every == 0 or self.step == steps:
+                    self.seconds = time.perf_counter() - started
+                    self.save()
+
+    def train_step(self) -> torch.Tensor:
+        """One step of Algorithm 1; the loss, a scalar on the device.
+
+        The noise is keyed by (seed, place in the batch, step), so the generator's state is all there is to keep.
+        """
+        settings, batch, device = self.settings, self.settings.batch_size, self.device
+        index = torch.randint(len(self.data), (batch,), generator=self.generator)
+        timesteps = torch.randint(len(self.schedule), (batch,), generator=self.generator).to(device)
+        dropped = torch.rand(batch, generator=self.generator) < settings.label_dropout
+        labels = None
+        if self.data.labels is not None:
+            labels = torch.where(dropped, len(self.data.classes), self.data.labels[index]).to(device)
+
+        x0 = self.data.images(index).to(device)
+        x_t, noise = fastdiff.add_noise(x0, timesteps, self.schedule, seed=settings.seed, draw=self.step)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            prediction = self.model(x_t, timesteps, class_labels=labels)
+        loss = F.mse_loss(prediction.float(), noise)
+
+        self.optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (self.step + 1) / settings.warmup)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        # The average starts short, or it would remember the untrained weights for the first 1/(1 - decay) steps.
+        decay = min(settings.ema_decay, (1 + self.step) / (10 + self.step))
+        get_ema_multi_avg_fn(decay)(list(self.ema.parameters()), list(self.model.parameters()), self.step)
+        return loss.detach()
+
+    def save(self) -> None:
+        """Write the model, its records and a grid of samples, and last the checkpoint that resuming starts from."""
+        self.ema.save_pretrained(self.out)
+        _write_json(self.out / "scheduler_config.json", scheduler_config(self.settings.schedule))
+        _write_json(self.out / "training.json", self._record())
+        _plot(self.out / "loss.png", *self._curve())
+        self._save_samples()
+        with atomic_write(self.out / "checkpoint.pt") as file:
+            torch.save(self._state(), file)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "settings": asdict(self.settings),
+            "fingerprint": self.fingerprint,
+            "environment": _environment(self.device),
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses[: self.step].cpu(),
+            "generator": self.generator.get_state(),
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def _load(self) -> None:
+        path = self.out / "checkpoint.pt"
+        state = _read_checkpoint(path, self.device)
+        now, then = asdict(self.settings), state["settings"]
+        changed = [name for name in now if name not in _FREE_TO_CHANGE and now[name] != then.get(name)]
+        if changed:
+            told = ", ".join(f"{name} {then.get(name)} (now {now[name]})" for name in changed)
+            raise ValueError(f"{path} was made with other settings: {told}")
+        if state["fingerprint"] != self.fingerprint:
+            raise ValueError(f"{path} was made with other images than {self.settings.data} holds now")
+        if state["step"] > self.settings.steps:
+            raise ValueError(f"steps is {self.settings.steps}, but {path} has done {state['step']} already")
+        environment = _environment(self.device)
+        if state["environment"] != environment:
+            warnings.warn(
+                f"resuming with {environment} what ran with {state['environment']}: equal bits are not assured",
+                stacklevel=4,
+            )
+        try:
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.losses[: self.step] = state["losses"]
+            self.generator.set_state(state["generator"].cpu())
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} does not fit this model: {error}") from error
+
+    def _recent_loss(self) -> float:
+        """The mean loss since the last look; raises FloatingPointError once it is not finite."""
+        loss = self.losses[max(0, self.step - _REPORT_EVERY) : self.step].mean().item()
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} by step {self.step}: a lower lr may help")
+        return loss
+
+    def _curve(self) -> tuple[list[int], list[float]]:
+        """The loss as at most 200 means over equal stretches of steps, with the step that each one ends at."""
+        width = -(-self.step // 200)
+        parts = self.losses[: self.step].cpu().double().split(width)
+        ends = [min((i + 1) * width, self.step) for i in range(len(parts))]
+        return ends, [round(part.mean().item(), 6) for part in parts]
+
+    def _record(self) -> dict[str, Any]:
+        ends, losses = self._curve()
+        return {
+            "settings": asdict(self.settings),
+            "classes": self.data.classes,
+            "sampling": SAMPLING,
+            "images": len(self.data),
+            "images_sha256": self.fingerprint,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "environment": _environment(self.device),
+            "seconds": round(self.seconds, 1),
+            "loss": {"step": ends, "mean": losses},
+        }
+
+    def _save_samples(self) -> None:
+        """A grid of the averaged model's samples, the same noise each time: six a class for the first 16 classes."""
+        classes, size = len(self.data.classes), self.settings.image_size
+        columns = min(classes, 16) or 8
+        sampling = dict(SAMPLING)
+        guidance = sampling.pop("guidance_scale")
+        if classes:
+            labels = torch.arange(6 * columns, device=self.device) % columns
+            sampling["model_kwargs"] = {"class_labels": labels}
+            if guidance != 1:
+                null = {"class_labels": torch.full_like(labels, classes)}
+                sampling |= {"guidance_scale": guidance, "uncond_kwargs": null}
+        shape = (6 * columns, self.data.pixels.shape[1], size, size)
+        images = fastdiff.sample(self.ema, shape, schedule=self.schedule, seed=self.settings.seed, **sampling)
+        save_grid(self.out / "samples" / f"step-{self.step:06d}.png", images, columns=columns)
+
+
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `Run._state` wrote; ValueError for a file that is damaged or something else's."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a damaged pickle's seek
+            raise
+        reason = [type(error).__name__, *str(error).splitlines()[:1]]
+        raise ValueError(f"{path} is unreadable ({': '.join(reason)})") from error
+    needed = ("settings", "fingerprint", "environment", "step", "seconds", "losses", "generator", "model", "ema",
+              "optimizer")  # fmt: skip
+    missing = [name for name in needed if not isinstance(state, dict) or name not in state]
+    if missing or not isinstance(state["settings"], dict) or type(state["step"]) is not int:
+        raise ValueError(f"{path} is no checkpoint of fastdiff train" + (f": it lacks {missing[0]}" if missing else ""))
+    return state
+
+
+def _check_data_name(data: object) -> str:
+    if not isinstance(data, (str, os.PathLike)):
+        raise TypeError(f'data must be "digits" or a folder; got {type(data).__name__}')
+    return os.fspath(data)
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    """Say why `out` cannot be used, if so."""
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"out must be a folder; {out} is a file")
+    if resume and not (out / "checkpoint.pt").exists():
+        raise FileNotFoundError(f"nothing to resume: {out} holds no checkpoint.pt")
+    if not resume:
+        for name in ("checkpoint.pt", "config.json"):
+            if (out / name).exists():
+                raise FileExistsError(f"{out} holds a {name} already: resume it, or choose another folder")
+
+
+def _make_folder(out: Path) -> None:
+    """Make `out`, know that it can be written, and clear away what a killed run had half written."""
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    check_writable(out / "config.json")
+    for leftover in [*out.glob(".*.tmp"), *out.glob("samples/.*.tmp")]:
+        leftover.unlink()
+
+
+def _check_matplotlib() -> None:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError('the loss curve is drawn by matplotlib: pip install "fastdiff[train]"') from error
+
+
+def _fingerprint(data: image_data.ImageData) -> str:
+    digest = hashlib.sha256(f"{list(data.pixels.shape)}".encode())
+    digest.update(data.pixels.numpy().tobytes())
+    if data.labels is not None:
+        digest.update(data.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    """What the bits of a run depend on besides its settings."""
+    return {
+        "fastdiff": fastdiff.__version__,
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def _plot(path: Path, steps: list[int], losses: list[float]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogy(steps, losses)
+    axes.set(xlabel="step", ylabel="mean squared error of the noise")
+    axes.grid(alpha=0.3, which="both")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=100)

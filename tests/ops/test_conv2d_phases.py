@@ -1,0 +1,172 @@
+"""upsample_conv: four 2×2 convolutions against the two plain steps in float64; gradients; packing; refusals."""
+
+import pytest
+import torch
+from helpers import LAYOUTS, assert_same_bits, laid_out
+from torch import Tensor
+from torch.nn.functional import conv2d, interpolate
+
+from fastdiff.ops.conv2d.phases import pack, packed_upsample_conv, presum, upsample_conv
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = ((2, 3, 5, 4, 4), (3, 8, 16, 5, 7), (1, 1, 1, 1, 1), (2, 33, 17, 1, 6), (2, 64, 64, 8, 8))
+CHANNELS_LAST = torch.channels_last
+
+
+def textbook(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return conv2d(interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=1)
+
+
+def operands(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    batch, c_in, c_out, height, width = shape
+    weight = torch.randn(c_out, c_in, 3, 3) / (9 * c_in) ** 0.5
+    return torch.randn(batch, c_in, height, width).to(dtype), weight.to(dtype), torch.randn(c_out).to(dtype)
+
+
+def assert_close(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """float32: 1e-5 of the largest value. Otherwise a root-mean-square error at most 1.5 times the two steps' own, or
+    half an ulp of the largest value."""
+    exact = textbook(x.double(), weight.double(), None if bias is None else bias.double())
+    error, largest = got.double() - exact, float(exact.abs().max())
+    if got.dtype == torch.float32:
+        assert float(error.abs().max()) <= 1e-5 * largest
+        return
+    theirs = (textbook(x, weight, bias).double() - exact).square().mean().sqrt()
+    half_ulp = torch.finfo(got.dtype).eps / 2 * largest
+    assert float(error.square().mean().sqrt()) <= max(1.5 * float(theirs), half_ulp)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_the_two_steps(seed, shape, dtype, with_bias):
+    x, weight, bias = operands(shape, dtype)
+    bias = bias if with_bias else None
+    assert_close(upsample_conv(x, weight, bias), x, weight, bias)
+    assert_close(packed_upsample_conv(x, pack(weight, x.shape), bias), x, weight, bias)
+    assert_same_bits(upsample_conv(x, weight, bias, exact=True), textbook(x, weight, bias))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(seed, layout):
+    x, weight, bias = operands((3, 8, 16, 5, 7))
+    view = laid_out(x, layout)
+    y = upsample_conv(view, laid_out(weight, layout), bias)
+    assert_close(y, x, weight, bias)
+    if layout == "channels_last":
+        assert y.is_contiguous(memory_format=CHANNELS_LAST)
+    assert_close(packed_upsample_conv(view, pack(laid_out(weight, layout), x.shape), bias), x, weight, bias)
+
+
+def test_equal_in_exact_arithmetic(rng):
+    """Small integers have no rounding, in any order of the sums."""
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    x, weight, bias = (torch.randint(-4, 5, s, generator=generator).float() for s in ((2, 6, 9, 5), (7, 6, 3, 3), (7,)))
+    for dtype in DTYPES[:2]:
+        expected = textbook(x, weight, bias).to(dtype)
+        given = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        assert torch.equal(upsample_conv(*given), expected)
+        assert torch.equal(packed_upsample_conv(given[0], pack(given[1], x.shape), given[2]), expected)
+
+
+def test_presum_against_single_pixels(seed):
+    """The columns of T are what one pixel leaves on the doubled grid."""
+    weight = torch.randn(5, 3, 3, 3, dtype=torch.float64)
+    pixel = torch.eye(3, dtype=torch.float64).view(3, 3, 1, 1)
+    drawn = textbook(torch.nn.functional.pad(pixel, (1, 1, 1, 1)), weight, None)
+    torch.testing.assert_close(presum(weight), drawn[:, :, 1:5, 1:5], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_presum_rounds_once(seed, dtype):
+    weight = torch.randn(9, 7, 3, 3).to(dtype)
+    assert_same_bits(presum(weight), presum(weight.float()).to(dtype))
+    assert presum(weight).shape == (7, 9, 4, 4)
+
+
+def test_packed_weights_serve_other_sizes(seed):
+    x, weight, bias = operands((4, 16, 24, 8, 8))
+    packed = pack(weight, x.shape)
+    for shape in ((1, 16, 8, 8), (4, 16, 3, 5), (7, 16, 16, 2)):
+        x = torch.randn(shape)
+        assert_close(packed_upsample_conv(x, packed, bias), x, weight, bias)
+
+
+def test_an_empty_batch(seed):
+    _, weight, bias = operands((1, 4, 6, 3, 5))
+    x = torch.zeros(0, 4, 3, 5)
+    for exact in (False, True):
+        assert upsample_conv(x, weight, bias, exact=exact).shape == (0, 6, 6, 10)
+    assert packed_upsample_conv(x, pack(weight, (1, 4, 3, 5)), bias).shape == (0, 6, 6, 10)
+
+
+def test_gradients(seed):
+    leaves = [t.double().requires_grad_() for t in operands((2, 3, 4, 3, 5))]
+    upstream = torch.randn(2, 4, 6, 10, dtype=torch.float64)
+    expected = torch.autograd.grad((textbook(*leaves) * upstream).sum(), leaves)
+    for got, grad in zip(torch.autograd.grad((upsample_conv(*leaves) * upstream).sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(got, grad, rtol=1e-12, atol=1e-12)
+    narrow = [t.detach().float().requires_grad_() for t in leaves]
+    for got, grad in zip(
+        torch.autograd.grad((upsample_conv(*narrow) * upstream.float()).sum(), narrow), expected, strict=True
+    ):
+        assert float((got - grad).abs().max()) <= 1e-5 * float(grad.abs().max())
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_compiled(seed):
+    x, weight, bias = operands((2, 8, 16, 5, 7))
+    packed = pack(weight, x.shape)
+
+    def both(x):
+        return upsample_conv(x * 2, weight, bias), packed_upsample_conv(x * 2, packed, bias)
+
+    for engine in ("aot_eager", "inductor"):
+        torch._dynamo.reset()
+        with torch.no_grad():
+            for y in torch.compile(both, fullgraph=True, backend=engine)(x):
+                assert_close(y, x * 2, weight, bias)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "names"),
+    [
+        ({"x": [1.0]}, TypeError, "x must"),
+        ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.int64)}, TypeError, "x must"),
+        ({"x": torch.zeros(3, 4, 4)}, ValueError, "x must"),
+        ({"x": torch.zeros(2, 3, 0, 4)}, ValueError, "x must"),
+        ({"x": torch.zeros(2, 5, 4, 4)}, ValueError, "weight must"),
+        ({"weight": None}, TypeError, "weight must"),
+        ({"weight": torch.zeros(4, 3, 5, 5)}, ValueError, "weight must"),
+        ({"weight": torch.zeros(4, 3, 3)}, ValueError, "weight must"),
+        ({"weight": torch.zeros(4, 3, 3, 3, dtype=torch.float16)}, TypeError, "weight must"),
+        ({"weight": torch.zeros(4, 3, 3, 3, device="meta")}, ValueError, "weight must"),
+        ({"bias": torch.zeros(3)}, ValueError, "bias must"),
+        ({"bias": 1.0}, TypeError, "bias must"),
+        ({"bias": torch.zeros(4, dtype=torch.float64)}, TypeError, "bias must"),
+    ],
+)
+@pytest.mark.parametrize("exact", [False, True])
+def test_refuses(change, error, names, exact):
+    given = {"x": torch.zeros(2, 3, 4, 4), "weight": torch.zeros(4, 3, 3, 3), "bias": torch.zeros(4), **change}
+    with pytest.raises(error, match=names):
+        upsample_conv(**given, exact=exact)
+
+
+def test_packing_refuses(seed):
+    x, weight, bias = operands((2, 3, 5, 4, 4))
+    packed = pack(weight, x.shape)
+    with pytest.raises(ValueError, match="input_shape must"):
+        pack(weight, (2, 5, 4, 4))
+    with pytest.raises(ValueError, match="weight must"):
+        pack(torch.zeros(4, 3, 1, 1), x.shape)
+    with pytest.raises(ValueError, match="packed is for 3 input channels; x has 5"):
+        packed_upsample_conv(torch.zeros(2, 5, 4, 4), packed, bias)
+    with pytest.raises(TypeError, match="packed must come"):
+        packed_upsample_conv(x, weight, bias)
+    with pytest.raises(TypeError, match=r"packed\.weight must have x's dtype"):
+        packed_upsample_conv(x.half(), packed, None)
+    with pytest.raises(ValueError, match="bias must"):
+        packed_upsample_conv(x, packed, bias[:2])
+    with pytest.raises(RuntimeError, match="no gradients"):
+        packed_upsample_conv(x.requires_grad_(), packed, bias)

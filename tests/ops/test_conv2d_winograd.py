@@ -1,0 +1,282 @@
+"""winograd_conv: the reference against conv2d in float64, gradients; the kernel's numbers and bits."""
+
+import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import LAYOUTS, assert_same_bits, laid_out, ulp
+from torch import Tensor
+
+from fastdiff.ops import native, winograd_conv
+from fastdiff.ops.conv2d.winograd import pack, packed_winograd_conv
+
+MODULE = sys.modules[pack.__module__]  # the package's attribute of that name is the function
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# batch, channels, features, height, width
+SHAPES = (
+    (2, 32, 32, 8, 8), (1, 64, 48, 7, 5), (3, 32, 16, 1, 1), (1, 32, 16, 1, 9), (2, 96, 80, 13, 2), (5, 32, 64, 6, 7),
+)  # fmt: skip
+
+
+@pytest.fixture
+def kernel(simd, monkeypatch):
+    """Of each instruction set; outputs start as NaN, so that an element that is not written shows.
+
+    bfloat16 is multiplied in pairs, as it is where the CPU has the instruction for that; elsewhere by two products.
+    """
+    make = torch.empty
+    monkeypatch.setattr(MODULE, "_pairs", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: make(*a, **k).fill_(float("nan")))
+    return simd
+
+
+def textbook(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, upsample: bool) -> Tensor:
+    x = F.interpolate(x, scale_factor=2.0, mode="nearest") if upsample else x
+    y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), padding=1)
+    return y if residual is None else y + residual
+
+
+def operands(shape: tuple[int, ...], dtype: torch.dtype, upsample: bool = False) -> dict[str, Tensor]:
+    batch, channels, features, height, width = shape
+    side = 2 if upsample else 1
+    return {
+        "x": torch.randn(batch, channels, height, width).to(dtype),
+        "weight": (torch.randn(features, channels, 3, 3) / (9 * channels) ** 0.5).to(dtype),
+        "bias": torch.randn(features).to(dtype if torch.rand(()) < 0.5 else torch.float32),
+        "residual": torch.randn(batch, features, side * height, side * width).to(dtype),
+    }
+
+
+def computed(given: dict[str, Tensor | None], upsample: bool = False) -> Tensor:
+    packed = pack(given["weight"], upsample=upsample)
+    return packed_winograd_conv(given["x"], packed, given.get("bias"), residual=given.get("residual"))
+
+
+def check(y: Tensor, given: dict[str, Tensor | None], upsample: bool = False) -> None:
+    """Of many numbers a root-mean-square error at most twice PyTorch's own in the dtype; in bfloat16 2.7 times, since
+    images and weights are rounded again when they are transformed, and PyTorch's only error is the result's rounding
+    (each of the two comes to 1.9 times that, whatever the number of channels). Of each number at most 4 ulp of the sum
+    of its terms' sizes.
+    """
+    terms = [given["x"], given["weight"], given.get("bias"), given.get("residual")]
+    wide = [None if t is None else t.double() for t in terms]
+    exact = textbook(*wide, upsample)
+    error, theirs = y.double() - exact, textbook(*terms, upsample).double() - exact
+    size = textbook(*[None if t is None else t.abs() for t in wide], upsample)
+    assert bool((error.abs() <= 4 * ulp(size, y.dtype)).all()), f"{float((error.abs() / ulp(size, y.dtype)).max())} ulp"
+    if y.numel() >= 5000:
+        times = 2.7 if y.dtype == torch.bfloat16 else 2
+        assert float(error.square().mean().sqrt()) <= times * float(theirs.square().mean().sqrt())
+
+
+# ---- the reference
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4, 6), (1, 1, 1, 1, 1), (2, 4, 3, 5, 7), (0, 2, 3, 4, 4), (1, 7, 2, 1, 8)])
+def test_the_formula(seed, shape, upsample):
+    wide = {name: t.double() for name, t in operands(shape, torch.float32, upsample).items()}
+    x, weight, bias, residual = wide.values()
+    for b, r in itertools.product((None, bias), (None, residual)):
+        got = winograd_conv(x, weight, b, residual=r, upsample=upsample)
+        torch.testing.assert_close(got, textbook(x, weight, b, r, upsample), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_reference_rounds_once(seed, dtype):
+    given = operands((2, 40, 24, 9, 8), dtype)
+    y = winograd_conv(given["x"], given["weight"], given["bias"], residual=given["residual"])
+    exact = textbook(*[given[name].double() for name in ("x", "weight", "bias", "residual")], False)
+    assert y.dtype == dtype
+    assert bool(((y.double() - exact).abs() <= 0.5 * ulp(exact.abs(), dtype) + 1e-5).all())
+
+
+def test_gradients(seed):
+    given = [t.double().requires_grad_() for t in operands((2, 2, 3, 3, 4), torch.float32).values()]
+    assert torch.autograd.gradcheck(lambda x, w, b, r: winograd_conv(x, w, b, residual=r), given)
+    doubled = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, w, b, r: winograd_conv(x, w, b, residual=r, upsample=True), (*given[:3], doubled)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_compiled(seed):
+    given = operands((2, 16, 16, 6, 5), torch.float32)
+    traced = torch.compile(lambda x: winograd_conv(x * 2, given["weight"]), fullgraph=True, backend="aot_eager")
+    check(traced(given["x"]), {"x": given["x"] * 2, "weight": given["weight"]})
+
+
+# ---- the kernel
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_float64(kernel, seed, shape, dtype, upsample):
+    given = operands(shape, dtype, upsample)
+    y = computed(given, upsample)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    check(y, given, upsample)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("parts", [(), ("bias",), ("residual",)])
+def test_what_is_added(kernel, seed, parts, dtype):
+    given = operands((2, 32, 48, 16, 16), dtype)
+    given = {name: given[name] for name in ("x", "weight", *parts)}
+    check(computed(given), given)
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+def test_images_of_a_network(kernel, seed, upsample):
+    """As many numbers as a step has: more than a block, a panel and a thread's share; the largest error in any."""
+    for dtype, shape in zip(DTYPES, ((2, 128, 256, 16, 16), (1, 128, 96, 16, 15), (1, 160, 96, 15, 17)), strict=True):
+        given = operands(shape, dtype, upsample)
+        check(computed(given, upsample), given, upsample)
+
+
+def test_weights_that_no_cache_holds(kernel, seed):
+    """Their blocks have more tiles, some of which are left over."""
+    given = operands((2, 384, 384, 9, 8), torch.float32)
+    assert pack(given["weight"]).weights.nbytes > 8 << 20
+    check(computed(given), given)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_layouts(kernel, seed, layout, dtype):
+    given = operands((4, 32, 48, 5, 7), dtype)
+    expected = computed(given)
+    names = ("x", "weight", "residual")
+    moved = {**given, **{name: laid_out(given[name], layout) for name in names}, "bias": given["bias"].repeat(2)[48:]}
+    assert_same_bits(computed(moved), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("upsample", [False, True])
+def test_equal_in_exact_arithmetic(kernel, rng, dtype, upsample):
+    """Small integers have no rounding: weights of multiples of 4 are integers when transformed, too."""
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    side = 2 if upsample else 1
+    shapes = {"x": (2, 64, 5, 6), "weight": (48, 64, 3, 3), "bias": (48,), "residual": (2, 48, side * 5, side * 6)}
+    given = {name: torch.randint(-2, 3, shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    given["weight"] = given["weight"] * 4
+    expected = textbook(*[given[name].double() for name in shapes], upsample)
+    assert torch.equal(computed(given, upsample), expected.to(dtype))
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_bits_depend_on_the_window_alone(kernel, seed, dtype, upsample):
+    """Not on the threads, the batch, the other images or the place in it."""
+    given = operands((7, 64, 80, 9, 8), dtype, upsample)
+    packed, (x, _, bias, residual) = pack(given["weight"], upsample=upsample), given.values()
+    y = packed_winograd_conv(x, packed, bias, residual=residual)
+    order = torch.randperm(7)
+    assert_same_bits(packed_winograd_conv(x[order], packed, bias, residual=residual[order]), y[order])
+    assert_same_bits(packed_winograd_conv(x[4:5], packed, bias, residual=residual[4:5]), y[4:5])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert_same_bits(packed_winograd_conv(x, packed, bias, residual=residual), y)
+    finally:
+        torch.set_num_threads(before)
+    # Two further tiles to the right: what is left of them has the bits that it had.
+    wider = packed_winograd_conv(F.pad(x, (0, 4)), packed, bias)
+    plain = packed_winograd_conv(x, packed, bias)
+    kept = 2 * (8 - 1) if upsample else 6
+    assert_same_bits(wider[..., :kept], plain[..., :kept])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite(kernel, seed, dtype, bad):
+    """It reaches every result of its window and none beyond its tile's."""
+    given = operands((2, 32, 32, 12, 12), dtype)
+    before = computed(given)
+    row, column = 5, 6
+    given["x"][1, 17, row, column] = bad
+    y = computed(given)
+    assert not y[1, :, row - 1 : row + 2, column - 1 : column + 2].isfinite().any()
+    far = torch.ones(12, 12, dtype=torch.bool)
+    far[row - 3 : row + 4, column - 3 : column + 4] = False
+    assert_same_bits(y[0], before[0])
+    assert_same_bits(y[1][:, far], before[1][:, far])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_values(kernel, seed, dtype):
+    """The largest numbers overflow where their sum does; the smallest are lost, not blown up."""
+    largest = torch.finfo(dtype).max
+    weight = torch.zeros(16, 32, 3, 3)
+    weight[:, 0, 1, 1] = 1
+    packed = pack(weight.to(dtype), dtype=dtype)
+    x = torch.zeros(1, 32, 4, 4).to(dtype)
+    x[0, 0, 1, 1] = largest / 8
+    y = packed_winograd_conv(x, packed)
+    torch.testing.assert_close(y[0, 0, 1, 1], x[0, 0, 1, 1], rtol=0.02, atol=0)
+    x[0, 0, 1, 1] = torch.finfo(dtype).tiny
+    assert float(packed_winograd_conv(x, packed).abs().max()) <= 4 * torch.finfo(dtype).tiny
+
+
+def test_products_of_bfloat16(kernel, seed, monkeypatch):
+    """By the instruction, or by two products of floats: the same numbers, but for the order of two additions; of floats
+    that were not rounded they are more exact, and any 16 channels will do.
+    """
+    given = operands((2, 64, 32, 16, 16), torch.bfloat16)
+    packed = pack(given["weight"])
+    assert packed.weights.dtype == torch.bfloat16
+    y = packed_winograd_conv(given["x"], packed).double()
+    module = native.extension()
+    assert module.set_cpu_simd("portable")
+    theirs = packed_winograd_conv(given["x"], packed).double()
+    assert module.set_cpu_simd(kernel)
+    one = torch.finfo(torch.bfloat16).eps * float(y.abs().max())
+    assert float((y - theirs).abs().max()) <= 2 * one
+    assert float((y - theirs).square().mean().sqrt()) <= 0.1 * one
+    monkeypatch.undo()
+    monkeypatch.setattr(MODULE, "_pairs", lambda dtype: False)
+    exact = textbook(given["x"].double(), given["weight"].double(), None, None, False)
+    wide = packed_winograd_conv(given["x"], pack(given["weight"])).double()
+    assert float((wide - exact).square().mean()) < float((y - exact).square().mean())
+    for upsample in (False, True):
+        given = operands((2, 48, 32, 7, 6), torch.bfloat16, upsample)
+        check(computed(given, upsample), given, upsample)
+
+
+def test_weights_of_another_dtype(kernel, seed):
+    """float32 weights for bfloat16 images are rounded once, after they are transformed, as PyTorch's are before."""
+    given = operands((2, 64, 64, 16, 16), torch.float32)
+    x = given["x"].bfloat16()
+    y = packed_winograd_conv(x, pack(given["weight"], dtype=torch.bfloat16), given["bias"])
+    exact = textbook(x.double(), given["weight"].double(), given["bias"].double(), None, False)
+    theirs = textbook(x, given["weight"].bfloat16(), given["bias"], None, False)
+    rms = [float((t.double() - exact).square().mean().sqrt()) for t in (y, theirs)]
+    assert rms[0] <= 2 * rms[1]
+
+
+def test_an_empty_batch(kernel, seed):
+    given = operands((0, 32, 16, 3, 5), torch.float32, True)
+    assert computed(given, True).shape == (0, 16, 6, 10)
+
+
+def test_two_threads(kernel, seed):
+    """Each has its own memory for what it transforms, whatever sizes it computes in turn."""
+    cases = [operands(shape, torch.float32) for shape in (*SHAPES[:3], (2, 64, 64, 16, 16))]
+    expected, wrong = [computed(given) for given in cases], []
+
+    def work(start: int) -> None:
+        for i in range(40):
+            which = (start + i) % len(cases)
+            if not torch.equal(computed(cases[which]), expected[which]):
+                wrong.append(which)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))  # raises what they raise
+    assert not wrong

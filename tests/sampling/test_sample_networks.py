@@ -1,0 +1,227 @@
+"""The networks that sample takes: what they are given, what they may return, and what goes wrong."""
+
+import math
+import threading
+
+import pytest
+import torch
+from helpers import Affine, assert_same_bits, half, history_plan
+from torch import nn
+
+import fastdiff
+from fastdiff.plan.plan import Plan, Row
+
+SHAPE = (4, 3, 8, 8)
+
+
+def test_a_tuple_or_an_object(seed):
+    class Out:
+        def __init__(self, sample):
+            self.sample = sample
+
+    plain = fastdiff.sample(half, SHAPE, steps=3)
+    for wrap in (lambda o: (o, None), lambda o: (o,), Out):
+        assert_same_bits(fastdiff.sample(lambda x, t, wrap=wrap: wrap(x * 0.5), SHAPE, steps=3), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_the_network_is_given(backend, seed, dtype, layout):
+    class Network(nn.Conv2d):
+        def forward(self, x, t):
+            seen.append((x.dtype, x.is_contiguous(memory_format=layout), tuple(x.shape), t.dtype, tuple(t.tolist()),
+                         torch.is_grad_enabled(), self.training))  # fmt: skip
+            inputs.append(x.clone())
+            return super().forward(x)
+
+    seen, inputs = [], []
+    model = Network(3, 3, 3, padding=1).to(dtype).to(memory_format=layout)
+    states = list(fastdiff.sample_iter(model, SHAPE, sampler="ddim", steps=3, seed=seed, backend=backend))
+    assert seen == [(dtype, True, SHAPE, torch.int64, (t,) * 4, False, False) for t in (666, 333, 0)]
+    assert all(state.x.dtype == torch.float32 and state.x.is_contiguous() for state in states)
+    # Each input is the float32 state, rounded once.
+    assert_same_bits(inputs[0], fastdiff.randn(SHAPE, seed=seed).to(dtype))
+    for x, state in zip(inputs[1:], states, strict=False):
+        assert_same_bits(x, state.x.to(dtype))
+    assert model.training
+
+
+def test_model_dtype_of_a_function():
+    def model(x, t):
+        assert x.dtype == torch.bfloat16
+        return x.float() * 0.5  # an output of another floating dtype is read as it is
+
+    assert fastdiff.sample(model, SHAPE, steps=3, model_dtype=torch.bfloat16).dtype == torch.float32
+
+
+def test_float_timesteps():
+    plan = Plan((Row(t=2.5, alpha=1, sigma=1, x={"x": 1.0}), Row(t=1, alpha=1, sigma=1, x={"m": 1.0})))
+    model = Affine()
+    fastdiff.sample(model, SHAPE, sampler=plan)
+    assert [(t.dtype, t[0].item()) for _, t in model.seen] == [(torch.float32, 2.5), (torch.float32, 1.0)]
+
+
+def test_c_in_scales_what_the_network_reads(seed):
+    model = Affine()
+    states = list(fastdiff.sample_iter(model, SHAPE, sampler=history_plan(), seed=seed))
+    xs = [fastdiff.randn(SHAPE, seed=seed), *(state.x for state in states)]
+    calls = [i for i in range(6) if i != 3]
+    for (x, t), i in zip(model.seen, calls, strict=True):
+        assert_same_bits(x, xs[i] * (1 / (i + 1)))
+        assert t[0] == (40, 30, 20, 20, 10, 0)[i]
+
+
+def test_modes_come_back():
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3), nn.Identity())
+    model[1].eval()
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = model
+
+        def forward(self, x, t):
+            assert not any(m.training for m in self.modules())
+            if fail:
+                raise RuntimeError("as asked")
+            return self.body(x)
+
+    network, flags = Network(), [True, True, True, False, True]
+    for fail in (False, True):
+        assert [m.training for m in network.modules()] == flags
+        if fail:
+            with pytest.raises(RuntimeError, match="as asked"):
+                fastdiff.sample(network, SHAPE, steps=3)
+        else:
+            fastdiff.sample(network, SHAPE, steps=3)
+        assert [m.training for m in network.modules()] == flags
+    fail = False
+    for state in fastdiff.sample_iter(network, SHAPE, steps=3):
+        if state.row == 2:
+            break  # a generator that is dropped
+    del state
+    assert [m.training for m in network.modules()] == flags
+
+
+def test_gradients_are_off_only_inside():
+    weight = torch.ones(1, requires_grad=True)
+    for state in fastdiff.sample_iter(lambda x, t: x * weight, SHAPE, steps=3):
+        assert torch.is_grad_enabled()
+        assert not state.x.requires_grad
+    assert not fastdiff.sample(lambda x, t: x * weight, SHAPE, steps=3).requires_grad
+
+
+def test_learned_variance(backend, seed):
+    plan = fastdiff.samplers.ddpm(fastdiff.NoiseSchedule.linear(), 5, variance="learned_range")
+    got = fastdiff.sample(lambda x, t: torch.cat([x * 0.5, x * 0.3], 1), SHAPE, sampler=plan, seed=seed,
+                          backend=backend)  # fmt: skip
+    x = fastdiff.randn(SHAPE, seed=seed)
+    for row in range(5):
+        x = fastdiff.ops.update(x, torch.cat([x * 0.5, x * 0.3], 1), plan, row, seed=seed, backend="reference").x
+    assert_same_bits(got, x)
+
+
+def test_an_empty_batch(backend):
+    got = fastdiff.sample(half, (0, 3, 8, 8), steps=3, backend=backend)
+    assert got.shape == (0, 3, 8, 8)
+    assert got.dtype == torch.float32
+
+
+def test_a_progress_bar(capsys):
+    fastdiff.sample(half, (1, 4), steps=5, progress=True)
+    assert "5/5" in capsys.readouterr().err
+    fastdiff.sample(half, (1, 4), steps=5)
+    assert capsys.readouterr().err == ""
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_network_that_fails_is_named_with_its_row(backend, value, dtype):
+    def model(x, t):
+        out = x * 0.5
+        if int(t[0]) == 300:
+            out[-1, -1, -1, -1] = value
+        return out
+
+    for run in (fastdiff.sample, lambda *a, **k: list(fastdiff.sample_iter(*a, **k))):
+        with pytest.raises(FloatingPointError, match=r"row 6 of 10 \(t = 300\)"):
+            run(model, SHAPE, steps=10, model_dtype=dtype, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "names"),
+    [
+        (lambda x, t: x[:, :2], ValueError, r"\[4, 3, 8, 8\]; got \[4, 2, 8, 8\]"),
+        (lambda x, t: x[:2], ValueError, r"got \[2, 3, 8, 8\]"),
+        (lambda x, t: x.sum(), ValueError, r"got \[\]"),
+        (lambda x, t: torch.cat([x, x], 1), ValueError, "learned_range"),
+        (lambda x, t: x.long(), TypeError, "int64"),
+        (lambda x, t: x.double(), TypeError, "float64"),
+        (lambda x, t: None, TypeError, "NoneType"),
+        (lambda x, t: [x], TypeError, "list"),
+        (lambda x, t: (), TypeError, "tuple"),
+        (lambda x, t: {"sample": x}, TypeError, "dict"),
+        (lambda x, t: x.mul_(0.5), ValueError, "in place"),
+        (lambda x, t: x.to("meta"), ValueError, "device"),
+    ],
+)
+def test_a_network_that_returns_something_else(backend, model, error, names):
+    with pytest.raises(error, match=names):
+        fastdiff.sample(model, SHAPE, steps=3, backend=backend)
+
+
+VIEWS = {
+    "transposed": lambda x: x.transpose(2, 3),
+    "one channel for all": lambda x: x[:, :1].expand_as(x),
+    "one sample for all": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_network_may_return_a_view_of_its_input(backend, seed, view, dtype):
+    shape = (4, 3, 64, 64)  # larger than what a kernel holds at a time
+    options = {"sampler": "ddim", "steps": 4, "seed": seed, "model_dtype": dtype, "backend": backend}
+    seen = fastdiff.sample(lambda x, t: view(x), shape, **options)
+    assert_same_bits(seen, fastdiff.sample(lambda x, t: view(x).clone(), shape, **options))
+
+
+def test_learned_variance_needs_its_channels():
+    with pytest.raises(ValueError, match="6 channels"):
+        fastdiff.sample(half, SHAPE, steps=3, variance="learned_range")
+
+
+def test_a_network_may_change_a_private_copy_of_its_input(seed):
+    """Where the input is a bfloat16 copy, not the state itself, changing it in place does no harm."""
+    options = {"steps": 5, "seed": seed, "model_dtype": torch.bfloat16}
+    assert_same_bits(
+        fastdiff.sample(lambda x, t: x.mul_(0.5), SHAPE, **options), fastdiff.sample(half, SHAPE, **options)
+    )
+
+
+def test_two_runs_at_once_hold_a_training_module_in_eval_mode():
+    """The first run to end does not put the module back into training mode under the other."""
+    barrier, modes = threading.Barrier(2), []
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t):
+            modes.append(self.training)
+            return x
+
+    net = Net().train()
+
+    def run(steps):
+        barrier.wait()
+        fastdiff.sample(net, (1, 3), sampler="ddim", steps=steps, device="cpu")
+
+    threads = [threading.Thread(target=run, args=(steps,)) for steps in (2, 400)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(modes) == 402
+    assert not any(modes)
+    assert net.training

@@ -1,0 +1,162 @@
+"""Where a run begins: image-to-image by strength, in plans of one row a step, of several, and with a history."""
+
+import math
+
+import pytest
+import torch
+from helpers import assert_same_bits, half
+
+import fastdiff
+from fastdiff.plan.plan import Plan, Row
+from fastdiff.samplers import SAMPLERS
+from fastdiff.schedules.spacing import levels
+
+SHAPE = (2, 3, 4, 4)
+LINEAR = fastdiff.NoiseSchedule.linear()
+
+
+def first_of(steps: int, strength: float) -> int:
+    """diffusers' get_timesteps: the first of the timesteps that an img2img pipeline visits."""
+    init_timestep = min(int(steps * strength), steps)
+    return max(steps - init_timestep, 0)
+
+
+def heun(schedule, steps=None, *, churn=False, **walk) -> Plan:
+    """Two calls a level, or a row of noise before them; the first row of a level reads nothing of the one before."""
+    rows = []
+    *visited, end = levels(schedule, steps, ve=True, **walk)
+    for here, there in zip(visited, [*visited[1:], end], strict=True):
+        at = {"t": here.t, "alpha": 1.0, "sigma": here.sigma, "c_in": here.c_in}
+        if churn and there.sigma:
+            rows.append(Row(x={"x": 1.0, "z": 0.1}, calls_model=False, **at))
+        ratio = there.sigma / here.sigma
+        step = {"x": ratio, "x0": 1 - ratio}
+        rows.append(Row(x=step, anchor={"x": 1.0}, slot={"x0": 1.0}, write=0, q=1.0, **at))
+        if there.sigma:
+            both = {"anchor": ratio, "x0": (1 - ratio) / 2, "slot0": (1 - ratio) / 2}
+            rows.append(Row(t=there.t, alpha=1.0, sigma=there.sigma, c_in=there.c_in, x=both, q=1.0, reads=(0,)))
+    return Plan(tuple(rows), name="heun", init_sigma=visited[0].sigma)
+
+
+def multistep(schedule, steps=None, **walk) -> Plan:
+    """x̂_0 extrapolated from the last two, but for the first row."""
+    rows = []
+    *visited, end = levels(schedule, steps, ve=True, **walk)
+    for i, (here, there) in enumerate(zip(visited, [*visited[1:], end], strict=True)):
+        ratio = there.sigma / here.sigma
+        x = {"x": ratio, "x0": (1 - ratio) * (1.5 if i else 1.0), "slot0": (1 - ratio) * (-0.5 if i else 0.0)}
+        rows.append(
+            Row(t=here.t, alpha=1.0, sigma=here.sigma, c_in=here.c_in, x=x, slot={"x0": 1.0}, write=i % 2,
+                reads=((i + 1) % 2,), q=1.0)
+        )  # fmt: skip
+    return Plan(tuple(rows), name="multistep", init_sigma=visited[0].sigma)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("strength", [0.1, 0.29, 0.5, 0.75, 0.999, 1.0])
+def test_strength_is_a_start_step(seed, sampler, strength):
+    image = torch.rand(SHAPE)
+    for steps in (10, 13):
+        options = {"sampler": sampler, "steps": steps, "x_init": image, "seed": seed}
+        got = fastdiff.sample(half, SHAPE, strength=strength, **options)
+        assert_same_bits(got, fastdiff.sample(half, SHAPE, start_step=first_of(steps, strength), **options))
+        plan = getattr(fastdiff.samplers, sampler)(LINEAR, steps)
+        assert_same_bits(got, fastdiff.sample(half, SHAPE, sampler=plan, x_init=image, seed=seed, strength=strength))
+        calls = list(fastdiff.sample_iter(half, SHAPE, strength=strength, **options))
+        assert len(calls) == int(steps * strength)
+
+
+def test_strength_zero_is_the_image(seed):
+    image = torch.rand(SHAPE, dtype=torch.float64)
+    for strength in (0, 0.0, 0.05):
+        got = fastdiff.sample(half, SHAPE, steps=10, x_init=image, strength=strength)
+        assert_same_bits(got, image.float())
+    kept = image.float()
+    assert fastdiff.sample(half, SHAPE, steps=10, x_init=kept, strength=0).data_ptr() != kept.data_ptr()
+
+
+@pytest.mark.parametrize("churn", [False, True])
+def test_a_step_of_several_rows(seed, monkeypatch, churn):
+    monkeypatch.setitem(SAMPLERS, "heun of the test", heun)
+    image, steps = torch.rand(SHAPE), 10
+    plan = heun(LINEAR, steps, churn=churn)
+    sigmas = [level.sigma for level in levels(LINEAR, steps, ve=True)]
+    for strength in (0.25, 0.6, 0.1):
+        seen = []
+
+        def watch(x, t, seen=seen):
+            seen.append(int(t[0]))
+            return x * 0.5
+
+        got = fastdiff.sample(watch, SHAPE, sampler="heun of the test", steps=steps, sampler_options={"churn": churn},
+                              x_init=image, strength=strength, seed=seed)  # fmt: skip
+        first = (3 if churn else 2) * first_of(steps, strength)
+        assert plan[first].sigma == sigmas[first_of(steps, strength)]
+        assert_same_bits(got, fastdiff.sample(half, SHAPE, sampler=plan, x_init=image, start_step=first, seed=seed))
+        assert len(seen) == 2 * int(steps * strength) - 1
+    with pytest.raises(ValueError, match="start_step is 2" if churn else "start_step is 1"):
+        fastdiff.sample(half, SHAPE, sampler=plan, x_init=image, start_step=2 if churn else 1)
+    with pytest.raises(ValueError, match="strength"):
+        fastdiff.sample(half, SHAPE, sampler=plan, x_init=image, strength=0.5)
+
+
+def test_a_sampler_with_a_history_begins_anew(seed, monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "multistep of the test", multistep)
+    image = torch.rand(SHAPE)
+    plan = multistep(LINEAR, 10)
+    assert plan.entries == (0, 9) or plan.entries == (0,)
+    got = fastdiff.sample(
+        half, SHAPE, sampler="multistep of the test", steps=10, x_init=image, strength=0.45, seed=seed
+    )
+    # By hand: the last four levels, the first without a history.
+    sigmas = [level.sigma for level in levels(LINEAR, 10, ve=True)][6:]
+    c_in = [level.c_in for level in levels(LINEAR, 10, ve=True)][6:]
+    x = image.double() + sigmas[0] * fastdiff.randn(SHAPE, seed=seed).double()
+    old = None
+    for a, b, c in zip(sigmas, sigmas[1:], c_in, strict=False):
+        x0 = 0.5 * c * x
+        x = b / a * x + (1 - b / a) * (x0 if old is None else 1.5 * x0 - 0.5 * old)
+        old = x0
+    torch.testing.assert_close(got.double(), x, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="start_step is 6"):
+        fastdiff.sample(half, SHAPE, sampler=plan, x_init=image, start_step=6)
+    with pytest.raises(ValueError, match="skip"):
+        fastdiff.sample(half, SHAPE, sampler="multistep of the test", steps=10, x_init=image, strength=0.5,
+                        sampler_options={"skip": 2})  # fmt: skip
+
+
+def test_skip_leaves_out_the_first_levels():
+    whole = levels(LINEAR, 10)
+    for skip in (0, 3, 9):
+        assert levels(LINEAR, 10, skip=skip) == whole[skip:]
+    for bad, error in ((10, ValueError), (-1, ValueError), (1.0, TypeError)):
+        with pytest.raises(error, match="skip"):
+            levels(LINEAR, 10, skip=bad)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "names"),
+    [
+        ({"strength": 1.1}, ValueError, "strength"),
+        ({"strength": -0.1}, ValueError, "strength"),
+        ({"strength": math.nan}, ValueError, "strength"),
+        ({"strength": "0.5"}, TypeError, "strength"),
+        ({"strength": True}, TypeError, "strength"),
+        ({"strength": 0.5, "start_step": 2}, ValueError, "start_step"),
+        ({"strength": 0.5, "x_init": None}, ValueError, "x_init"),
+        ({"start_step": 2, "x_init": None}, ValueError, "x_init"),
+        ({"x_init": torch.zeros(2, 3), "strength": 0.0}, ValueError, "x_init"),
+    ],
+)
+def test_refuses(options, error, names):
+    def never(x, t):
+        raise AssertionError("called")
+
+    with pytest.raises(error, match=names):
+        fastdiff.sample(never, SHAPE, **{"steps": 5, "x_init": torch.zeros(SHAPE), **options})
+
+
+def test_resume_goes_without_strength():
+    state = next(iter(fastdiff.sample_iter(half, SHAPE, steps=5)))
+    with pytest.raises(ValueError, match="strength"):
+        fastdiff.sample(half, SHAPE, steps=5, resume=state, strength=0.5)

@@ -1,0 +1,223 @@
+"""Where a walk stops: every spacing and list, the last level, and what is refused, in float64."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from fastdiff import NoiseSchedule
+from fastdiff.samplers import ddim
+from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
+from fastdiff.schedules.level import Level
+from fastdiff.schedules.spacing import SIGMA_SPACINGS, levels
+
+LINEAR = NoiseSchedule.linear()
+SCALED = NoiseSchedule.scaled_linear()
+ZERO_SNR = LINEAR.rescale_zero_terminal_snr()
+EDM = EDMSchedule()
+FLOW = FlowSchedule()
+
+
+def sigma_of(schedule: NoiseSchedule, t: int) -> float:
+    bar = schedule.alphas_cumprod.tolist()[t]
+    return math.sqrt(1 / bar - 1)
+
+
+def sigmas(chosen: list[Level]) -> list[float]:
+    return [level.sigma for level in chosen]
+
+
+# ---- sigma spacings
+
+
+def test_karras_anchors():
+    """n = 5, (0.002, 80), ρ = 7, and 0 after them."""
+    first, *rest = sigmas(levels(EDM, 5))
+    assert first == pytest.approx(79.99998, rel=3e-7)  # float32's 80
+    assert [round(sigma, 5) for sigma in rest] == [17.52783, 2.51522, 0.16975, 0.002, 0]
+    assert sigmas(levels(EDM, 5, spacing="karras", rho=7)) == sigmas(levels(EDM, 5))
+    assert sigmas(levels(EDM, 3, rho=1)) == pytest.approx([80, 40.001, 0.002, 0])
+
+
+def test_ends_are_exact():
+    for schedule, spacing, n in itertools.product((LINEAR, EDM, FlowSchedule(3.0)), SIGMA_SPACINGS, (1, 2, 7)):
+        if spacing == "beta":
+            pytest.importorskip("scipy")
+        chosen = sigmas(levels(schedule, n, spacing=spacing, ve=True))
+        assert len(chosen) == n + 1
+        assert chosen[0] == schedule.sigma_max
+        assert chosen[-1] == 0
+        assert n == 1 or chosen[-2] == schedule.sigma_min
+
+
+def test_exponential_is_even_in_log_snr():
+    for schedule, name in itertools.product((SCALED, EDM), ("exponential", "logsnr")):
+        logs = [math.log(s) for s in sigmas(levels(schedule, 9, spacing=name, ve=True))[:-1]]
+        gaps = [b - a for a, b in itertools.pairwise(logs)]
+        assert gaps == pytest.approx([gaps[0]] * 8, rel=1e-9)
+        assert gaps[0] == pytest.approx(math.log(schedule.sigma_min / schedule.sigma_max) / 8)
+
+
+def test_polyexponential():
+    """ln σ falls as (1 − i/(n−1))^ρ; ρ = 1 is exponential."""
+    low, high = math.log(0.002), math.log(80)
+    for rho in (0.5, 2.0, 3.0):
+        got = sigmas(levels(EDM, 6, spacing="polyexponential", rho=rho))[:-1]
+        assert got == pytest.approx([math.exp(low + (1 - i / 5) ** rho * (high - low)) for i in range(6)])
+    plain = sigmas(levels(EDM, 6, spacing="polyexponential"))
+    assert plain == pytest.approx(sigmas(levels(EDM, 6, spacing="exponential")))
+
+
+def test_beta():
+    """The quantiles of Beta(0.6, 0.6): Simpson's rule on the density, the substitution u = s⁵ taking off its pole."""
+    pytest.importorskip("scipy")
+    got = sigmas(levels(EDM, 5, spacing="beta"))[:-1]
+    assert got[2] == pytest.approx((80 + 0.002) / 2)  # symmetric
+    assert got[1] + got[3] == pytest.approx(80.002)
+
+    def mass(share: float) -> float:
+        n, top = 20000, share ** (1 / 5)
+        f = [5 * (s := top * i / n) ** 2 * (1 - s**5) ** -0.4 for i in range(n + 1)]  # u^-0.4 du = 5 s² ds
+        return (f[0] + f[-1] + 4 * sum(f[1:-1:2]) + 2 * sum(f[2:-1:2])) * top / n / 3
+
+    total = math.gamma(0.6) ** 2 / math.gamma(1.2)
+    assert mass((got[3] - 0.002) / (80 - 0.002)) / total == pytest.approx(0.25, rel=1e-6)
+
+
+@pytest.mark.parametrize("spacing", SIGMA_SPACINGS)
+def test_a_noise_schedule_interpolates_its_timesteps(spacing):
+    if spacing == "beta":
+        pytest.importorskip("scipy")
+    chosen = levels(SCALED, 12, spacing=spacing, ve=True)
+    table = [math.log(sigma_of(SCALED, i)) for i in range(1000)]
+    for level in chosen[:-1]:
+        low = min(int(level.t), 998)
+        share = level.t - low
+        assert math.log(level.sigma) == pytest.approx(table[low] * (1 - share) + table[low + 1] * share, abs=1e-9)
+    assert [level.t for level in chosen][::11] == [999, 0]
+    whole = levels(SCALED, 12, spacing=spacing, ve=True, quantize=True)
+    assert [level.t for level in whole] == [round(level.t) for level in chosen]
+    assert sigmas(whole) == sigmas(chosen)
+    # VP states at the same σ/α.
+    for a, b in zip(chosen, levels(SCALED, 12, spacing=spacing), strict=True):
+        assert (b.t, b.alpha**2 + b.sigma**2, b.c_in) == pytest.approx((a.t, 1, 1))
+        assert b.sigma / b.alpha == pytest.approx(a.sigma)
+
+
+# ---- index spacings
+
+
+def test_quadratic():
+    """Song et al. 2021, Appendix D.2: t_i = ⌊c i²⌋; here the ends are 0 and T − 1, and places are rounded."""
+    got = [level.t for level in levels(LINEAR, 5, spacing="quadratic")][:-1]
+    assert got == [round(999 * (i / 4) ** 2) for i in (4, 3, 2, 1, 0)] == [999, 562, 250, 62, 0]
+
+
+def test_steps_offset():
+    got = [level.t for level in levels(LINEAR, 50, spacing="leading", steps_offset=1)]
+    assert got[:3] == [981, 961, 941]
+    assert got[-2] == 1
+    assert [t - 1 for t in got[:-1]] == [level.t for level in levels(LINEAR, 50, spacing="leading")][:-1]
+
+
+# ---- the last level
+
+
+def test_final_sigma_min():
+    """Every spacing ends at the schedule's least σ, and no call is made there."""
+    for schedule, spacing in ((LINEAR, "trailing"), (LINEAR, "linspace"), (LINEAR, "quadratic"), (LINEAR, "karras"),
+                              (EDM, "karras"), (EDM, "exponential"), (FlowSchedule(2.0), "trailing"),
+                              (FlowSchedule(2.0), "linspace"), (FLOW, "karras")):  # fmt: skip
+        chosen = levels(schedule, 6, spacing=spacing, final="sigma_min")
+        assert len(chosen) == 7
+        assert chosen[-1].ratio == pytest.approx(levels(schedule, sigmas=(0.5, schedule.sigma_min))[-1].ratio)
+        assert chosen[-2].ratio > chosen[-1].ratio > 0
+    chosen = levels(LINEAR, 10, spacing="leading", steps_offset=1, final="sigma_min")
+    assert [level.t for level in chosen][-2:] == [1, 0]
+    assert [level.t for level in levels(LINEAR, timesteps=[5, 3], final="sigma_min")] == [5, 3, 0]
+    assert sigmas(levels(EDM, 4, final="sigma_min"))[:-1] == sigmas(levels(EDM, 5))[:4]
+
+
+def test_lists():
+    both = levels(SCALED, sigmas=[10.0, 2.0, 0.5], timesteps=[900, 500.5], ve=True)
+    assert [(level.t, level.sigma) for level in both[:-1]] == [(900, 10), (500.5, 2)]
+    assert both[-1].sigma == 0.5
+    for values in (torch.tensor([10.0, 2.0, 0.0], dtype=torch.float64), (10, 2, 0)):
+        alone = levels(SCALED, 2, sigmas=values, ve=True)
+        assert sigmas(alone) == [10, 2, 0]
+        assert alone[0].t == SCALED.time_at(10)
+    assert [level.t for level in levels(LINEAR, timesteps=torch.tensor([7, 3]))] == [7, 3, 0]
+    assert [level.t for level in levels(LINEAR, timesteps=[7.4, 3.0], quantize=True)] == [7, 3, 0]
+    # A karras walk listed is the walk.
+    walk = levels(SCALED, 8, spacing="karras", ve=True)
+    assert levels(SCALED, sigmas=sigmas(walk), ve=True) == walk
+
+
+def test_edm_starts_ddim_at_sigma_max():
+    assert ddim(EDM, 5, prediction="edm", spacing="karras").init_sigma == 80
+    assert ddim(FLOW, 5, prediction="flow_prediction", spacing="trailing").init_sigma == 1
+    assert ddim(LINEAR, 5).init_sigma == 1
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("schedule", "arguments", "error", "names"),
+    [
+        (LINEAR, {"timesteps": [5, 5]}, ValueError, "timesteps must fall"),
+        (LINEAR, {"timesteps": [5, 6]}, ValueError, "timesteps must fall"),
+        (FLOW, {"timesteps": [5, 6]}, ValueError, "σ must fall"),
+        (LINEAR, {"timesteps": [1000]}, ValueError, r"timesteps\[0\].*999"),
+        (LINEAR, {"timesteps": []}, ValueError, "timesteps"),
+        (LINEAR, {"timesteps": [True]}, TypeError, "timesteps.*bool"),
+        (LINEAR, {"timesteps": ["5"]}, TypeError, "timesteps.*str"),
+        (LINEAR, {"timesteps": "5"}, TypeError, "timesteps"),
+        (LINEAR, {"timesteps": [math.nan]}, ValueError, "timesteps.*nan"),
+        (LINEAR, {"timesteps": [5, 3], "steps": 3}, ValueError, "steps is 3"),
+        (EDM, {"timesteps": [0.5, 0.1], "steps": 3}, ValueError, "steps is 3"),
+        (LINEAR, {"sigmas": [1.0, 2.0, 0.0]}, ValueError, "σ must fall"),
+        (LINEAR, {"sigmas": [1.0, 1.0, 0.0]}, ValueError, "σ must fall"),
+        (LINEAR, {"sigmas": [1.0, 0.0, 0.0]}, ValueError, "σ must fall"),
+        (LINEAR, {"sigmas": [1.0, -1.0]}, ValueError, "sigmas.*negative"),
+        (LINEAR, {"sigmas": [1.0]}, ValueError, "sigmas.*two or more"),
+        (LINEAR, {"sigmas": [1.0, math.inf]}, ValueError, "sigmas.*finite"),
+        (LINEAR, {"sigmas": [1.0, "0"]}, TypeError, "sigmas"),
+        (LINEAR, {"sigmas": [1.0, 0.0], "steps": 2}, ValueError, "steps is 2"),
+        (LINEAR, {"sigmas": [1.0, 0.0], "steps": True}, TypeError, "steps"),
+        (LINEAR, {"sigmas": [1.0, 0.0], "timesteps": [2, 1]}, ValueError, "timesteps"),
+        (LINEAR, {"sigmas": [2.0, 1.0, 0.0], "timesteps": [5, 5]}, ValueError, "same timestep"),
+        (LINEAR, {"sigmas": [2.0, 1.0, 0.0], "timesteps": [5, 6]}, ValueError, "timesteps must fall"),
+        (LINEAR, {"sigmas": [1.0, 0.0], "final": "sigma_min"}, ValueError, "final"),
+        (FLOW, {"sigmas": [1.5, 0.0]}, ValueError, r"\[0, 1\]"),
+        # Two σ beyond the table have one timestep; so have two that are rounded to one.
+        (LINEAR, {"sigmas": [300.0, 200.0, 0.0]}, ValueError, "same timestep"),
+        (LINEAR, {"steps": 400, "spacing": "karras", "quantize": True}, ValueError, "same timestep"),
+        (LINEAR, {"steps": 900, "spacing": "quadratic"}, ValueError, "quadratic"),
+        (LINEAR, {"steps": 1001}, ValueError, "steps.*1000"),
+        (LINEAR, {"steps": 1001, "spacing": "karras"}, ValueError, "steps.*1000"),
+        (LINEAR, {"steps": 0}, ValueError, "steps"),
+        (EDM, {"steps": None}, ValueError, "steps must be given"),
+        (EDM, {"steps": 2.0}, TypeError, "steps"),
+        (EDM, {"steps": 5, "spacing": "leading"}, ValueError, "leading.*table"),
+        (EDM, {"steps": 5, "quantize": True}, ValueError, "quantize"),
+        (FLOW, {"steps": 5, "spacing": "leading"}, ValueError, "leading"),
+        (LINEAR, {"steps": 5, "spacing": "karas"}, ValueError, "spacing.*did you mean 'karras'"),
+        (LINEAR, {"steps": 5, "spacing": 7}, ValueError, "spacing is 7"),
+        (LINEAR, {"steps": 5, "final": "sigma_mni"}, ValueError, "final.*did you mean 'sigma_min'"),
+        (LINEAR, {"steps": 5, "rho": 7.0}, ValueError, "rho"),
+        (EDM, {"steps": 5, "rho": 0.0}, ValueError, "rho"),
+        (EDM, {"steps": 5, "rho": "7"}, TypeError, "rho"),
+        (LINEAR, {"steps": 5, "steps_offset": 1}, ValueError, "steps_offset"),
+        (LINEAR, {"steps": 5, "steps_offset": 200, "spacing": "leading"}, ValueError, "steps_offset"),
+        (LINEAR, {"timesteps": [3], "steps_offset": 1, "spacing": "leading"}, ValueError, "steps_offset"),
+        (LINEAR, {"steps": 10, "spacing": "leading", "final": "sigma_min"}, ValueError, "σ must fall"),
+        (ZERO_SNR, {"steps": 5, "ve": True}, ValueError, "ᾱ is 0"),
+        (ZERO_SNR, {"steps": 5, "spacing": "karras"}, ValueError, "σ_max"),
+        ("linear", {"steps": 5}, TypeError, "schedule"),
+    ],
+)
+def test_refuses(schedule, arguments, error, names):
+    with pytest.raises(error, match=names):
+        levels(schedule, **arguments)

@@ -1,0 +1,153 @@
+"""The digits' split, and folders of pictures of every kind."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdiff.training import data
+
+
+def picture(path, colour="red", size=(12, 10), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+    return path
+
+
+# ---- digits
+
+
+def test_the_digits_are_split_into_two_parts_that_share_nothing_and_miss_nothing():
+    from sklearn.datasets import load_digits
+
+    train, held_out = data.load_digits("train"), data.load_digits("held_out")
+    assert (len(train), len(held_out)) == (1297, 500)
+    both = torch.cat([train.pixels, held_out.pixels]).flatten(1).numpy()
+    original = load_digits().data.astype(np.uint8)
+    assert sorted(map(bytes, both)) == sorted(map(bytes, original))
+    shares = torch.bincount(held_out.labels) / torch.bincount(torch.cat([train.labels, held_out.labels]))
+    assert (shares - 500 / 1797).abs().max() < 0.01
+
+
+def test_the_split_never_changes():
+    ink = data.load_digits("held_out").pixels.long().sum((1, 2, 3))
+    assert int((ink * torch.arange(500)).sum()) == 38904969  # order and choice of the 500
+
+
+def test_digits_span_minus_one_to_one():
+    digits = data.load("digits")
+    images = digits.images()
+    assert (images.dtype, images.shape) == (torch.float32, (1297, 1, 8, 8))
+    assert images.unique().tolist() == [level / 8 - 1 for level in range(17)]
+    assert torch.equal(digits.images(torch.tensor([5, 3])), images[[5, 3]])
+
+
+def test_a_missing_scikit_learn_names_the_command_that_helps(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r'pip install "fastdiff\[train\]"'):
+        data.load("digits")
+
+
+def test_importing_the_module_imports_no_scikit_learn():
+    import subprocess
+
+    code = "import sys, fastdiff.training.data; assert not any(name.startswith('sklearn') for name in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "told"),
+    [
+        ({"data": 3}, TypeError, "data"),
+        ({"data": "digits", "size": 16}, ValueError, "8 × 8"),
+        ({"data": "digits", "size": 0}, ValueError, "size"),
+        ({"data": "digits", "size": 8.0}, TypeError, "size"),
+        ({"data": "/no/such/folder"}, FileNotFoundError, "no folder"),
+        ({"data": __file__}, NotADirectoryError, "not a folder"),
+    ],
+)
+def test_bad_arguments(bad, error, told):
+    with pytest.raises(error, match=told):
+        data.load(**bad)
+    with pytest.raises(ValueError, match="part"):
+        data.load_digits("test")
+
+
+# ---- folders
+
+
+def test_subfolders_are_classes_in_alphabetical_order(tmp_path):
+    picture(tmp_path / "zebra" / "1.png", "black")
+    picture(tmp_path / "ant" / "deep" / "2.jpg", "white")
+    picture(tmp_path / "ant" / "1.png", "white")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "notes.txt").write_text("not a picture")
+    found = data.load(tmp_path, size=4)
+    assert (found.classes, found.labels.tolist()) == (("ant", "zebra"), [0, 0, 1])
+    assert found.pixels.shape == (3, 3, 4, 4)
+    assert found.images().flatten(1).mean(1).tolist() == pytest.approx([1, 1, -1], abs=0.02)
+
+
+def test_a_flat_folder_has_no_classes_and_grey_stays_grey(tmp_path):
+    picture(tmp_path / "a.png", 255, mode="L")
+    picture(tmp_path / "b.png", 0, mode="1")
+    found = data.load(tmp_path)
+    assert (found.labels, found.classes, found.pixels.shape) == (None, (), (2, 1, 32, 32))
+    picture(tmp_path / "c.png", "blue")
+    assert data.load(str(tmp_path)).pixels[:, :, 0, 0].tolist() == [[255] * 3, [0] * 3, [0, 0, 255]]
+
+
+def test_pictures_are_cropped_to_their_central_square(tmp_path):
+    wide = Image.new("RGB", (30, 10), "black")
+    wide.paste("white", (10, 0, 20, 10))
+    wide.save(tmp_path / "wide.png")
+    assert (data.load(tmp_path, size=10).pixels == 255).all()
+
+
+def test_transparency_becomes_white_and_a_rotated_photo_upright(tmp_path):
+    picture(tmp_path / "a.png", (255, 0, 0, 0), mode="RGBA")
+    assert (data.load(tmp_path, size=4).pixels == 255).all()
+    half = Image.new("RGB", (16, 16), "black")
+    half.paste("white", (0, 0, 16, 8))  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    half.save(tmp_path / "a.png", exif=exif)
+    rows = data.load(tmp_path, size=16).pixels[0, 0, :, 0]
+    assert rows.tolist() == [0] * 8 + [255] * 8
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n and no more", b"GIF89a"])
+def test_a_corrupt_picture_is_named(tmp_path, content):
+    picture(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        data.load(tmp_path)
+
+
+def test_a_truncated_picture_is_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for kind in ("png", "jpg"):
+        path = tmp_path / kind / f"cut.{kind}"
+        path.parent.mkdir()
+        Image.fromarray(noise).save(path)
+        path.write_bytes(path.read_bytes()[:-500])
+        with pytest.raises(ValueError, match=rf"cut\.{kind}"):
+            data.load(path.parent)
+
+
+def test_sixteen_bit_pictures_are_refused_rather_than_clipped(tmp_path):
+    Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png.*8-bit"):
+        data.load(tmp_path)
+
+
+def test_folders_without_pictures_or_with_both_kinds_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no picture"):
+        data.load(tmp_path)
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "ant" / "b.png")
+    with pytest.raises(ValueError, match="both"):
+        data.load(tmp_path)

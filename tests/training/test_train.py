@@ -1,0 +1,276 @@
+"""Training: resuming to the bit, files that survive a kill, and arguments refused before any work."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import pytest
+import torch
+from helpers import SEED, SEED_VARIABLE
+from PIL import Image
+
+from fastdiff.models import UNet
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.training import data as image_data
+from fastdiff.training.settings import Settings, scheduler_config
+from fastdiff.training.train import train
+
+TINY = {"channels": (8, 16), "batch_size": 4, "warmup": 2, "seed": SEED, "progress": False, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _tell_the_seed():
+    print(f"{SEED_VARIABLE}={SEED}")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of six steps that was never interrupted."""
+    return train("digits", tmp_path_factory.mktemp("straight") / "run", steps=6, save_every=4, **TINY)
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def assert_equal(a, b, name="state"):
+    """Equal to the bit, whatever is nested in whatever."""
+    assert type(a) is type(b), name
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), name
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), name
+        for key in a:
+            assert_equal(a[key], b[key], f"{name}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), name
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{name}[{index}]")
+    else:
+        assert a == b, name
+
+
+# ---- resuming
+
+
+def test_a_resumed_run_has_the_bits_of_a_straight_one(tmp_path, straight):
+    train("digits", tmp_path, steps=2, save_every=100, **TINY)
+    torch.manual_seed(random.randrange(2**31))  # the global generator has no say
+    train("digits", tmp_path, steps=6, save_every=4, resume=True, **TINY)
+    resumed, whole = checkpoint(tmp_path), checkpoint(straight)
+    for part in ("step", "losses", "generator", "model", "ema", "optimizer"):
+        assert_equal(resumed[part], whole[part], part)
+    name = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
+    assert (tmp_path / "samples" / "step-000006.png").read_bytes() == (
+        straight / "samples" / "step-000006.png"
+    ).read_bytes()
+
+
+def test_another_seed_gives_another_run(tmp_path, straight):
+    train("digits", tmp_path, steps=1, **{**TINY, "seed": SEED + 1})
+    assert checkpoint(tmp_path)["losses"][0] != checkpoint(straight)["losses"][0]
+
+
+def test_training_leaves_the_global_generator_alone(tmp_path):
+    torch.manual_seed(SEED)
+    before = torch.get_rng_state()
+    train("digits", tmp_path, steps=1, **TINY)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_resuming_refuses_other_settings_and_other_images(tmp_path, straight):
+    with pytest.raises(ValueError, match=r"lr 0\.002 \(now 0\.1\)"):
+        train("digits", straight, steps=7, resume=True, lr=0.1, **TINY)
+    with pytest.raises(ValueError, match="done 6 already"):
+        train("digits", straight, steps=5, resume=True, **TINY)
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="other images"):
+        train(tmp_path, straight, size=8, steps=7, resume=True, **TINY)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train("digits", tmp_path, resume=True)
+    with pytest.raises(FileExistsError, match="resume"):
+        train("digits", straight, **TINY)
+
+
+def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path, straight):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    path = folder / "checkpoint.pt"
+    whole = path.read_bytes()
+
+    def refused(match):
+        with pytest.raises(ValueError, match=rf"checkpoint\.pt {match}"):
+            train("digits", folder, steps=7, save_every=4, resume=True, **TINY)
+
+    for content in (b"", b"hi\n", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        refused("is unreadable")
+    for foreign in ([1], torch.ones(3), {"state_dict": {}}):
+        torch.save(foreign, path)
+        refused("is no checkpoint of fastdiff train")
+    state = torch.load(straight / "checkpoint.pt", weights_only=True)
+    for name in ("model", "optimizer", "generator", "losses"):
+        torch.save({**state, name: {}}, path)
+        refused("does not fit this model")
+
+
+def test_resuming_elsewhere_is_said(straight, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(straight, tmp_path / "copy")
+    state = checkpoint(copy)
+    state["environment"]["threads"] += 1
+    torch.save(state, copy / "checkpoint.pt")
+    with pytest.warns(UserWarning, match="equal bits are not assured"):
+        train("digits", copy, steps=6, save_every=4, resume=True, **TINY)
+
+
+# ---- what is learnt, and what is written
+
+
+def test_the_loss_falls_and_the_average_follows(tmp_path):
+    folder = train("digits", tmp_path, steps=120, **{**TINY, "channels": (16, 16), "batch_size": 16})
+    state = checkpoint(folder)
+    assert state["losses"][-30:].mean() < 0.7 * state["losses"][:10].mean()
+    weight = "conv_in.weight"
+    assert not torch.equal(state["ema"][weight], state["model"][weight])
+    assert_equal(dict(UNet.from_pretrained(folder).state_dict()), dict(state["ema"]))
+
+
+def test_the_folder_tells_how_it_was_made(straight):
+    record = json.loads((straight / "training.json").read_text())
+    settings = {name: value for name, value in TINY.items() if name != "progress"}
+    expected = asdict(Settings("digits", steps=6, save_every=4, **settings))
+    assert record["settings"] == json.loads(json.dumps(expected))
+    assert record["classes"] == list("0123456789")
+    assert record["loss"]["step"] == [1, 2, 3, 4, 5, 6]
+    assert record["loss"]["mean"] == pytest.approx(checkpoint(straight)["losses"].tolist(), abs=1e-6)
+    assert record["environment"]["torch"] == torch.__version__
+    assert record["sampling"]["sampler"] == "ddim"
+    config = json.loads((straight / "config.json").read_text())
+    assert (config["num_class_embeds"], config["null_class"], config["attention_head_dim"]) == (11, 10, None)
+    for name in ("loss.png", "samples/step-000004.png", "samples/step-000006.png"):
+        with Image.open(straight / name) as opened:
+            opened.load()
+    assert not list(straight.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_diffusers_reads_the_schedule_that_was_trained_with(schedule, tmp_path):
+    config = scheduler_config(schedule)
+    ours = getattr(NoiseSchedule, schedule)()
+    assert NoiseSchedule.from_diffusers(config) == ours
+    diffusers = pytest.importorskip("diffusers")
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    theirs = diffusers.DDPMScheduler.from_pretrained(tmp_path).alphas_cumprod.double()
+    torch.testing.assert_close(theirs, ours.alphas_cumprod, rtol=2e-4, atol=1e-6)  # theirs is computed in float32
+
+
+def test_diffusers_loads_the_folder(straight):
+    diffusers = pytest.importorskip("diffusers")
+    theirs, ours = diffusers.UNet2DModel.from_pretrained(straight).eval(), UNet.from_pretrained(straight)
+    x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 500, 999]), torch.tensor([0, 9, 10])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x, t, class_labels=labels).sample, ours(x, t, labels))
+
+
+def test_a_folder_of_pictures_in_colour(tmp_path):
+    for name, colour in (("ant", "red"), ("bee", "blue")):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 16), colour).save(tmp_path / "in" / name / "1.png")
+    folder = train(tmp_path / "in", tmp_path / "out", size=8, steps=2, schedule="linear", dtype="bfloat16", **TINY)
+    record = json.loads((folder / "training.json").read_text())
+    assert (record["classes"], record["images"]) == (["ant", "bee"], 2)
+    assert UNet.from_pretrained(folder).config.in_channels == 3
+
+
+def test_pictures_without_classes_train_an_unconditional_model(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("L", (8, 8), 200).save(tmp_path / "in" / "1.png")
+    folder = train(tmp_path / "in", tmp_path / "out", size=8, steps=1, **TINY)
+    config = UNet.from_pretrained(folder).config
+    assert (config.num_class_embeds, config.null_class, config.in_channels) == (None, None, 1)
+
+
+# ---- kills and errors
+
+
+def test_a_killed_run_leaves_files_that_load(tmp_path):
+    call = f"train('digits', {str(tmp_path)!r}, steps=10**6, save_every=1, **{TINY})"
+    code = f"from fastdiff.training.train import train; {call}"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 50
+        while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(random.random() / 2)  # anywhere in a step or a save
+    finally:
+        process.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+        process.wait()
+    state = checkpoint(tmp_path)
+    UNet.from_pretrained(tmp_path)
+    json.loads((tmp_path / "training.json").read_text())
+    for path in [tmp_path / "loss.png", *tmp_path.glob("samples/*.png")]:
+        with Image.open(path) as opened:
+            opened.load()
+    train("digits", tmp_path, steps=state["step"] + 1, save_every=1, resume=True, **TINY)
+    assert checkpoint(tmp_path)["step"] == state["step"] + 1
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_data.ImageData, "images", lambda self, index: torch.full((len(index), 1, 8, 8), 1e30))
+    with pytest.raises(FloatingPointError, match="step 3"):
+        train("digits", tmp_path, steps=3, **TINY)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "error"),
+    [
+        ("steps", 0, ValueError),
+        ("steps", 1.5, TypeError),
+        ("batch_size", True, TypeError),
+        ("batch_size", 0, ValueError),
+        ("lr", 0, ValueError),
+        ("lr", float("nan"), ValueError),
+        ("lr", "fast", TypeError),
+        ("warmup", 0, ValueError),
+        ("seed", -1, ValueError),
+        ("seed", 2**63, ValueError),
+        ("size", 9, ValueError),
+        ("channels", (), ValueError),
+        ("channels", (12, 16), ValueError),
+        ("layers", 0, ValueError),
+        ("label_dropout", 1.0, ValueError),
+        ("ema_decay", -0.1, ValueError),
+        ("schedule", "sudden", ValueError),
+        ("dtype", "float16", ValueError),
+        ("device", "abacus", ValueError),
+        ("device", 0, TypeError),
+        ("save_every", 0, ValueError),
+        ("no_such_setting", 1, TypeError),
+    ],
+)
+def test_bad_settings_are_named_before_any_work(tmp_path, setting, value, error):
+    with pytest.raises(error, match=setting):
+        train("digits", tmp_path / "out", **{setting: value})
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_data_and_folders_are_named_before_any_work(tmp_path):
+    with pytest.raises(TypeError, match="data"):
+        train(3, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        train(tmp_path / "missing", tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file"):
+        train("digits", tmp_path / "file")
+    assert not (tmp_path / "out").exists()
