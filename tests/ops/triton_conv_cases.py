@@ -9,7 +9,8 @@ import torch
 from helpers import assert_accurate
 from triton_cases import DEVICE, NAN
 
-from fastdiff.ops.conv2d.gemm import conv, pack, packed_conv, triton_impl
+from fastdiff.ops.conv2d import gemm_triton as triton_impl
+from fastdiff.ops.conv2d.gemm import conv, pack, packed_conv
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # side, stride, padding, upsample, channels of x and of the pointwise inputs, batch, height, width

@@ -8,7 +8,8 @@ from triton_cases import DEVICE
 
 import fastdiff
 from fastdiff.acceleration import convolutions, leaves
-from fastdiff.ops.conv2d.gemm import computes, triton_impl
+from fastdiff.ops.conv2d import gemm_triton as triton_impl
+from fastdiff.ops.conv2d.gemm import computes
 
 CONFIG = {
     "sample_size": 8,
