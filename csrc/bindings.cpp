@@ -38,6 +38,41 @@ void check(int status, const char* what) {
         #name, [](const Params& p) { return reinterpret_cast<uintptr_t>(p.name); }, \
         [](Params& p, uintptr_t address) { p.name = pointer<std::remove_pointer_t<decltype(p.name)>>(address); })
 
+// A call's own address in the place of the one that its parameters were prepared with. What is absent stays absent,
+// since sizes and strides were prepared for it, too.
+template <class T>
+void replace(T*& address, uintptr_t given, const char* name) {
+    if ((address == nullptr) != (given == 0))
+        throw std::invalid_argument(std::string(name) + (given
+                                                             ? " must be 0: the parameters were prepared without it"
+                                                             : " must be an address: the parameters have one; got 0"));
+    address = pointer<T>(given);
+}
+
+// The parameters of one call: a copy, since threads share what was prepared.
+GroupNormSiluParams at(GroupNormSiluParams p, uintptr_t x, uintptr_t x2, uintptr_t add, uintptr_t out) {
+    replace(p.x.data, x, "x");
+    replace(p.x2.data, x2, "x2");
+    replace(p.add.data, add, "add");
+    replace(p.out.data, out, "out");
+    return p;
+}
+
+ConvEpilogueParams at(ConvEpilogueParams p, uintptr_t x, uintptr_t add, uintptr_t residual, uintptr_t out) {
+    replace(p.x.data, x, "x");
+    replace(p.shift, add, "add");
+    replace(p.residual.data, residual, "residual");
+    replace(p.out.data, out, "out");
+    return p;
+}
+
+WinogradConvParams at(WinogradConvParams p, uintptr_t x, uintptr_t residual, uintptr_t out) {
+    replace(p.x, x, "x");
+    replace(p.residual, residual, "residual");
+    replace(p.out, out, "out");
+    return p;
+}
+
 std::vector<uint32_t> philox4x32(const std::vector<uint32_t>& counter, uint32_t k0, uint32_t k1) {
     if (counter.size() != 4) throw std::invalid_argument("a Philox counter has four words");
     uint32_t c[4] = {counter[0], counter[1], counter[2], counter[3]};
@@ -190,6 +225,25 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("group_norm_silu_cpu", &group_norm_silu_cpu, Released());
     m.def("conv_epilogue_cpu", &conv_epilogue_cpu, Released());
     m.def("winograd_conv_cpu", &winograd_conv_cpu, Released());
+    // The same with a call's own addresses, 0 for what is absent: parameters are prepared once a layer and shape.
+    m.def("group_norm_silu_cpu_at",
+          [](const GroupNormSiluParams& params, int threads, uintptr_t x, uintptr_t x2, uintptr_t add, uintptr_t out) {
+              const GroupNormSiluParams p = at(params, x, x2, add, out);
+              py::gil_scoped_release released;
+              group_norm_silu_cpu(p, threads);
+          });
+    m.def("conv_epilogue_cpu_at", [](const ConvEpilogueParams& params, int threads, uintptr_t x, uintptr_t add,
+                                     uintptr_t residual, uintptr_t out) {
+        const ConvEpilogueParams p = at(params, x, add, residual, out);
+        py::gil_scoped_release released;
+        conv_epilogue_cpu(p, threads);
+    });
+    m.def("winograd_conv_cpu_at",
+          [](const WinogradConvParams& params, int threads, uintptr_t x, uintptr_t residual, uintptr_t out) {
+              const WinogradConvParams p = at(params, x, residual, out);
+              py::gil_scoped_release released;
+              winograd_conv_cpu(p, threads);
+          });
     m.def(
         "group_norm_silu_plan",
         [](const GroupNormSiluParams& p) -> py::object {
@@ -216,6 +270,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("group_norm_silu_cuda", [](const GroupNormSiluParams& p, uintptr_t stream) {
         check(group_norm_silu_cuda(p, pointer<void>(stream)), "group_norm_silu_cuda");
     });
+    m.def("group_norm_silu_cuda_at",
+          [](const GroupNormSiluParams& p, uintptr_t stream, uintptr_t x, uintptr_t x2, uintptr_t add, uintptr_t out) {
+              check(group_norm_silu_cuda(at(p, x, x2, add, out), pointer<void>(stream)), "group_norm_silu_cuda");
+          });
     // The number of devices that this runtime can use under the installed driver; an error says why there are none.
     m.def("cuda_device_count", [] {
         int count = 0;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
 
@@ -72,3 +73,16 @@ def launch(module: ModuleType, op: str, params: object, device: torch.device) ->
     else:
         with torch.cuda.device(device):
             getattr(module, f"{op}_cuda")(params, torch.cuda.current_stream(device).cuda_stream)
+
+
+def at(module: ModuleType, op: str, device: torch.device) -> tuple[Callable[..., None], Callable[[], int]]:
+    """<op>_cpu_at or <op>_cuda_at, and what gives its second argument: torch's number of threads, or the stream."""
+    if device.type == "cpu":
+        return getattr(module, f"{op}_cpu_at"), torch.get_num_threads
+    run = getattr(module, f"{op}_cuda_at")
+
+    def on_device(*args: object) -> None:
+        with torch.cuda.device(device):
+            run(*args)
+
+    return on_device, lambda: torch.cuda.current_stream(device).cuda_stream

@@ -44,3 +44,14 @@ def strides_of(tensor: Tensor) -> Strides | None:
 def viewable(tensor: Tensor) -> Tensor:
     """The tensor itself, or a contiguous copy where a kernel cannot see it."""
     return tensor if tensor.is_contiguous() or strides_of(tensor) is not None else tensor.contiguous()
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Whether elements of a tensor may share memory: exact where each dimension's stride passes all smaller ones."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False

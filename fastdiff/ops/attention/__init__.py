@@ -7,6 +7,7 @@ reference.py says what is computed; triton_impl.py computes it in float32; choic
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import Tensor
 from fastdiff.checks import check_dense
 from fastdiff.ops.attention.backends import check, choice, choose
 from fastdiff.ops.registry import LIBRARY, register, traced
+from fastdiff.ops.view import overlaps
 
-__all__ = ["attention", "choice"]
+__all__ = ["attention", "bind", "choice"]
 
 LARGEST = 512  # channels of a head
+Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, backend: str = "auto") -> Tensor:
@@ -41,6 +44,30 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, ba
         ValueError: for a shape or device that does not fit, a scale that is not finite, or an unknown backend.
         RuntimeError: for a backend that cannot run here.
     """
+    scale = _check_all(q, k, v, scale, backend)
+    if traced(q, k, v) or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+        return torch.ops.fastdiff.attention(q, k, v, scale, backend)
+    return _compute(q, k, v, scale, backend)
+
+
+def bind(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, backend: str = "auto") -> Call:
+    """``attention`` for one layout, without gradients: everything is checked and decided here, once.
+
+    Args:
+        q, k, v: examples, whose shape, strides, dtype and device every call's tensors must have.
+        scale, backend: as for ``attention``.
+
+    Returns:
+        call(q, k, v) -> Tensor with the bits of ``attention``. It checks nothing and may be shared by threads.
+
+    Raises:
+        As ``attention``.
+    """
+    return _bind(q, k, v, _check_all(q, k, v, scale, backend), backend)
+
+
+def _check_all(q: Tensor, k: Tensor, v: Tensor, scale: float | None, backend: str) -> float:
+    """The scale, once everything is checked."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         _check(name, tensor, q)
     if v.shape != k.shape:
@@ -52,9 +79,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, ba
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale}")
     check(backend)
-    if traced(q, k, v) or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
-        return torch.ops.fastdiff.attention(q, k, v, scale, backend)
-    return _compute(q, k, v, scale, backend)
+    return scale
 
 
 def _check(name: str, t: Tensor, q: Tensor) -> None:
@@ -77,27 +102,57 @@ def _check(name: str, t: Tensor, q: Tensor) -> None:
 
 
 def _compute(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Tensor:
+    return _bind(q, k, v, scale, backend)(q, k, v)
+
+
+def _bind(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Call:
     # Chosen here and not before, since torch.compile could not trace the look into choice.json.
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
         backend = choose(backend, q.device, q.dtype, q.shape[3], k.shape[2])
     if q.numel() == 0:
-        return _fake(q)
+        return lambda q, k, v: _fake(q)
     if backend == "triton":
         from fastdiff.ops.attention import triton_impl
 
-        out = _fake(q)
-        triton_impl.attention(out.transpose(1, 2), q, k, v, scale)
-        return out
-    automatic = torch.is_autocast_enabled(q.device.type)  # which would change the dtype
-    with torch.autocast(q.device.type, enabled=False) if automatic else nullcontext():
-        if backend == "torch":
-            if scale < 0:  # FlashAttention subtracts the largest score before it multiplies, which would overflow
-                q, scale = -q, -scale
-            y = F.scaled_dot_product_attention(q, k, v, scale=scale)
-            return y.transpose(1, 2).contiguous().transpose(1, 2)
-        from fastdiff.ops.attention.reference import attention as reference
+        def by_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = _fake(q)
+            triton_impl.attention(out.transpose(1, 2), q, k, v, scale)
+            return out
 
-        return _fake(q).copy_(reference(q, k, v, scale))
+        return by_triton
+    compute = _torch(q, scale) if backend == "torch" else _reference(scale)
+    device_type = q.device.type
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(device_type):  # which would change the dtype
+            with torch.autocast(device_type, enabled=False):
+                return compute(q, k, v)
+        return compute(q, k, v)
+
+    return call
+
+
+def _torch(q: Tensor, scale: float) -> Call:
+    """scaled_dot_product_attention for tensors of q's layout."""
+    # It gives the result q's strides, even if some of its elements then share their memory.
+    copied = overlaps(q)
+    # FlashAttention subtracts the largest score before it multiplies, which would overflow for a negative scale.
+    negative, size = scale < 0, abs(scale)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if copied:
+            q = q.contiguous()
+        y = F.scaled_dot_product_attention(-q if negative else q, k, v, scale=size)
+        rows = y.transpose(1, 2)  # most of torch's kernels write the wanted layout themselves
+        return y if rows.is_contiguous() else rows.contiguous().transpose(1, 2)
+
+    return call
+
+
+def _reference(scale: float) -> Call:
+    from fastdiff.ops.attention.reference import attention as reference
+
+    return lambda q, k, v: _fake(q).copy_(reference(q, k, v, scale))
 
 
 def _fake(q: Tensor, *rest: Any) -> Tensor:

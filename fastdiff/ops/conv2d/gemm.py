@@ -8,15 +8,17 @@ triton_impl.py computes; ``suits`` says where that was faster than the library's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.ops import triton_support
+from fastdiff.ops.conv2d.geometry import Geometry
 from fastdiff.ops.conv2d.phases import presum
+from fastdiff.ops.packed import bias_of
 
 FEW = 1 << 21  # numbers of an output, up to which the library's kernels do not fill a large GPU
 STEP = 64  # channels that the kernel multiplies at a time
@@ -163,6 +165,35 @@ def packed_conv(
     bias = None if bias is None else bias.contiguous()
     gemm_triton.conv(out, x, tuple(others), weights, bias, residual, side, stride, low, up, counters)
     return out
+
+
+def bind(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inputs: Sequence[Tensor],
+    pointwise: Sequence[Tensor], residual: Tensor | None, packed: dict[Any, Any],
+) -> Callable[..., Tensor]:  # fmt: skip
+    """call(x, residual=None, inputs=()) for images of these layouts; arguments as for ``conv2d.bind``."""
+    stride, (low, high), upsample = geometry.stride[0], geometry.padding[0], geometry.upsample
+    key = "gemm", x.dtype, stride, low, high, upsample, len(pointwise)
+    if key not in packed:
+        packed[key] = pack(
+            weight, pointwise, stride=stride, padding=(low, high), upsample=upsample, dtype=x.dtype
+        ).weights
+    weights, side = packed[key], 2 if upsample else weight.shape[2]
+    offset = bias_of(packed, bias, torch.float32)
+    shape = (x.shape[0], len(weight), *geometry.size(x, weight))
+    dtype, device = x.dtype, x.device
+
+    def call(x: Tensor, residual: Tensor | None = None, inputs: Sequence[Tensor] = ()) -> Tensor:
+        from fastdiff.ops.conv2d import gemm_triton
+
+        out = torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+        other = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
+        images = tuple(map(_aligned, inputs))
+        counters = gemm_triton.counters(device)
+        gemm_triton.conv(out, _aligned(x), images, weights, offset, other, side, stride, low, upsample, counters)
+        return out
+
+    return call
 
 
 def _aligned(image: Tensor) -> Tensor:

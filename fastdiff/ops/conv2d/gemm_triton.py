@@ -8,6 +8,7 @@ the result does not depend on which it was.
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -184,6 +185,24 @@ def conv_kernel(
             tl.store(counters + program, 0)
     else:
         tl.store(out + at, acc.to(out.dtype.element_ty), mask=stored)
+
+
+COUNTERS = 1024  # more than a convolution whose tiles are shared has
+_local = threading.local()
+
+
+def counters(device: torch.device) -> Tensor | None:
+    """Zeros that the convolutions of this thread count in, one after another on the current stream.
+
+    None under a capture: a graph may run beside other graphs and calls, so that each of its convolutions has its own.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return None
+    key = device, torch.cuda.current_stream(device).cuda_stream
+    found = _local.__dict__.get(key)
+    if found is None:
+        found = _local.__dict__[key] = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+    return found
 
 
 def conv(

@@ -7,6 +7,7 @@ reference.py says what is computed; csrc/cpu/conv_epilogue.cpp and triton_impl.p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fastdiff.ops.conv_epilogue.reference import conv_epilogue as reference
 from fastdiff.ops.registry import LIBRARY, register, traced
 
 LARGEST = torch.finfo(torch.float32).max
+Call = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def conv_epilogue(
@@ -54,6 +56,33 @@ def conv_epilogue(
     if needs_grad or traced(*given):
         return torch.ops.fastdiff.conv_epilogue(*given, scale, backend)
     return _compute(*given, scale, backend)
+
+
+def bind(
+    x: Tensor,
+    *,
+    bias: Tensor | None = None,
+    add: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> Call:
+    """``conv_epilogue`` for one layout, without gradients: everything is checked and decided here, once.
+
+    Args:
+        x, add, residual: examples, whose shape, strides, dtype and device every call's tensors must have.
+        bias: the call may keep a copy; so it must be bound anew after the bias was replaced or written to.
+        scale, backend: as for ``conv_epilogue``.
+
+    Returns:
+        call(x, add, residual) -> Tensor with the bits of ``conv_epilogue``. It checks nothing and may be shared by
+        threads.
+
+    Raises:
+        As ``conv_epilogue``.
+    """
+    _check(x, bias, add, residual, scale)
+    return _bind(x, bias, add, residual, scale, choose(backend, x.device.type, "conv_epilogue"))
 
 
 def _check(x: Tensor, bias: Tensor | None, add: Tensor | None, residual: Tensor | None, scale: float) -> None:
@@ -92,28 +121,39 @@ def _check_operand(
 def _compute(
     x: Tensor, bias: Tensor | None, add: Tensor | None, residual: Tensor | None, scale: float, backend: str
 ) -> Tensor:
+    return _bind(x, bias, add, residual, scale, backend)(x, add, residual)
+
+
+def _bind(
+    x: Tensor, bias: Tensor | None, add: Tensor | None, residual: Tensor | None, scale: float, backend: str
+) -> Call:
     out = torch.empty_like(x)
     if out.numel() == 0:
-        return out
+        return lambda x, add=None, residual=None: torch.empty_like(x)
     if backend == "reference":
-        return out.copy_(reference(x, bias, add, residual, scale))
+        return lambda x, add=None, residual=None: torch.empty_like(x).copy_(reference(x, bias, add, residual, scale))
     if backend == "native":
         from fastdiff.ops.conv_epilogue import native_impl as impl
     else:
         from fastdiff.ops.conv_epilogue import triton_impl as impl  # type: ignore[no-redef]
-    # Strides that no kernel can walk are computed contiguous and copied.
-    walked = walkable(out)
-    impl.conv_epilogue(
-        walked, walkable(x), None if bias is None else bias.contiguous(), None if add is None else per_sample(add),
-        None if residual is None else walkable(residual), scale,
-    )  # fmt: skip
-    return out if walked is out else out.copy_(walked)
+
+    def walked(x: Tensor, add: Tensor | None, residual: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        shift = None if add is None else per_sample(add)
+        return walkable(x), shift, None if residual is None else walkable(residual)
+
+    examples, target = walked(x, add, residual), walkable(out)
+    call = impl.bind(target, examples[0], None if bias is None else bias.contiguous(), *examples[1:], scale)
+    if target is not out:  # strides that no kernel can walk are computed contiguous and copied
+        return lambda x, add=None, residual=None: torch.empty_like(x).copy_(call(*walked(x, add, residual)))
+    if all(a is b for a, b in zip(examples, (x, add, residual), strict=True)):
+        return call
+    return lambda x, add=None, residual=None: call(*walked(x, add, residual))
 
 
 def per_sample(add: Tensor) -> Tensor:
     """[B, C] or [1, C], its channels side by side."""
     add = add if add.ndim == 2 else add[None]
-    return add if add.stride(1) == 1 else add.contiguous()
+    return add if add.stride(1) == 1 or add.shape[1] == 1 else add.contiguous()
 
 
 def _fake(

@@ -83,10 +83,24 @@ def view(tensor: Tensor | None, walk: Walk) -> tuple:
     return (tensor, sample, row) if element == 1 or walk.length == 1 else (tensor, sample, row, element)
 
 
+def bind(
+    out: Tensor, x: Tensor, bias: Tensor | None, add: Tensor | None, residual: Tensor | None, scale: float
+):  # -> call(x, add, residual) -> out
+    """A call for tensors of these layouts; arguments as for native_impl."""
+    shape, strides, dtype, device = out.shape, out.stride(), out.dtype, out.device
+
+    def call(x: Tensor, add: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        out = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+        conv_epilogue(out, x, bias, add, residual, scale)
+        return out
+
+    return call
+
+
 def conv_epilogue(
     out: Tensor, x: Tensor, bias: Tensor | None, add: Tensor | None, residual: Tensor | None, scale: float
 ) -> None:
-    """Fill ``out``; arguments as for native_impl."""
+    """Fill ``out``; arguments as for ``bind``."""
     walk = walk_of(out)
     all_rows = len(out) * walk.rows
     elements = GPU_TILE if isinstance(conv_epilogue_kernel, triton.JITFunction) else INTERPRETER_TILE

@@ -7,6 +7,7 @@ statistics that stay accurate where |mean| is far above the standard deviation.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from fastdiff.checks import check_dense, check_int
 from fastdiff.ops.backend import choose, why_missing
-from fastdiff.ops.group_norm_silu.planes import memory_format, walkable
+from fastdiff.ops.group_norm_silu.planes import dense_channels, memory_format, walkable
 from fastdiff.ops.registry import LIBRARY, register, traced
 
 # A call's backend where its caller left the choice: native where the device's kernel serves the call, and faster than
 # Triton's, or else another.
 NATIVE_OR = "native or another"
+Call = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def group_norm_silu(
@@ -52,6 +54,54 @@ def group_norm_silu(
     Raises:
         TypeError, ValueError: for arguments outside these ranges. RuntimeError: for a backend that cannot run here.
     """
+    _check(x, weight, bias, groups, eps, x2, add, silu)
+    backend = _backend(backend, x)
+    tensors = (x, x2, add, weight, bias)
+    if traced(*tensors) or (torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])):
+        return torch.ops.fastdiff.group_norm_silu(x, x2, add, weight, bias, groups, eps, silu, backend)
+    return _compute(x, x2, add, weight, bias, groups, eps, silu, backend)
+
+
+def bind(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float = 1e-5,
+    *,
+    x2: Tensor | None = None,
+    add: Tensor | None = None,
+    silu: bool = True,
+    backend: str = "auto",
+) -> Call:
+    """``group_norm_silu`` for one layout, without gradients: everything is checked and decided here, once.
+
+    Args:
+        x, x2, add: examples, whose shape, strides, dtype and device every call's tensors must have.
+        weight, bias: the call keeps these very tensors, or contiguous copies of strided ones; so it must be bound anew
+            after a strided one was written to, or either was replaced.
+        groups, eps, silu, backend: as for ``group_norm_silu``.
+
+    Returns:
+        call(x, x2, add) -> Tensor with the bits of ``group_norm_silu``. It checks nothing and may be shared by threads.
+
+    Raises:
+        As ``group_norm_silu``.
+    """
+    _check(x, weight, bias, groups, eps, x2, add, silu)
+    return _bind(x, x2, add, weight, bias, groups, eps, silu, _backend(backend, x))
+
+
+def _backend(backend: str, x: Tensor) -> str:
+    """The named backend, or NATIVE_OR where the choice is left to the layout."""
+    chosen = choose(backend, x.device.type, "group_norm_silu")
+    return NATIVE_OR if chosen == "native" and backend == "auto" else chosen
+
+
+def _check(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float, x2: Tensor | None,
+    add: Tensor | None, silu: bool,
+) -> None:  # fmt: skip
     _check_input("x", x)
     if x2 is not None:
         _check_input("x2", x2)
@@ -74,12 +124,6 @@ def group_norm_silu(
         raise ValueError(f"eps must be finite and at least 0; got {eps}")
     if not isinstance(silu, bool):
         raise TypeError(f"silu must be a bool; got {type(silu).__name__}")
-    chosen = choose(backend, x.device.type, "group_norm_silu")
-    backend = NATIVE_OR if chosen == "native" and backend == "auto" else chosen
-    tensors = (x, x2, add, weight, bias)
-    if traced(*tensors) or (torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])):
-        return torch.ops.fastdiff.group_norm_silu(x, x2, add, weight, bias, groups, eps, silu, backend)
-    return _compute(x, x2, add, weight, bias, groups, eps, silu, backend)
 
 
 def _check_input(name: str, x: Tensor) -> None:
@@ -109,40 +153,56 @@ def _compute(
     x: Tensor, x2: Tensor | None, add: Tensor | None, weight: Tensor | None, bias: Tensor | None, groups: int,
     eps: float, silu: bool, backend: str,
 ) -> Tensor:  # fmt: skip
-    out = _fake(x, x2)
-    if out.numel() == 0:
-        return out
+    return _bind(x, x2, add, weight, bias, groups, eps, silu, backend)(x, x2, add)
+
+
+def _bind(
+    x: Tensor, x2: Tensor | None, add: Tensor | None, weight: Tensor | None, bias: Tensor | None, groups: int,
+    eps: float, silu: bool, backend: str,
+) -> Call:  # fmt: skip
+    if x.numel() == 0 and (x2 is None or x2.numel() == 0):
+        return lambda x, x2=None, add=None: _fake(x, x2)
     if backend == "reference":
         from fastdiff.ops.group_norm_silu.reference import group_norm_silu as reference
 
-        return out.copy_(reference(x, x2, add, weight, bias, groups, eps, silu))
+        return lambda x, x2=None, add=None: _fake(x, x2).copy_(
+            reference(x, x2, add, weight, bias, groups, eps, silu)
+        )
     # Where there is one pixel, both formats are the same memory, and its channels are what is dense.
     format = memory_format(x)
     last = format == torch.channels_last or x.shape[2:].numel() == 1
-    x, x2 = walkable(x, last, format), None if x2 is None else walkable(x2, last, format)
-    if add is not None and add.shape[0] == 1 and add.ndim == 2:
-        add = add[0]
-    if add is not None and add.stride(-1) != 1:
-        add = add.contiguous()
-    weight, bias = None if weight is None else weight.contiguous(), None if bias is None else bias.contiguous()
-    call = (out, x, x2, add, weight, bias, groups, float(eps), silu, last)
+
+    def walked(x: Tensor, x2: Tensor | None, add: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        second = None if x2 is None else walkable(x2, last, format)
+        return walkable(x, last, format), second, dense_channels(add)
+
+    examples = walked(x, x2, add)
+    affine = tuple(None if t is None else t.contiguous() for t in (weight, bias))
+    call = _bind_walked((_fake(x, x2), *examples, *affine, groups, float(eps), silu, last), backend)
+    if all(a is b for a, b in zip(examples, (x, x2, add), strict=True)):
+        return call
+    return lambda x, x2=None, add=None: call(*walked(x, x2, add))  # the kernels walk copies of such strides
+
+
+def _bind_walked(arguments: tuple[Any, ...], backend: str) -> Call:
+    """The call of native_impl's or triton_impl's arguments."""
+    device = arguments[0].device
     if backend in ("native", NATIVE_OR):
         from fastdiff.ops.group_norm_silu import native_impl
 
-        params = native_impl.parameters(*call)
-        reason = native_impl.refusal(params, x.device)
-        triton = backend == NATIVE_OR and why_missing("triton", x.device.type) is None
-        if reason is None and not (triton and native_impl.slower(params, x.device)):
-            native_impl.run(params, x.device)
-            return out
+        params = native_impl.parameters(*arguments)
+        reason = native_impl.refusal(params, device)
+        triton = backend == NATIVE_OR and why_missing("triton", device.type) is None
+        if reason is None and not (triton and native_impl.slower(params, device)):
+            return native_impl.bind(params, arguments, lambda: _bind_walked(arguments, "triton"))
         if backend == "native":
-            raise RuntimeError(f"backend='native' cannot serve this group_norm_silu on {x.device.type}: {reason}")
+            raise RuntimeError(f"backend='native' cannot serve this group_norm_silu on {device.type}: {reason}")
         if not triton:
-            return _compute(x, x2, add, weight, bias, groups, eps, silu, "reference")
+            _, x, x2, add, weight, bias, groups, eps, silu, _ = arguments
+            return _bind(x, x2, add, weight, bias, groups, eps, silu, "reference")
     from fastdiff.ops.group_norm_silu import triton_impl
 
-    triton_impl.group_norm_silu(*call)
-    return out
+    return triton_impl.bind(*arguments)
 
 
 def _fake(x: Tensor, x2: Tensor | None, *rest: Any) -> Tensor:

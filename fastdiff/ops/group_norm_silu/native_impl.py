@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,11 +63,34 @@ def slower(params, device: torch.device) -> bool:
     return device.type == "cuda" and not (params.pixels >= 1024 or (params.pixels >= 256 and size < 32))
 
 
-def run(params, device: torch.device) -> None:
-    """Fill ``out``."""
+def bind(params, arguments: tuple[Any, ...], otherwise: Callable[[], Any]):  # -> call(x, x2, add) -> out
+    """A call for tensors of the layout that ``parameters`` were made of; threads may share it.
+
+    CUDA's kernel reads vectors of 16 bytes, so that tensors at other addresses than a multiple of it need another:
+    ``otherwise`` binds that.
+    """
     module = native.extension()
     assert not isinstance(module, str)
-    native.launch(module, "group_norm_silu", params, device)
+    example, *_, weight, bias = arguments[:6]
+    shape, strides, dtype, device = example.shape, example.stride(), example.dtype, example.device
+    run, argument = native.at(module, "group_norm_silu", device)
+    empty, address = torch.empty_strided, native.address
+
+    # The parameters hold the addresses of the tensors that are kept.
+    def call(x: Tensor, x2: Tensor | None = None, add: Tensor | None = None, *, _kept=(weight, bias)) -> Tensor:
+        out = empty(shape, strides, dtype=dtype, device=device)
+        run(params, argument(), x.data_ptr(), address(x2), address(add), out.data_ptr())
+        return out
+
+    if device.type == "cpu":
+        return call
+
+    def aligned(x: Tensor, x2: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+        if (x.data_ptr() | address(x2) | address(add)) % 16:
+            return otherwise()(x, x2, add)
+        return call(x, x2, add)
+
+    return aligned
 
 
 def _planes(module: ModuleType, tensor: Tensor, last: bool):  # -> _C.Planes

@@ -265,6 +265,21 @@ def view(tensor: Tensor | None, last: bool) -> tuple:
     return tensor, *strides
 
 
+def bind(
+    out: Tensor, x: Tensor, x2: Tensor | None, add: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+    groups: int, eps: float, silu: bool, last: bool,
+):  # fmt: skip
+    """call(x, x2, add) -> out; the examples are as for native_impl.parameters."""
+    shape, strides, dtype, device = out.shape, out.stride(), out.dtype, out.device
+
+    def call(x: Tensor, x2: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+        out = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+        group_norm_silu(out, x, x2, add, weight, bias, groups, eps, silu, last)
+        return out
+
+    return call
+
+
 def group_norm_silu(
     out: Tensor, x: Tensor, x2: Tensor | None, add: Tensor | None, weight: Tensor | None, bias: Tensor | None,
     groups: int, eps: float, silu: bool, last: bool,
