@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdiff.acceleration.blocks import Block
 from fastdiff.acceleration.layers import GroupNorm
-from fastdiff.acceleration.module import stand_in_of, unusual
+from fastdiff.acceleration.module import stand_in_of, unusual, wide
 from fastdiff.ops.attention import LARGEST
 from fastdiff.ops.attention import bind as bind_attention
 from fastdiff.ops.conv2d import bind as bind_conv2d
@@ -74,7 +74,7 @@ class SelfAttention(Block):
         m, store = self.module, self.store(x)
         if "joined" not in store:
             store["joined"] = _joined((m.to_q, m.to_k, m.to_v))
-        weight, bias = store["joined"]
+        weight, bias = (wide(t, x.dtype) for t in store["joined"])
         out = m.to_out[0]
         norm = m.group_norm.forward.bind(x, silu=False)
         h = norm(x, None, None)
@@ -93,9 +93,9 @@ class SelfAttention(Block):
         attention = bind_attention(q, k, v)
         h = image(attention(q, k, v))
         adds, factor = getattr(m, "residual_connection", True), m.rescale_output_factor
-        weight = out.weight.detach()[:, :, None, None]
+        weight = wide(out.weight.detach(), x.dtype)[:, :, None, None]
         to_out = bind_conv2d(
-            h, weight, out.bias, residual=x if adds else None, packed=store.setdefault("out", {})
+            h, weight, wide(out.bias, x.dtype), residual=x if adds else None, packed=store.setdefault("out", {})
         )  # fmt: skip
 
         def finish(h: Tensor, x: Tensor) -> Tensor:

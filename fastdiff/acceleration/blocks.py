@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.acceleration.layers import Conv, GroupNorm
-from fastdiff.acceleration.module import ADDRESS, StandIn, hooked, stand_in_of, unusual
-from fastdiff.ops.conv2d import bind as bind_conv2d
+from fastdiff.acceleration.module import ADDRESS, StandIn, hooked, stand_in_of, unusual, wide
 
 if TYPE_CHECKING:
     from fastdiff.acceleration.network import Network
@@ -86,65 +85,43 @@ class Resnet(Block):
     def bind(self, x: Tensor, skip: Tensor | None, add: Tensor | None) -> tuple[Any, Tensor]:
         """The block for tensors like these, and its result for them, from which each layer's layout is seen."""
         m = self.module
-        conv1, conv2 = m.conv1.forward, m.conv2.forward
         norm1 = m.norm1.forward.bind(x, skip)
         h = norm1(x, skip, None)
-        first = conv1.bind(h, bias=add is None)
-        h = first(h, None)
+        first = m.conv1.forward.bind(h, **({} if add is None else {"bias": None}))
+        h = first(h)
         norm2 = m.norm2.forward.bind(h, add=add)
         h = norm2(h, None, add)
         scale = 1.0 / m.output_scale_factor
         shortcut = m.conv_shortcut
-        joint = None
-        if shortcut is not None and (m.conv2.stride, m.conv2.padding) == ((1, 1), (1, 1)):
-            joint = self._joint(h, x, skip)
-        if joint is not None:
-
-            def call(x: Tensor, skip: Tensor | None, add: Tensor | None) -> Tensor:
-                h = norm2(first(norm1(x, skip, None), None), None, add)
-                y = joint(h, None, (x,) if skip is None else (x, skip))
-                return y if scale == 1 else y * scale
-
-            return call, call(x, skip, add)
         if shortcut is None:
-
-            def aside(x: Tensor, skip: Tensor | None) -> Tensor:
-                return x if skip is None else torch.cat([x, skip], dim=1)
-
-        elif skip is None:
-            aside_call = shortcut.forward.bind(x)
-
-            def aside(x: Tensor, skip: Tensor | None) -> Tensor:
-                return aside_call(x, None)
-
+            second = m.conv2.forward.bind(h, x if skip is None else torch.cat([x, skip], dim=1))
         else:
             # W [x, skip] is W₁ x + W₂ skip: the two are never copied side by side.
-            store = self.store(x)
-            halves = store.get("halves")
-            if halves is None:
-                weight = shortcut.weight.detach()
-                halves = store["halves"] = [w.contiguous() for w in weight.split([x.shape[1], skip.shape[1]], 1)]
-            packs = [store.setdefault(name, {}) for name in ("first", "second")]
-            of_x = bind_conv2d(x, halves[0], shortcut.bias, packed=packs[0])
-            of_skip = bind_conv2d(skip, halves[1], None, residual=of_x(x, None), packed=packs[1])
+            inputs = (x,) if skip is None else (x, skip)
+            weights, bias = self._shortcut(inputs)
+            second = m.conv2.forward.bind(h, bias=bias, inputs=inputs, pointwise=weights)
 
-            def aside(x: Tensor, skip: Tensor | None) -> Tensor:
-                return of_skip(skip, of_x(x, None))
-
-        residual = aside(x, skip)
-        second = conv2.bind(h, residual)
-
-        def call(x: Tensor, skip: Tensor | None, add: Tensor | None) -> Tensor:
-            h = norm2(first(norm1(x, skip, None), None), None, add)
-            y = second(h, aside(x, skip))
+        def finish(h: Tensor, x: Tensor, skip: Tensor | None) -> Tensor:
+            if shortcut is None:
+                y = second(h, x if skip is None else torch.cat([x, skip], dim=1))
+            else:
+                y = second(h, None, (x,) if skip is None else (x, skip))
             return y if scale == 1 else y * scale
 
-        y = second(h, residual)
-        return call, y if scale == 1 else y * scale
+        def call(x: Tensor, skip: Tensor | None, add: Tensor | None) -> Tensor:
+            return finish(norm2(first(norm1(x, skip, None)), None, add), x, skip)
 
-    def _joint(self, h: Tensor, x: Tensor, skip: Tensor | None) -> Any:
-        """The second convolution, the shortcut and their sum as one kernel, where that is the choice."""
-        return None
+        return call, finish(h, x, skip)
+
+    def _shortcut(self, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The shortcut's weights for each of its inputs, and the sum of its bias and the second convolution's."""
+        m, store = self.module, self.store(inputs[0])
+        if "shortcut" not in store:
+            biases = [b.detach().float() for b in (m.conv2.bias, m.conv_shortcut.bias) if b is not None]
+            bias = torch.stack(biases).sum(0) if biases else None
+            weight = wide(m.conv_shortcut.weight.detach(), inputs[0].dtype)
+            store["shortcut"] = tuple(weight.split([t.shape[1] for t in inputs], 1)), bias
+        return store["shortcut"]
 
 
 def _pointwise(conv: nn.Conv2d) -> bool:
@@ -275,10 +252,8 @@ class Upsample(Block):
         key = x.shape, x.stride()
         call = self.bound.get(key)
         if call is None:
-            conv = self.module.conv
-            call = bind_conv2d(x, conv.weight, conv.bias, padding=1, upsample=True, packed=self.store(x))
-            self.keep(key, call, x.device)
-        return self.result(call(x, None), given)
+            call = self.keep(key, self.module.conv.forward.bind(x, upsample=True, packed=self.store(x)), x.device)
+        return self.result(call(x), given)
 
 
 class Downsample(Block):
@@ -310,9 +285,5 @@ class Downsample(Block):
         call = self.bound.get(key)
         if call is None:
             padding: Any = ((0, 1), (0, 1)) if self.module.padding == 0 else 1
-            conv = self.module.conv
-            call = bind_conv2d(
-                x, conv.weight, conv.bias, stride=2, padding=padding, exact=self.network.exact, packed=self.store(x)
-            )
-            self.keep(key, call, x.device)
-        return self.result(call(x, None), given)
+            call = self.keep(key, self.module.conv.forward.bind(x, padding=padding), x.device)
+        return self.result(call(x), given)

@@ -46,11 +46,11 @@ class Guard:
             [d.get("_compiled_call_impl") for d in self.dicts],
             list(map(len, self.hooks)),
             [d.get(name) for d, name in self.read],
-            list(chain.from_iterable(d.values() for d in self.child_dicts)),
+            list(chain.from_iterable(map(dict.values, self.child_dicts))),
         )
 
     def _weights(self) -> chain[Tensor | None]:
-        return chain.from_iterable(d.values() for d in self.weight_dicts)
+        return chain.from_iterable(map(dict.values, self.weight_dicts))
 
     def _state(self) -> tuple[Any, ...]:
         tensors = self.tensors

@@ -5,11 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.acceleration.module import ADDRESS, StandIn, hooked, stand_in_of, weights_reason
+from fastdiff.acceleration.module import ADDRESS, StandIn, hooked, stand_in_of, weights_reason, wide
 from fastdiff.ops.conv2d import bind as bind_conv2d
 from fastdiff.ops.group_norm_silu import bind as bind_group_norm_silu
 from fastdiff.ops.linear import bind as bind_linear
@@ -53,14 +52,15 @@ class Conv(Layer):
             call = self.keep(key, self.bind(x), x.device)
         return call(x)
 
-    def bind(self, x: Tensor, residual: Tensor | None = None, bias: bool = True, **more: Any) -> Any:
-        """The convolution of tensors like x, with or without its bias, plus a residual: call(x, residual)."""
+    def bind(self, x: Tensor, residual: Tensor | None = None, **instead: Any) -> Any:
+        """``ops.conv2d`` for tensors like x: call(x, residual, inputs); ``instead`` replaces or adds arguments."""
         m = self.module
-        more = {"stride": m.stride, "padding": m.padding} | more
-        return bind_conv2d(
-            x, m.weight, m.bias if bias else None, dilation=m.dilation, groups=m.groups, residual=residual,
-            exact=self.network.exact, packed=self.store(x), **more,
-        )  # fmt: skip
+        arguments = {
+            "bias": m.bias, "stride": m.stride, "padding": m.padding, "dilation": m.dilation, "groups": m.groups,
+            "residual": residual, "exact": self.network.exact, "packed": self.store(x),
+        } | instead  # fmt: skip
+        arguments["bias"] = wide(arguments["bias"], x.dtype)
+        return bind_conv2d(x, wide(m.weight, x.dtype), **arguments)
 
 
 class Linear(Layer):
@@ -104,9 +104,7 @@ class GroupNorm(Layer):
     def bind(self, x: Tensor, x2: Tensor | None = None, add: Tensor | None = None, silu: bool = True) -> Any:
         """The norm of tensors like x: call(x, x2, add), as ``ops.group_norm_silu`` has them."""
         m = self.module
-        weight, bias = (
-            p if p is None or p.dtype in (torch.float32, x.dtype) else p.detach().float() for p in (m.weight, m.bias)
-        )
+        weight, bias = wide(m.weight, x.dtype), wide(m.bias, x.dtype)
         return bind_group_norm_silu(x, weight, bias, m.num_groups, m.eps, x2=x2, add=add, silu=silu)
 
 

@@ -202,3 +202,10 @@ def weights_reason(module: Any) -> str | None:
         if value.is_meta or value.layout != torch.strided or not value.is_floating_point():
             return f"the {name} is {value.dtype} on {value.device}"
     return None
+
+
+def wide(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A parameter as the operations take it: of ``dtype`` or float32, itself where it is."""
+    if parameter is None or parameter.dtype in (dtype, torch.float32):
+        return parameter
+    return parameter.detach().to(torch.float32)
