@@ -149,8 +149,9 @@ class Attention(Block):
     def forget(self) -> None:
         super().forget()
         self.prompts: dict[Any, Tensor] = {}  # keys and values, by the network's number for a prompt
-        if getattr(self, "pixels", None) is not None:
-            self.pixels.forget()
+        pixels = getattr(self, "pixels", None)
+        if pixels is not None:
+            pixels.forget()
 
     def run(
         self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None

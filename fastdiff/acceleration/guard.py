@@ -25,7 +25,7 @@ class Guard:
     """
 
     def __init__(self, root: nn.Module, stand_ins: dict[nn.Module, StandIn]) -> None:
-        self.modules = list(root.modules())
+        self.root, self.modules = root, list(root.modules())
         self.dicts = [m.__dict__ for m in self.modules]
         self.child_dicts = [d["_modules"] for d in self.dicts if d["_modules"]]
         self.weight_dicts = [d["_parameters"] for d in self.dicts if d["_parameters"]]
@@ -60,6 +60,10 @@ class Guard:
             list(map(Tensor.stride, tensors)),
             [w.dtype for w in tensors],
         )
+
+    def overlaps(self, other: Guard) -> bool:
+        """Whether one of the two looks at the other's root, and so at some of its weights."""
+        return other.root in self.modules or self.root in other.modules
 
     def holds(self, wait: bool = False) -> bool:
         """Whether everything is as it was; on a GPU a change of elements alone is seen in the next call, unless waited

@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -70,6 +71,11 @@ class StandIn(ABC):
                 return self.own(args, kwargs)
             args = arranged
         return self.run(*args)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """What ``inspect.signature`` and torch.export look at in the place of ``__call__``."""
+        return self.previous or MethodType(type(self.module).forward, self.module)
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, or the one that it had as an attribute before."""
@@ -160,7 +166,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 
 def stand_in_of(module: Any, kind: type) -> Any:
     """The ``kind`` that stands in for a module and is in use, or None."""
-    found = module.__dict__.get("forward") if isinstance(module, nn.Module) else None
+    found: Any = module.__dict__.get("forward") if isinstance(module, nn.Module) else None
     if found is not None and not isinstance(found, kind):
         found = getattr(found, "inner", None)  # of the way into a network that is one block
     return found if isinstance(found, kind) and found.reason is None else None
@@ -204,8 +210,8 @@ def weights_reason(module: Any) -> str | None:
     return None
 
 
-def wide(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A parameter as the operations take it: of ``dtype`` or float32, itself where it is."""
+def wide(parameter: Any, dtype: torch.dtype) -> Any:
+    """A parameter, or None, as the operations take it: of ``dtype`` or float32, itself where it is."""
     if parameter is None or parameter.dtype in (dtype, torch.float32):
         return parameter
     return parameter.detach().to(torch.float32)

@@ -123,7 +123,14 @@ class Network:
         self._install()
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = {"local": None, "lock": None, "guards": {}, "known_prompts": {}, "number": None, "stale": True}
+        dropped: dict[str, Any] = {
+            "local": None,
+            "lock": None,
+            "guards": {},
+            "known_prompts": {},
+            "number": None,
+            "stale": True,
+        }
         return self.__dict__ | dropped
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -207,10 +214,14 @@ class Network:
         if guard is not None and not self.stale and guard.holds(wait):
             return
         with self.lock:
-            if self.guards.get(part) is guard:
-                if guard is not None or self.stale:
-                    self.renew()
-                self.guards[part] = Guard(part, self.stand_ins)
+            if self.guards.get(part) is not guard:
+                return  # another thread did it
+            new = Guard(part, self.stand_ins)
+            # What other calls derived from the same weights must not outlive a change that only those would see.
+            if guard is not None or self.stale or not all(g.holds() for g in self.guards.values() if new.overlaps(g)):
+                self.renew()
+                new = Guard(part, self.stand_ins)
+            self.guards[part] = new
 
     def renew(self) -> None:
         """Look at every module again, drop what was derived from weights, and choose the dtype."""
@@ -311,7 +322,7 @@ class Network:
             number = next((n for n, seen in known.items() if _equal(seen, prompt)), None)
         elif not prompt.is_inference() and not _capturing():
             known = self.known_prompts
-            number = next((n for n, seen in known.items() if seen[0] is prompt and seen[1] == prompt._version), None)  # type: ignore[index]
+            number = next((n for n, seen in known.items() if seen[0] is prompt and seen[1] == prompt._version), None)
         else:
             return None
         if number is None:
