@@ -10,6 +10,7 @@ import torch
 from msgspec import Meta
 
 from fastdiff.checks import check_fields
+from fastdiff.models.config import Layers
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.training.data import DIGITS_SIZE, FOLDER_SIZE, ImageData
 
@@ -57,7 +58,7 @@ class Settings:
     warmup: Count = 200
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     channels: Annotated[tuple[LevelChannels, ...], Meta(min_length=1)] | None = None
-    layers: Count = 1
+    layers: Layers = 1
     label_dropout: Share = 0.1
     ema_decay: Share = 0.999
     schedule: Literal["linear", "cosine"] = "cosine"
