@@ -19,22 +19,9 @@ FOLDER_SIZE = 32  # pixels a side, unless asked otherwise
 # Pillow's names of the formats that hold pictures. It knows others by name that it only writes (PDF), that it starts
 # another program for (EPS), or that hold no picture it could read (HDF5, MPEG).
 _FORMATS = (
-    "AVIF",
-    "BMP",
-    "GIF",
-    "ICO",
-    "JPEG",
-    "JPEG2000",
-    "MPO",
-    "PCX",
-    "PNG",
-    "PPM",
-    "QOI",
-    "SGI",
-    "TGA",
-    "TIFF",
-    "WEBP",
-)
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO",
+    "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

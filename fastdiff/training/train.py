@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -175,8 +176,10 @@ class Run:
 
         A run that is killed in between can be resumed: it writes the files anew at its next save.
         """
+        checkpoint = io.BytesIO()  # written by torch itself, a full disk would be told as a RuntimeError of its own
+        torch.save(self._state(), checkpoint)
         with atomic_write(self.out / "checkpoint.pt") as file:
-            torch.save(self._state(), file)
+            file.write(checkpoint.getbuffer())
         self.average.module.save_pretrained(self.out)
         _write_json(self.out / "scheduler_config.json", scheduler_config(self.settings.schedule))
         _write_json(self.out / "training.json", self._record())
