@@ -18,7 +18,7 @@ from PIL import Image
 from fastdiff.models import UNet
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.training import data as image_data
-from fastdiff.training.settings import Settings, scheduler_config
+from fastdiff.training.settings import SAMPLING, Settings, scheduler_config
 from fastdiff.training.train import Run, train
 
 TINY = {"channels": (8, 16), "batch_size": 4, "warmup": 2, "seed": SEED, "progress": False, "device": "cpu"}
@@ -27,6 +27,14 @@ TINY = {"channels": (8, 16), "batch_size": 4, "warmup": 2, "seed": SEED, "progre
 @pytest.fixture(autouse=True)
 def _tell_the_seed():
     print(f"{SEED_VARIABLE}={SEED}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_samples():
+    """Grids of samples in three steps instead of fifty: most of the time here would go into them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SAMPLING, "steps", 3)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -204,10 +212,10 @@ def test_pictures_without_classes_train_an_unconditional_model(tmp_path):
 
 def test_a_killed_run_leaves_files_that_load(tmp_path):
     call = f"train('digits', {str(tmp_path)!r}, steps=10**6, save_every=1, **{TINY})"
-    code = f"from fastdiff.training.train import train; {call}"
+    code = f"from fastdiff.training.train import SAMPLING, train; SAMPLING['steps'] = 3; {call}"
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
-        deadline = time.monotonic() + 50
+        deadline = time.monotonic() + 240  # a busy machine takes a minute to import torch
         # The picture is the last that a save writes; before the first one is there, resuming has to write the rest.
         while not (tmp_path / "samples" / "step-000001.png").exists() and time.monotonic() < deadline:
             assert process.poll() is None
