@@ -7,8 +7,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -129,3 +131,37 @@ def check_operand(name: str, operand: Any, x: Tensor, shape: tuple[int, ...], *d
         raise ValueError(f"{name} must have the shape {list(shape)}; got {list(operand.shape)}")
     if operand.device != x.device:
         raise ValueError(f"{name} must be on x's device {x.device}; got {operand.device}")
+
+
+def check_fields(instance: Any, mismatch: type[Exception] = ValueError) -> None:
+    """Every field of a dataclass against its annotation; a list becomes the tuple that the annotation asks for.
+
+    The annotations are msgspec's: ``Annotated[int, Meta(ge=1)]``, ``Literal["linear", "cosine"]``. Raises ValueError
+    that names the field, its value and what it should be, and ``mismatch`` where the value has another type. An int is
+    a float, and stays the int that it is; a bool is neither.
+    """
+    for name, annotation in _annotations(instance.__class__).items():
+        value = getattr(instance, name)
+        try:
+            converted = msgspec.convert(value, annotation)
+        except msgspec.ValidationError as error:
+            kind = mismatch if ", got `" in str(error) else ValueError
+            allowed = _allowed(annotation)
+            told = f"; it must be one of {', '.join(map(repr, allowed))}" if allowed else ""
+            raise kind(f"{name}={value!r} is not supported: {error}{told}") from None
+        if isinstance(value, list):  # JSON has no tuples
+            object.__setattr__(instance, name, converted)
+
+
+@lru_cache
+def _annotations(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _allowed(annotation: Any) -> tuple[Any, ...]:
+    """The values that a ``Literal`` in the annotation lists, which msgspec's message leaves out."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return parts
+    found = next((found for part in parts if (found := _allowed(part))), ())
+    return (*found, None) if found and type(None) in parts else found

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -56,32 +56,32 @@ class DType(str, Enum):
 def sample(
     out: Annotated[Path, typer.Option(help="The PNG to write, a grid of the images.")] = Path("samples.png"),
     model: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it at run time on Python 3.10
+        Path | None,
         typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
     ] = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many images.")] = 64,
     class_name: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]"),
     ] = None,
     guidance: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]"),
     ] = None,
     sampler: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Any sampler that `fastdiff plan` lists. [default: the model's own, or ddpm]"),
     ] = None,
     steps: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=1, help="Steps of the sampler. [default: the model's own, or every timestep]"),
     ] = None,
     eta: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(help="Share of noise: 0 is deterministic, 1 is ancestral. [default: the model's or sampler's]"),
     ] = None,
     plan: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="A plan that `fastdiff plan --json` wrote, in place of --sampler, --steps and --eta."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Image i of a seed is the same image in every batch.")] = 0,
@@ -91,7 +91,7 @@ def sample(
     dtype: Annotated[DType, typer.Option(help="What the network computes in.")] = DType.float32,
     backend: Annotated[str, typer.Option(help="auto, native, triton or reference.")] = "auto",
     gif: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Also write the reverse process as a GIF (one batch at most)."),
     ] = None,
 ) -> None:
@@ -154,34 +154,34 @@ def sample(
 def plan(
     sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")],
     steps: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=1, help="Steps of the sampler. [default: every timestep]"),
     ] = None,
     schedule: Annotated[
         str, typer.Option(help=f"{', '.join(SCHEDULES)}, or a folder that holds a scheduler_config.json.")
     ] = "linear",
     spacing: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help=f"{', '.join((*SPACINGS, *SIGMA_SPACINGS))}. [default: the sampler's or the schedule's]"),
     ] = None,
     prediction: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help=f"What the network predicts: {', '.join(PREDICTIONS)}. [default: epsilon]"),
     ] = None,
     eta: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(help="Share of noise: 0 is deterministic, 1 is ancestral. [default: the sampler's]"),
     ] = None,
     option: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="NAME=VALUE, another argument of the sampler, such as order=3; may be repeated."),
     ] = None,
     plot: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Also draw the levels, the coefficients and the noise, as a PNG."),
     ] = None,
     json: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Also write the plan, to be run again by `fastdiff sample --plan` or `Plan.load`."),
     ] = None,
 ) -> None:
@@ -214,11 +214,11 @@ def train(
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of the first weights, the images drawn and the noise.")] = 0,
     size: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Pixels a side. [default: 8 for digits, 32 for a folder]"),
     ] = None,
     channels: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Of each level, such as 64,128,128. [default: by size]"),
     ] = None,
     layers: Annotated[int, typer.Option(help="Residual blocks of a level.")] = 1,
@@ -297,10 +297,10 @@ def _labels(classes: list[str], name: str | None, number: int, offset: int) -> A
             raise ValueError(f"--class {name}: this model has no classes")
         return None
     if name is None:
-        return (offset + torch.arange(number)) % len(classes)
+        return (offset + torch.arange(number, device="cpu")) % len(classes)
     if name not in classes:
         raise ValueError(f"--class {name}: the model's classes are {', '.join(classes)}")
-    return torch.full((number,), classes.index(name), dtype=torch.int64)
+    return torch.full((number,), classes.index(name), dtype=torch.int64, device="cpu")
 
 
 if __name__ == "__main__":

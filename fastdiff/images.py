@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from fastdiff.checks import check_int, check_number
 from fastdiff.files import atomic_write, check_writable
 
 __all__ = ["check_writable", "make_grid", "save_gif", "save_grid", "to_uint8"]
@@ -25,6 +26,8 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     if not isinstance(images, torch.Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
         raise TypeError(f"images must be a floating-point tensor; got {got}")
+    if images.layout != torch.strided or images.is_meta:
+        raise TypeError(f"images must be a dense tensor with numbers in it; got {images.layout} on {images.device}")
     if bool(images.isnan().any()):
         raise ValueError("images must not hold NaN")
     return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -44,14 +47,12 @@ def make_grid(
     batch, channels, height, width = images.shape
     columns = math.ceil(math.sqrt(batch)) if columns is None else columns
     scale = max(1, VISIBLE // min(height, width)) if scale is None else scale
-    for name, value, least in (("columns", columns, 1), ("scale", scale, 1), ("gap", gap, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}")
-
-    columns = min(columns, batch)
+    columns = min(check_int("columns", columns, 1, 1 << 62), batch)
+    scale, gap = check_int("scale", scale, 1, 1 << 16), check_int("gap", gap, 0, 1 << 16)
     rows = math.ceil(batch / columns)
     cell_height, cell_width = height + gap, width + gap
-    grid = torch.full((channels, rows * cell_height - gap, columns * cell_width - gap), 128, dtype=torch.uint8)
+    size = (channels, rows * cell_height - gap, columns * cell_width - gap)
+    grid = torch.full(size, 128, dtype=torch.uint8, device="cpu")
     for index, image in enumerate(to_uint8(images).cpu()):
         top, left = index // columns * cell_height, index % columns * cell_width
         grid[:, top : top + height, left : left + width] = image
@@ -92,8 +93,9 @@ def save_gif(
     duration: seconds a frame; hold: seconds for the last one. GIF counts in hundredths. Returns the path.
     """
     path = check_writable(path, suffix=".gif")
-    if not (0.01 <= duration < math.inf and 0.01 <= hold < math.inf):
-        raise ValueError(f"duration and hold must be at least 0.01 seconds; got {duration} and {hold}")
+    duration, hold = check_number("duration", duration, 0.01, 655), check_number("hold", hold, 0.01, 655)
+    if not isinstance(frames, Iterable):
+        raise TypeError(f"frames must be batches of images, one after another; got {type(frames).__name__}")
     pictures = [make_grid(frame, columns=columns, scale=scale, gap=gap) for frame in frames]
     if not pictures:
         raise ValueError("frames must hold at least one batch of images")

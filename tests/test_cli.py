@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -301,3 +302,12 @@ def test_a_plot_without_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: 
     assert result.exit_code == 2
     assert 'pip install "fastdiff[train]"' in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_are_on_the_cpu_whatever_the_default_device() -> None:
+    torch.set_default_device("meta")
+    try:
+        made = [cli._labels(["a", "b"], None, 3, 1), cli._labels(["a", "b"], "b", 3, 0)]
+    finally:
+        torch.set_default_device(None)
+    assert [labels.tolist() for labels in made] == [[1, 0, 1], [1, 1, 1]]

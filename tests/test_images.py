@@ -120,3 +120,55 @@ def test_a_write_that_fails_leaves_the_former_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert (path.read_text(), os.listdir(tmp_path)) == ("former", ["a.txt"])
+
+
+@pytest.fixture
+def meta_default():
+    """Another default device than the CPU, as scripts set "cuda"."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+def test_another_default_device_changes_nothing(tmp_path, meta_default):
+    images = torch.linspace(-1, 1, 2 * 3 * 4 * 4, device="cpu").reshape(2, 3, 4, 4)
+    grid, png = make_grid(images, scale=2), save_grid(tmp_path / "a.png", images, scale=2)
+    save_gif(tmp_path / "a.gif", [images, -images])
+    torch.set_default_device(None)
+    assert grid.tobytes() == make_grid(images, scale=2).tobytes()
+    with Image.open(png) as picture:
+        assert picture.tobytes() == grid.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"columns": 2.0}, "columns must be an int; got float"),
+        ({"scale": "2"}, "scale must be an int; got str"),
+        ({"gap": 1.5}, "gap must be an int; got float"),
+        ({"gap": None}, "gap must be an int; got NoneType"),
+    ],
+)
+def test_a_grid_refuses_numbers_of_another_type(bad, message):
+    with pytest.raises(TypeError, match=message):
+        make_grid(torch.zeros(2, 1, 8, 8), **bad)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 4, 4, device="meta"), torch.zeros(1, 3, 4, 4).to_sparse()])
+def test_images_without_numbers_are_refused(images):
+    for function in (to_uint8, make_grid):
+        with pytest.raises(TypeError, match="images must be a dense tensor"):
+            function(images)
+
+
+def test_bad_arguments_of_files_are_named(tmp_path):
+    images = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(TypeError, match="path must be"):
+        save_grid(None, images)
+    with pytest.raises(TypeError, match="duration must be a number; got NoneType"):
+        save_gif(tmp_path / "a.gif", [images], duration=None)
+    with pytest.raises(TypeError, match="hold must be a number; got str"):
+        save_gif(tmp_path / "a.gif", [images], hold="1")
+    with pytest.raises(TypeError, match=r"frames must be .*; got NoneType"):
+        save_gif(tmp_path / "a.gif", None)
+    assert os.listdir(tmp_path) == []

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fastdiff.files import atomic_write
+from fastdiff.files import atomic_write, read_json_object
 
 CONFIG = "config.json"
 SAFETENSORS = "diffusion_pytorch_model.safetensors"
@@ -50,12 +50,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not JSON, or it configures something else.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
+    config = read_json_object(path)
     if config.get("_class_name", CLASS_NAME) != CLASS_NAME:
         raise ValueError(f"{path} configures a {config['_class_name']}, not a {CLASS_NAME}")
     return config

@@ -1,27 +1,25 @@
 """What a `UNet` is made of: the fields of diffusers' `UNet2DModel`, checked."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Literal
 
-# Fields of which only some values are built. Others would often load, with weights of the right shapes, and be wrong.
-_BUILT: dict[str, tuple[Any, ...]] = {
-    "center_input_sample": (False, True),
-    "time_embedding_type": ("positional",),
-    "flip_sin_to_cos": (False, True),
-    "mid_block_type": ("UNetMidBlock2D", None),
-    "downsample_padding": (0, 1),
-    "downsample_type": ("conv",),
-    "upsample_type": ("conv",),
-    "act_fn": ("silu", "swish"),
-    "resnet_time_scale_shift": ("default",),
-    "add_attention": (False, True),
-    "class_embed_type": (None,),
-}
-_DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
-_UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
-_COUNTS = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups")
-_OPTIONAL_COUNTS = ("time_embedding_dim", "attention_head_dim", "attn_norm_num_groups", "num_class_embeds")
+from msgspec import Meta
+
+from fastdiff.checks import check_fields
+
+# The bounds are far beyond any network in use: a configuration that is damaged or malicious is refused before a network
+# is built that takes minutes, or more memory than there is.
+Count = Annotated[int, Meta(ge=1, le=1 << 16)]
+Layers = Annotated[int, Meta(ge=1, le=32)]
+# Not tuple[Count, Count]: of a bounded int beside a tuple of fixed length msgspec 0.23 makes a type that crashes.
+Pair = Annotated[tuple[Count, ...], Meta(min_length=2, max_length=2)]
+Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+MAX_LEVELS = 10
+DownBlocks = Annotated[tuple[Literal["DownBlock2D", "AttnDownBlock2D"], ...], Meta(max_length=MAX_LEVELS)]
+UpBlocks = Annotated[tuple[Literal["AttnUpBlock2D", "UpBlock2D"], ...], Meta(max_length=MAX_LEVELS)]
+Channels = Annotated[tuple[Count, ...], Meta(min_length=1, max_length=MAX_LEVELS)]
 
 
 @dataclass(frozen=True)
@@ -64,42 +62,43 @@ class UNetConfig:
         ValueError: a field has a value that `UNet` does not build, named with it.
     """
 
-    sample_size: int | tuple[int, int] | None = None
-    in_channels: int = 3
-    out_channels: int = 3
+    # Of some fields only some values are built. Others would often load, with weights of the right shapes, and be
+    # wrong.
+    sample_size: Count | Pair | None = None
+    in_channels: Count = 3
+    out_channels: Count = 3
     center_input_sample: bool = False
-    time_embedding_type: str = "positional"
-    time_embedding_dim: int | None = None
-    freq_shift: int = 0
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: Count | None = None
+    freq_shift: Annotated[int, Meta(ge=0)] = 0
     flip_sin_to_cos: bool = True
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
-    mid_block_type: str | None = "UNetMidBlock2D"
-    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
-    layers_per_block: int = 2
-    mid_block_scale_factor: float = 1
-    downsample_padding: int = 1
-    downsample_type: str = "conv"
-    upsample_type: str = "conv"
-    dropout: float = 0.0
-    act_fn: str = "silu"
-    attention_head_dim: int | None = 8
-    norm_num_groups: int = 32
-    attn_norm_num_groups: int | None = None
-    norm_eps: float = 1e-5
-    resnet_time_scale_shift: str = "default"
+    down_block_types: DownBlocks = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    mid_block_type: Literal["UNetMidBlock2D"] | None = "UNetMidBlock2D"
+    up_block_types: UpBlocks = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    block_out_channels: Channels = (224, 448, 672, 896)
+    layers_per_block: Layers = 2
+    mid_block_scale_factor: Positive = 1
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Literal["conv"] = "conv"
+    upsample_type: Literal["conv"] = "conv"
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    act_fn: Literal["silu", "swish"] = "silu"
+    attention_head_dim: Count | None = 8
+    norm_num_groups: Count = 32
+    attn_norm_num_groups: Count | None = None
+    norm_eps: Positive = 1e-5
+    resnet_time_scale_shift: Literal["default"] = "default"
     add_attention: bool = True
-    class_embed_type: str | None = None
-    num_class_embeds: int | None = None
+    class_embed_type: None = None
+    num_class_embeds: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
     num_train_timesteps: int | None = None
-    null_class: int | None = None
+    null_class: Annotated[int, Meta(ge=0)] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("sample_size", "down_block_types", "up_block_types", "block_out_channels"):
-            if isinstance(getattr(self, name), list):  # JSON has no tuples
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        self._check_values()
+        check_fields(self)
         self._check_levels()
+        if self.null_class is not None and self.null_class >= (self.num_class_embeds or 0):
+            self._refuse("null_class", f"None or one of the num_class_embeds={self.num_class_embeds} classes")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":
@@ -132,45 +131,17 @@ class UNetConfig:
         """Number of attention heads over so many channels."""
         return channels // (self.attention_head_dim or channels)
 
-    def _check_values(self) -> None:
-        """Checks each field by itself."""
-        for name, built in _BUILT.items():
-            value = getattr(self, name)
-            if not any(value is each or (value == each and type(value) is type(each)) for each in built):
-                self._refuse(name, f"one of {', '.join(map(repr, built))}")
-        for name in _COUNTS:
-            if not _is_count(getattr(self, name)):
-                self._refuse(name, "a positive integer")
-        for name in _OPTIONAL_COUNTS:
-            if getattr(self, name) is not None and not _is_count(getattr(self, name)):
-                self._refuse(name, "a positive integer or None")
-        if not _is_number(self.norm_eps) or not self.norm_eps > 0:
-            self._refuse("norm_eps", "a positive number")
-        if not _is_number(self.mid_block_scale_factor) or not self.mid_block_scale_factor > 0:
-            self._refuse("mid_block_scale_factor", "a positive number")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
-            self._refuse("dropout", "a probability below 1")
-        if self.null_class is not None and (
-            type(self.null_class) is not int or not 0 <= self.null_class < (self.num_class_embeds or 0)
-        ):
-            self._refuse("null_class", f"None or one of the num_class_embeds={self.num_class_embeds} classes")
-
     def _check_levels(self) -> None:
         """Checks the fields that describe the levels, which must agree with each other."""
         channels = self.block_out_channels
-        if not isinstance(channels, tuple) or not channels or not all(map(_is_count, channels)):
-            self._refuse("block_out_channels", "a tuple of positive integers")
         if any(c % self.norm_num_groups for c in channels):
             self._refuse("block_out_channels", f"multiples of norm_num_groups={self.norm_num_groups}")
         if channels[0] % 2:
             self._refuse("block_out_channels", "an even first number, half sines and half cosines")
-        if type(self.freq_shift) is not int or not 0 <= self.freq_shift < channels[0] // 2:
+        if self.freq_shift >= channels[0] // 2:
             self._refuse("freq_shift", f"an integer from 0 to {channels[0] // 2 - 1}, half of block_out_channels[0]")
-        for name, built in (("down_block_types", _DOWN_BLOCKS), ("up_block_types", _UP_BLOCKS)):
-            value = getattr(self, name)
-            if not isinstance(value, tuple) or any(each not in built for each in value):
-                self._refuse(name, f"a tuple of {' and '.join(built)}")
-            if len(value) != len(channels):
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != len(channels):
                 self._refuse(name, f"one block for each of the {len(channels)} block_out_channels")
         attended = [c for c, block in zip(channels, self.down_block_types, strict=True) if "Attn" in block]
         attended += [c for c, block in zip(channels[::-1], self.up_block_types, strict=True) if "Attn" in block]
@@ -183,11 +154,3 @@ class UNetConfig:
 
     def _refuse(self, name: str, needs: str) -> None:
         raise ValueError(f"{name}={getattr(self, name)!r} is not supported; UNet needs {needs}")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)

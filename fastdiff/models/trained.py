@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastdiff.files import read_json_object
 from fastdiff.models.unet import UNet
 from fastdiff.schedules.discrete import NoiseSchedule
 
@@ -87,7 +87,7 @@ def load(folder: str | os.PathLike[str]) -> TrainedModel:
     trained = TrainedModel(unet, sampling)
     record = root / "training.json"
     if record.exists():
-        told = _read(record)
+        told = read_json_object(record)
         more, classes = told.get("sampling", {}), told.get("classes", [])
         if not isinstance(more, dict) or not isinstance(classes, list):
             raise ValueError(f"{record}: sampling must be an object and classes a list; got {more!r} and {classes!r}")
@@ -109,7 +109,7 @@ def digits() -> TrainedModel:
 
 
 def _scheduler(path: Path) -> dict[str, Any]:
-    config = _read(path)
+    config = read_json_object(path)
     variance = str(config.get("variance_type", "fixed_small"))
     if variance not in ("fixed_small", "fixed_small_log", "fixed_large", "learned_range"):
         raise ValueError(f"{path}: variance_type is {variance!r}; it must be fixed_small, fixed_large or learned_range")
@@ -133,13 +133,3 @@ def _scheduler(path: Path) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return sampling | ({"sampler_options": walk} if walk else {})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return content

@@ -120,9 +120,9 @@ class UNet(nn.Module):
 
         self.up_blocks = nn.ModuleList()
         current = channels[-1]
-        for level, (kind, out) in enumerate(zip(config.up_block_types, reversed(channels), strict=True)):
+        for level, (up_type, out) in enumerate(zip(config.up_block_types, reversed(channels), strict=True)):
             read = [skips.pop() for _ in range(config.layers_per_block + 1)]
-            self.up_blocks.append(UpBlock(current, read, out, "Attn" in kind, level < levels - 1, config))
+            self.up_blocks.append(UpBlock(current, read, out, "Attn" in up_type, level < levels - 1, config))
             current = out
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)

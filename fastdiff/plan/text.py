@@ -6,8 +6,11 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, get_type_hints
 
+import msgspec
+
+from fastdiff.files import parse_json
 from fastdiff.plan.plan import TERMS, Plan, Row
 
 FORMAT = "fastdiff.plan"
@@ -32,12 +35,12 @@ def to_json(plan: Plan) -> str:
 
 
 def from_json(text: str | bytes) -> Plan:
-    """The plan that ``to_json`` wrote; ValueError says what is wrong with anything else."""
+    """The plan that ``to_json`` wrote; ValueError says what is wrong with anything else, and where ($.rows[3].clip)."""
     if not isinstance(text, (str, bytes)):
         raise TypeError(f"text must be str or bytes; got {type(text).__name__}")
     try:
-        content = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"not a plan's JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         got = f"format {content.get('format')!r}" if isinstance(content, dict) else f"a JSON {type(content).__name__}"
@@ -45,22 +48,29 @@ def from_json(text: str | bytes) -> Plan:
     version = content.get("version")
     if type(version) is not int or version != VERSION:
         raise ValueError(f"the plan's version is {version!r}; this fastdiff reads version {VERSION}")
-    told = {"name": "str", "init_sigma": "float", "learned_variance": "bool", "rows": "list"}
-    values = _checked("the plan", {k: v for k, v in content.items() if k not in ("format", "version")}, told, set(told))
+    try:
+        msgspec.convert(content, _PlanFields)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"the plan does not fit its format: {error}") from None
     rows = []
-    for i, entry in enumerate(values.pop("rows")):
-        if not isinstance(entry, dict):
-            raise ValueError(f"rows[{i}] must be an object; got {entry!r}")
+    for i, entry in enumerate(content["rows"]):  # as JSON gave them: a t of 3 stays the int that to_json wrote
         try:
-            rows.append(Row(**_checked("the row", entry, _KINDS, _REQUIRED)))
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+            rows.append(Row(**values))
         except ValueError as error:
-            raise ValueError(f"rows[{i}]: {error}") from None
-    return Plan(tuple(rows), **values)
+            raise ValueError(f"the plan does not fit its format: {error} - at `$.rows[{i}]`") from None
+    return Plan(tuple(rows), content["name"], content["init_sigma"], content["learned_variance"])
 
 
 _FIELDS = [field for field in fields(Row) if field.init]
-_KINDS = {field.name: str(field.type) for field in _FIELDS}
-_REQUIRED = {field.name for field in _FIELDS if field.default is MISSING}
+_HINTS = get_type_hints(Row)
+_RowFields: Any = msgspec.defstruct(
+    "_RowFields",
+    [(f.name, _HINTS[f.name]) if f.default is MISSING else (f.name, _HINTS[f.name], f.default) for f in _FIELDS],
+    forbid_unknown_fields=True,
+)
+_HEAD = {"format": str, "version": int, "name": str, "init_sigma": float, "learned_variance": bool}
+_PlanFields = msgspec.defstruct("_PlanFields", [*_HEAD.items(), ("rows", list[_RowFields])], forbid_unknown_fields=True)
 
 
 def _changed(row: Row) -> dict[str, Any]:
@@ -80,62 +90,6 @@ def _plain(value: Any) -> Any:
     if callable(getattr(value, "item", None)):
         return value.item()
     raise TypeError(f"a plan with a {type(value).__name__} cannot be written as JSON")
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in content:
-            raise ValueError(f"an object names {name!r} twice")
-        content[name] = value
-    return content
-
-
-def _checked(what: str, content: dict[str, Any], kinds: dict[str, str], required: set[str]) -> dict[str, Any]:
-    """The values of an object whose every entry is known and of its kind, with none missing."""
-    for name in content:
-        if name not in kinds:
-            raise ValueError(f"{what} has an unknown entry {name!r}; it may have {', '.join(kinds)}")
-    for name in kinds:
-        if name in required and name not in content:
-            raise ValueError(f"{what} has no {name!r}")
-    return {name: _value(name, value, kinds[name]) for name, value in content.items()}
-
-
-def _value(name: str, value: Any, kind: str) -> Any:
-    """A JSON value as a field of an annotation ``kind``."""
-    kind = kind.removesuffix(" | None")
-    if kind == "float":
-        return _number(name, value)
-    if kind.startswith("Mapping"):
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} must be an object of coefficients; got {value!r}")
-        return {term: _number(f"{name}.{term}", v) for term, v in value.items()}
-    if kind.startswith("tuple"):
-        inner, *rest = kind.removeprefix("tuple[").removesuffix("]").split(", ")
-        if not isinstance(value, list) or (rest[:1] != ["..."] and len(value) != 1 + len(rest)):
-            raise ValueError(f"{name} must be a list{'' if rest == ['...'] else f' of {1 + len(rest)}'}; got {value!r}")
-        return tuple(_value(f"{name}[{i}]", v, inner) for i, v in enumerate(value))
-    known: dict[str, type] = {"int": int, "bool": bool, "str": str, "list": list}
-    if type(value) is not known[kind]:
-        raise ValueError(f"{name} must be {'an int' if kind == 'int' else f'a {kind}'}; got {value!r}")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} must be a number; got {value!r}")
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:
-        finite = False
-    if not finite:
-        raise ValueError(f"{name} is beyond float64")
-    return value
 
 
 # ---- the table

@@ -276,6 +276,8 @@ def _check_T(T: int, name: str = "T") -> int:
         raise TypeError(f"{name} must be an int; got {type(T).__name__}")
     if T < 1:
         raise ValueError(f"{name} must be at least 1; got {T}")
+    if T >= 1 << 24:  # as many rows as a plan may have, and 128 MB of ᾱ
+        raise ValueError(f"{name} must be below 2**24; got {T}")
     return T
 
 

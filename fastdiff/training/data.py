@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch.utils.data import Sampler
 
 DIGITS_SIZE = 8  # pixels a side
 HELD_OUT_DIGITS = 500  # of 1797; never trained on
 FOLDER_SIZE = 32  # pixels a side, unless asked otherwise
+
+# Pillow's names of the formats that hold pictures. It knows others by name that it only writes (PDF), that it starts
+# another program for (EPS), or that hold no picture it could read (HDF5, MPEG).
+_FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO",
+    "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +42,25 @@ class ImageData:
     def images(self, index: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """The chosen images (all of them by default), float32 [n, C, H, W] in [-1, 1]."""
         return self.pixels[index].float() * (2 / self.white) - 1
+
+    def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A batch for a DataLoader: the images of an int64 index [n], and their labels [n] where there are any."""
+        return self.images(index), None if self.labels is None else self.labels[index]
+
+
+class Draws(Sampler[torch.Tensor]):
+    """The indices of one batch after another without end, drawn with replacement.
+
+    They come from the generator when they are asked for, never ahead, so that its state is all that a checkpoint needs
+    to keep. (torch's RandomSampler draws 32 ahead.)
+    """
+
+    def __init__(self, size: int, batch_size: int, generator: torch.Generator) -> None:
+        self.size, self.batch_size, self.generator = size, batch_size, generator
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        while True:
+            yield torch.randint(self.size, (self.batch_size,), generator=self.generator, device="cpu")
 
 
 def load(data: str | os.PathLike[str], *, size: int | None = None) -> ImageData:
@@ -119,12 +147,12 @@ def load_folder(folder: str | os.PathLike[str], *, size: int) -> ImageData:
     channels = max(picture.shape[0] for picture in pictures)
     pixels = torch.stack([picture.expand(channels, size, size) for picture in pictures])
     labels = [label for label, files in enumerate(by_class.values()) for _ in files]
-    return ImageData(pixels, torch.tensor(labels) if by_class else None, tuple(by_class))
+    return ImageData(pixels, torch.tensor(labels, device="cpu") if by_class else None, tuple(by_class))
 
 
 def _is_picture(path: Path) -> bool:
-    suffixes = Image.registered_extensions()
-    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in suffixes
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind in _FORMATS and path.is_file() and not path.name.startswith(".")
 
 
 def _read(file: Path, size: int) -> torch.Tensor:

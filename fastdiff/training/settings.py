@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from msgspec import Meta
 
+from fastdiff.checks import check_fields
+from fastdiff.models.config import Layers
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.training.data import DIGITS_SIZE, FOLDER_SIZE, ImageData
 
@@ -16,7 +19,10 @@ SAMPLING: dict[str, Any] = {"sampler": "ddim", "steps": 50, "eta": 0.0, "guidanc
 
 SCHEDULES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
 _DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-_DTYPES = ("auto", "float32", "bfloat16")
+
+Count = Annotated[int, Meta(ge=1, le=1 << 40)]
+LevelChannels = Annotated[int, Meta(ge=8, multiple_of=8)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -45,47 +51,23 @@ class Settings:
     """
 
     data: str
-    size: int | None = None
-    steps: int = 6000
-    batch_size: int = 64
-    lr: float = 2e-3
-    warmup: int = 200
-    seed: int = 0
-    channels: tuple[int, ...] | None = None
-    layers: int = 1
-    label_dropout: float = 0.1
-    ema_decay: float = 0.999
-    schedule: str = "cosine"
-    dtype: str = "auto"
+    size: Count | None = None
+    steps: Count = 6000
+    batch_size: Count = 64
+    lr: Annotated[float, Meta(gt=0, le=sys.float_info.max)] = 2e-3
+    warmup: Count = 200
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+    channels: Annotated[tuple[LevelChannels, ...], Meta(min_length=1)] | None = None
+    layers: Layers = 1
+    label_dropout: Share = 0.1
+    ema_decay: Share = 0.999
+    schedule: Literal["linear", "cosine"] = "cosine"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
-    save_every: int = 500
+    save_every: Count = 500
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "warmup", "layers", "save_every"):
-            _check_int(name, getattr(self, name), 1)
-        _check_int("seed", self.seed, 0)
-        if self.size is not None:
-            _check_int("size", self.size, 1)
-        if self.seed >= 2**63:
-            raise ValueError(f"seed must lie below 2**63; got {self.seed}")
-        for name in ("lr", "label_dropout", "ema_decay"):
-            value = getattr(self, name)
-            if type(value) not in (int, float):
-                raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive; got {self.lr}")
-        for name in ("label_dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
-        for name, known in (("schedule", SCHEDULES), ("dtype", _DTYPES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
-        if not isinstance(self.device, str):
-            raise TypeError(f"device must be a str; got {type(self.device).__name__}")
-        if self.channels is not None:
-            if not self.channels or any(type(c) is not int or c < 8 or c % 8 for c in self.channels):
-                raise ValueError(f"channels must be multiples of 8, one for each level; got {self.channels}")
-            object.__setattr__(self, "channels", tuple(self.channels))
+        check_fields(self, mismatch=TypeError)
         halvings = len(self.level_channels) - 1
         if self.image_size % 2**halvings:
             raise ValueError(f"size {self.image_size} must divide by {2**halvings} for {halvings + 1} levels")
@@ -105,13 +87,6 @@ class Settings:
         if self.image_size <= 8:
             return (32, 64)
         return (64, 128, 128) if self.image_size <= 32 else (64, 128, 128, 256)
-
-
-def _check_int(name: str, value: object, least: int) -> None:
-    if type(value) is not int:
-        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}; got {value}")
 
 
 def unet_config(settings: Settings, data: ImageData) -> dict[str, Any]:

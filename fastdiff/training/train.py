@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import fastdiff
-from fastdiff.files import atomic_write, check_writable
+from fastdiff.files import atomic_write, check_writable, remove_leftovers
 from fastdiff.images import save_grid
 from fastdiff.models import UNet
+from fastdiff.models.checkpoint import PICKLE, SAFETENSORS
 from fastdiff.training import data as image_data
 from fastdiff.training.settings import (
     SAMPLING,
@@ -38,6 +43,10 @@ from fastdiff.training.settings import (
 _FREE_TO_CHANGE = {"data", "size", "steps", "device", "save_every"}
 
 _REPORT_EVERY = 50  # steps between looks at the loss, each of which waits for the device
+
+# What a run writes, as regular expressions: what a killed run left half written of these is cleared away.
+_FILES = r"checkpoint\.pt|(?:config|scheduler_config|training)\.json|diffusion_pytorch_model\.safetensors|loss\.png"
+_SAMPLES = r"step-\d{6,}\.png"
 
 
 def train(
@@ -58,13 +67,27 @@ def train(
         as many threads and the same versions, the result has the bits of a run that was never interrupted.
     progress: a bar with the loss. **settings: the other fields of `Settings`.
 
-    Raises before any work TypeError or ValueError for a bad setting, FileExistsError where `out` holds a model and
-    resume is not set, FileNotFoundError for missing data or nothing to resume, ImportError with the command that
-    helps where matplotlib or scikit-learn is missing; later FloatingPointError where the loss is no longer finite.
+    Raises before any work TypeError or ValueError for a bad setting, FileExistsError where `out` holds a checkpoint or
+    a model's weights and resume is not set, FileNotFoundError for missing data or nothing to resume, ImportError with
+    the command that helps where matplotlib or scikit-learn is missing; later FloatingPointError where the loss is no
+    longer finite.
     """
-    run = Run(Settings(data=_check_data_name(data), **settings), Path(out), resume=resume)
-    run.loop(progress=progress)
+    with _own_defaults():
+        run = Run(Settings(data=_check_data_name(data), **settings), Path(out), resume=resume)
+        run.loop(progress=progress)
     return run.out
+
+
+@contextmanager
+def _own_defaults() -> Iterator[None]:
+    """torch's usual default dtype and device, so that a run does not depend on what the process has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 class Run:
@@ -83,7 +106,8 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.model = UNet(**unet_config(settings, self.data)).to(self.device)
-        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.average = AveragedModel(self.model, multi_avg_fn=self._move_average)
+        self.average.eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, fused=True)
         self.dtype = resolve_dtype(settings.dtype, self.device)
         self.losses = torch.zeros(settings.steps, device=self.device)
@@ -91,6 +115,15 @@ class Run:
         self.seconds = 0.0
         if resume:
             self._load()
+        self.average.n_averaged.fill_(self.step + 1)  # the first weights count; at 0 the next update would drop them
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", settings.lr)
+        warmup = settings.warmup
+        self.warmup = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warmup), last_epoch=self.step - 1)
+        draws = image_data.Draws(len(self.data), settings.batch_size, self.generator)
+        # A generator of its own: an iterator of a DataLoader draws a seed for workers, by default from the global one.
+        loader = DataLoader(self.data, batch_size=None, sampler=draws, generator=torch.Generator())
+        self.batches = iter(loader)
         _make_folder(out)
 
     def loop(self, *, progress: bool = True) -> None:
@@ -103,9 +136,11 @@ class Run:
                 bar.update()
                 if self.step % _REPORT_EVERY == 0 or self.step == steps:
                     bar.set_postfix(loss=f"{self._recent_loss():.4f}")
-                if self.step % self.settings.save_every == 0 or self.step == steps:
+                if self.step % self.settings.save_every == 0 and self.step < steps:
                     self.seconds = time.perf_counter() - started
                     self.save()
+        self.seconds = time.perf_counter() - started
+        self.save()  # also of a run that is resumed at its last step, since it may have been killed in its last save
 
     def train_step(self) -> torch.Tensor:
         """One step of Algorithm 1; the loss, a scalar on the device.
@@ -113,38 +148,43 @@ class Run:
         The noise is keyed by (seed, place in the batch, step), so the generator's state is all there is to keep.
         """
         settings, batch, device = self.settings, self.settings.batch_size, self.device
-        index = torch.randint(len(self.data), (batch,), generator=self.generator)
+        images, labels = next(self.batches)
         timesteps = torch.randint(len(self.schedule), (batch,), generator=self.generator).to(device)
         dropped = torch.rand(batch, generator=self.generator) < settings.label_dropout
-        labels = None
-        if self.data.labels is not None:
-            labels = torch.where(dropped, len(self.data.classes), self.data.labels[index]).to(device)
-
-        x0 = self.data.images(index).to(device)
-        x_t, noise = fastdiff.add_noise(x0, timesteps, self.schedule, seed=settings.seed, draw=self.step)
+        if labels is not None:
+            labels = torch.where(dropped, len(self.data.classes), labels).to(device)
+        x_t, noise = fastdiff.add_noise(images.to(device), timesteps, self.schedule, seed=settings.seed, draw=self.step)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             prediction = self.model(x_t, timesteps, class_labels=labels)
         loss = F.mse_loss(prediction.float(), noise)
 
-        self.optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (self.step + 1) / settings.warmup)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        # The average starts short, or it would remember the untrained weights for the first 1/(1 - decay) steps.
-        decay = min(settings.ema_decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(list(self.ema.parameters()), list(self.model.parameters()), self.step)
+        self.warmup.step()
+        self.average.update_parameters(self.model)
         return loss.detach()
 
+    def _move_average(self, average: Any, current: Any, _: Any) -> None:
+        """One step of the averaged weights: a short average at first, which forgets the untrained weights soon."""
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        get_ema_multi_avg_fn(decay)(average, current, self.step)
+
     def save(self) -> None:
-        """Write the model, its records and a grid of samples, and last the checkpoint that resuming starts from."""
-        self.ema.save_pretrained(self.out)
+        """Write the checkpoint that resuming starts from, then the model and its records, and last the pictures.
+
+        A run that is killed in between can be resumed: it writes the files anew at its next save.
+        """
+        checkpoint = io.BytesIO()  # written by torch itself, a full disk would be told as a RuntimeError of its own
+        torch.save(self._state(), checkpoint)
+        with atomic_write(self.out / "checkpoint.pt") as file:
+            file.write(checkpoint.getbuffer())
+        self.average.module.save_pretrained(self.out)
         _write_json(self.out / "scheduler_config.json", scheduler_config(self.settings.schedule))
         _write_json(self.out / "training.json", self._record())
         _plot(self.out / "loss.png", *self._curve())
         self._save_samples()
-        with atomic_write(self.out / "checkpoint.pt") as file:
-            torch.save(self._state(), file)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -156,7 +196,7 @@ class Run:
             "losses": self.losses[: self.step].cpu(),
             "generator": self.generator.get_state(),
             "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
+            "ema": self.average.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -183,7 +223,7 @@ class Run:
             self.losses[: self.step] = state["losses"]
             self.generator.set_state(state["generator"].cpu())
             self.model.load_state_dict(state["model"])
-            self.ema.load_state_dict(state["ema"])
+            self.average.module.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} does not fit this model: {error}") from error
@@ -229,7 +269,9 @@ class Run:
                 null = {"class_labels": torch.full_like(labels, classes)}
                 sampling |= {"guidance_scale": guidance, "uncond_kwargs": null}
         shape = (6 * columns, self.data.pixels.shape[1], size, size)
-        images = fastdiff.sample(self.ema, shape, schedule=self.schedule, seed=self.settings.seed, **sampling)
+        images = fastdiff.sample(
+            self.average.module, shape, schedule=self.schedule, seed=self.settings.seed, **sampling
+        )
         save_grid(self.out / "samples" / f"step-{self.step:06d}.png", images, columns=columns)
 
 
@@ -263,17 +305,22 @@ def _check_folder(out: Path, resume: bool) -> None:
     if resume and not (out / "checkpoint.pt").exists():
         raise FileNotFoundError(f"nothing to resume: {out} holds no checkpoint.pt")
     if not resume:
-        for name in ("checkpoint.pt", "config.json"):
-            if (out / name).exists():
-                raise FileExistsError(f"{out} holds a {name} already: resume it, or choose another folder")
+        if (out / "checkpoint.pt").exists():
+            raise FileExistsError(f"{out} holds a checkpoint.pt already: resume it, or choose another folder")
+        weights = [name for name in (SAFETENSORS, PICKLE) if (out / name).exists()]
+        if weights:
+            raise FileExistsError(
+                f"{out} holds a model's {weights[0]}, but no checkpoint.pt to resume from: "
+                "move the model away, or choose another folder"
+            )
 
 
 def _make_folder(out: Path) -> None:
     """Make `out`, know that it can be written, and clear away what a killed run had half written."""
     (out / "samples").mkdir(parents=True, exist_ok=True)
     check_writable(out / "config.json")
-    for leftover in [*out.glob(".*.tmp"), *out.glob("samples/.*.tmp")]:
-        leftover.unlink()
+    remove_leftovers(out, _FILES)
+    remove_leftovers(out / "samples", _SAMPLES)
 
 
 def _check_matplotlib() -> None:

@@ -225,6 +225,12 @@ def test_mixed_dtypes(folder, dtype):
         ({"attention_head_dim": 5}, "attention_head_dim=5"),
         ({"cross_attention_dim": 768}, "cross_attention_dim=768"),
         ({"block_out_channels": [16, 32.0]}, "block_out_channels"),
+        ({"layers_per_block": 100_000}, "layers_per_block=100000"),  # these would build for minutes
+        ({"block_out_channels": [16] * 10_000}, "block_out_channels"),
+        ({"block_out_channels": [16, 2**40]}, "block_out_channels"),
+        ({"num_class_embeds": 2**60}, "num_class_embeds"),
+        ({"norm_eps": float("nan")}, "norm_eps=nan"),
+        ({"sample_size": [8, 8, 8]}, "sample_size"),
     ],
 )
 def test_foreign_configurations(folder, fields, message):
@@ -234,7 +240,11 @@ def test_foreign_configurations(folder, fields, message):
     assert str(folder / CONFIG) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", '{"in_channels": 3', "[]", "\udcff"], ids=["empty", "cut", "list", "not UTF-8"])
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"in_channels": 3', "[]", "\udcff", '{"in_channels": 3, "in_channels": 1}', '{"a":' * 100_000],
+    ids=["empty", "cut", "list", "not UTF-8", "twice", "deep"],
+)
 def test_damaged_configuration(folder, text):
     (folder / CONFIG).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=CONFIG):
@@ -288,7 +298,13 @@ def test_what_a_scheduler_asks_for_reaches_sample(folder, config, told):
     assert ("clip" in sampling) != ("thresholding" in sampling)
 
 
-@pytest.mark.parametrize("config", [{"clip_sample_range": None}, {"beta_start": "x"}, {"beta_schedule": "none"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"clip_sample_range": None}, {"beta_start": "x"}, {"beta_schedule": "none"},
+        {"num_train_timesteps": 2_000_000_000}, {"num_train_timesteps": 2e9},
+    ],
+)  # fmt: skip
 def test_a_broken_scheduler_names_its_file(folder, config):
     (folder / "scheduler_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"scheduler_config\.json"):

@@ -151,3 +151,38 @@ def test_folders_without_pictures_or_with_both_kinds_are_refused(tmp_path):
     picture(tmp_path / "ant" / "b.png")
     with pytest.raises(ValueError, match="both"):
         data.load(tmp_path)
+
+
+def test_files_that_hold_no_picture_are_left_out(tmp_path):
+    """Pillow knows their names, but only writes them, starts another program for them, or cannot read them."""
+    picture(tmp_path / "a.png")
+    for name in ("b.pdf", "c.eps", "d.h5", "e.mpg", "f.fits", "g.wmf"):
+        (tmp_path / name).write_bytes(b"not a picture")
+    assert len(data.load(tmp_path, size=4)) == 1
+
+
+def test_another_default_device_changes_nothing(tmp_path):
+    for name in ("ant", "bee"):
+        picture(tmp_path / name / "1.png")
+    torch.set_default_device("meta")
+    try:
+        found = data.load(tmp_path, size=4)
+        images = found.images()
+    finally:
+        torch.set_default_device(None)
+    assert (found.labels.tolist(), images.shape, images.device.type) == ([0, 1], (2, 3, 4, 4), "cpu")
+
+
+def test_a_batch_is_what_a_data_loader_gives(rng):
+    """The DataLoader's batches are those of randint, image by image, and the generator is never drawn from ahead."""
+    digits = data.load("digits")
+    seed, batch = rng.randrange(2**31), rng.randrange(1, 70)
+    generator, oracle = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+    draws = data.Draws(len(digits), batch, generator)
+    batches = iter(torch.utils.data.DataLoader(digits, batch_size=None, sampler=draws, generator=torch.Generator()))
+    for _ in range(3):
+        images, labels = next(batches)
+        index = torch.randint(len(digits), (batch,), generator=oracle)
+        assert torch.equal(images, digits.images(index))
+        assert torch.equal(labels, digits.labels[index])
+        assert torch.equal(generator.get_state(), oracle.get_state())

@@ -18,8 +18,8 @@ from PIL import Image
 from fastdiff.models import UNet
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.training import data as image_data
-from fastdiff.training.settings import Settings, scheduler_config
-from fastdiff.training.train import train
+from fastdiff.training.settings import SAMPLING, Settings, scheduler_config
+from fastdiff.training.train import Run, train
 
 TINY = {"channels": (8, 16), "batch_size": 4, "warmup": 2, "seed": SEED, "progress": False, "device": "cpu"}
 
@@ -27,6 +27,14 @@ TINY = {"channels": (8, 16), "batch_size": 4, "warmup": 2, "seed": SEED, "progre
 @pytest.fixture(autouse=True)
 def _tell_the_seed():
     print(f"{SEED_VARIABLE}={SEED}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_samples():
+    """Grids of samples in three steps instead of fifty: most of the time here would go into them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SAMPLING, "steps", 3)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -204,11 +212,12 @@ def test_pictures_without_classes_train_an_unconditional_model(tmp_path):
 
 def test_a_killed_run_leaves_files_that_load(tmp_path):
     call = f"train('digits', {str(tmp_path)!r}, steps=10**6, save_every=1, **{TINY})"
-    code = f"from fastdiff.training.train import train; {call}"
+    code = f"from fastdiff.training.train import SAMPLING, train; SAMPLING['steps'] = 3; {call}"
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
-        deadline = time.monotonic() + 50
-        while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 240  # a busy machine takes a minute to import torch
+        # The picture is the last that a save writes; before the first one is there, resuming has to write the rest.
+        while not (tmp_path / "samples" / "step-000001.png").exists() and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.02)
         time.sleep(random.random() / 2)  # anywhere in a step or a save
@@ -249,6 +258,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
         ("channels", (), ValueError),
         ("channels", (12, 16), ValueError),
         ("layers", 0, ValueError),
+        ("layers", 100_000, ValueError),
         ("label_dropout", 1.0, ValueError),
         ("ema_decay", -0.1, ValueError),
         ("schedule", "sudden", ValueError),
@@ -274,3 +284,102 @@ def test_bad_data_and_folders_are_named_before_any_work(tmp_path):
     with pytest.raises(NotADirectoryError, match="file"):
         train("digits", tmp_path / "file")
     assert not (tmp_path / "out").exists()
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("place", ["_write_json", "_plot", "save_grid", "UNet.save_pretrained"])
+def test_a_run_that_is_killed_in_its_first_save_can_be_resumed(tmp_path, straight, monkeypatch, place):
+    """The checkpoint is there first; the resumed run writes what the killed save did not, even at its last step."""
+    with monkeypatch.context() as patch:
+        patch.setattr(f"fastdiff.training.train.{place}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train("digits", tmp_path, steps=6, save_every=6, **TINY)
+    assert checkpoint(tmp_path)["step"] == 6
+    with pytest.raises(FileExistsError, match="resume it"):
+        train("digits", tmp_path, steps=6, save_every=6, **TINY)
+    train("digits", tmp_path, steps=6, save_every=6, resume=True, **TINY)
+    for name in ("diffusion_pytorch_model.safetensors", "config.json", "samples/step-000006.png"):
+        assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_a_folder_without_a_checkpoint_can_be_started_again(tmp_path, straight, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    with monkeypatch.context() as patch:
+        patch.setattr("fastdiff.training.train.torch.save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train("digits", tmp_path, steps=1, **TINY)
+    train("digits", tmp_path, steps=1, **TINY)
+    assert checkpoint(tmp_path)["step"] == 1
+    (tmp_path / "checkpoint.pt").unlink()  # what is left is a model that someone wants to keep
+    before = (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"model\.safetensors, but no checkpoint\.pt to resume from"):
+        train("digits", tmp_path, steps=1, **TINY)
+    assert (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
+def test_other_people_s_temporary_files_stay(tmp_path):
+    theirs = [tmp_path / ".notes.tmp", tmp_path / "samples" / ".mine.tmp", tmp_path / ".config.json.99.tmp"]
+    ours = [tmp_path / f".checkpoint.pt.{'0f' * 8}.tmp", tmp_path / "samples" / f".step-000500.png.{'0f' * 8}.tmp"]
+    (tmp_path / "samples").mkdir()
+    (tmp_path / ".folder.tmp").mkdir()
+    for path in (*theirs, *ours):
+        path.write_text("mine")
+    train("digits", tmp_path, steps=1, **TINY)
+    assert [path.exists() for path in (*theirs, *ours)] == [True, True, True, False, False]
+    assert (tmp_path / ".folder.tmp").is_dir()
+
+
+def test_the_process_s_defaults_change_nothing(tmp_path, straight):
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        train("digits", tmp_path, steps=6, save_every=4, **TINY)
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.empty(0).device.type == "meta"
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    name = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a limit of POSIX")
+def test_a_full_disk_names_the_checkpoint(tmp_path):
+    """A file may grow to 100 kB only: the checkpoint is larger, and the folder stays as it was."""
+    code = (
+        "import resource; from fastdiff.training.train import train;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        f"train('digits', {str(tmp_path)!r}, steps=1, **{TINY})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"cannot write {tmp_path / 'checkpoint.pt'}: File too large" in done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_learning_rate_and_average_are_the_formulas(tmp_path):
+    """After each step, against numbers worked out by hand: the warm-up, and the average whose decay grows."""
+    settings = {name: value for name, value in TINY.items() if name != "progress"} | {"warmup": 3, "ema_decay": 0.2}
+    run = Run(Settings("digits", steps=5, **settings), tmp_path, resume=False)
+    average = [parameter.detach().double() for parameter in run.model.parameters()]
+    for step in range(5):
+        assert run.optimizer.param_groups[0]["lr"] == 2e-3 * min(1, (step + 1) / 3)
+        run.train_step()
+        run.step += 1
+        decay = min(0.2, (1 + step) / (10 + step))
+        average = [decay * a + (1 - decay) * b.detach() for a, b in zip(average, run.model.parameters(), strict=True)]
+        for got, expected in zip(run.average.module.parameters(), average, strict=True):
+            torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path, straight):
+    """Before LambdaLR, the optimiser's state did not hold the first learning rate."""
+    train("digits", tmp_path, steps=2, save_every=100, **TINY)
+    state = checkpoint(tmp_path)
+    del state["optimizer"]["param_groups"][0]["initial_lr"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    train("digits", tmp_path, steps=6, save_every=4, resume=True, **TINY)
+    assert_equal(checkpoint(tmp_path)["model"], checkpoint(straight)["model"])
