@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fastdiff.ops import native, triton_support
@@ -12,7 +13,7 @@ from fastdiff.ops.conv2d.geometry import Geometry
 from fastdiff.ops.packed import onednn
 
 PAD = ((1, 1), (1, 1))
-# Products of a call on a CPU up to which blocked weights do not pay: oneDNN takes 50 µs before it begins.
+# Products on a CPU up to which torch's own kernel was faster for one image: oneDNN takes 50 µs before it begins.
 FEW = 1 << 21
 
 
@@ -39,14 +40,13 @@ def select(
         summed = not exact and weight.shape[2:] == (3, 3) and geometry == Geometry(padding=PAD, upsample=True)
         # cuDNN's transposed convolution may add in any order, so that a result would not have the same bits twice.
         return "phases" if summed and x.device.type == "cpu" else "plain"
-    products = x.shape[0] * weight.numel() * geometry.size(x, weight)[0] * geometry.size(x, weight)[1]
-    if x.device.type == "cpu":
-        if pointwise and (str(x.dtype) == "torch.float32"):
-            return "product"
-        if onednn(x) and geometry.groups == 1 and geometry.symmetric is not None and products > FEW:
-            return "blocked"
+    if x.device.type != "cpu":
+        return "product" if pointwise else "plain"
+    rows, columns = geometry.size(x, weight)
+    single = x.shape[0] == 1 and geometry.groups == 1  # of one image torch's own kernel unfolds the windows
+    if not onednn(x) or geometry.symmetric is None or (single and rows * columns * weight.numel() <= FEW):
         return "plain"
-    return "product" if pointwise else "plain"
+    return "product" if pointwise and x.dtype == torch.float32 else "blocked"
 
 
 def _by_winograd(x: Tensor, weight: Tensor, geometry: Geometry, exact: bool, named: bool) -> bool:
