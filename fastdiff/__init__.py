@@ -4,7 +4,7 @@ images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=
 """
 
 from fastdiff import models, ops, samplers, textbook
-from fastdiff.acceleration.accelerate import accelerate, restore
+from fastdiff.acceleration.accelerate import accelerate, refresh, restore
 from fastdiff.info import info
 from fastdiff.ops import add_noise, randn
 from fastdiff.plan.plan import Plan, Row
@@ -30,6 +30,7 @@ __all__ = [
     "models",
     "ops",
     "randn",
+    "refresh",
     "restore",
     "sample",
     "sample_iter",

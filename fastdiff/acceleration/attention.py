@@ -2,136 +2,225 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff import ops
-from fastdiff.acceleration.convolutions import Packed
-from fastdiff.acceleration.layers import GroupNorm, Projection
-from fastdiff.acceleration.module import Context, Fast, Made, fast_of, hooked
-from fastdiff.ops.attention_block import attend
+from fastdiff.acceleration.blocks import Block
+from fastdiff.acceleration.layers import GroupNorm
+from fastdiff.acceleration.module import stand_in_of, unusual, wide
+from fastdiff.ops.attention import LARGEST
+from fastdiff.ops.attention import bind as bind_attention
+from fastdiff.ops.conv2d import bind as bind_conv2d
+from fastdiff.ops.linear import bind as bind_linear
+
+if TYPE_CHECKING:
+    from fastdiff.acceleration.network import Network
+
+PROCESSORS = ("AttnProcessor2_0", "AttnProcessor")  # diffusers' plain ones
 
 
-class SelfAttention(Fast):
+def _linear_reason(module: Any) -> str | None:
+    """Why the projections of an attention cannot be read instead of called, or None."""
+    m = module
+    if not isinstance(m.to_out, (nn.ModuleList, nn.Sequential)):
+        return "it has no projection of its result"
+    linear = (m.to_q, m.to_k, m.to_v, m.to_out[0])
+    if any(type(layer) is not nn.Linear for layer in linear):
+        return "its projections are not Linear"
+    dropout = m.to_out[1] if len(m.to_out) > 1 else None
+    if dropout is not None and (type(dropout) is not nn.Dropout or (dropout.training and dropout.p)):
+        return "its dropout is at work"
+    if m.to_q.out_features // m.heads > LARGEST:
+        return f"its heads have more than {LARGEST} channels"
+    return unusual(*linear, *(() if dropout is None else (dropout,)))
+
+
+class SelfAttention(Block):
     """GroupNorm, one projection to queries, keys and values, attention, projection, residual: pixels stay in place."""
 
-    does = "one projection to q, k and v, no layout copies, residual summed as it is stored"
-
-    def __init__(self, module: nn.Module, context: Context) -> None:
-        super().__init__(module, context)
-        self.to_qkv, self.to_out = (Packed(self.conditioning) for _ in range(2))
-        self.joined: Made[tuple[Tensor, Tensor | None]] = Made()
-        self.weight: Made[Tensor] = Made()
+    summary = "one projection to q, k and v, no layout copies, residual summed as it is stored"
+    reads = ("heads", "rescale_output_factor", "residual_connection", "scale")
 
     @classmethod
-    def refuses(cls, module: Any) -> str | None:
+    def unsupported_reason(cls, module: Any) -> str | None:
         m = module
-        linear = (m.to_q, m.to_k, m.to_v, m.to_out[0])
-        if any(type(layer) is not nn.Linear for layer in linear):
-            return "its projections are not Linear"
-        if len({(layer.in_features, layer.out_features) for layer in linear[:3]}) > 1:
+        reason = _linear_reason(m)
+        if reason is not None:
+            return reason
+        linear = (m.to_q, m.to_k, m.to_v)
+        if len({(layer.in_features, layer.out_features) for layer in linear}) > 1:
             return "its projections differ in width"
-        if fast_of(m.group_norm, GroupNorm) is None:
+        if m.group_norm is None or stand_in_of(m.group_norm, GroupNorm) is None:
             return "it has no GroupNorm"
-        return "a layer in it has hooks" if hooked(m.group_norm, *linear) else None
+        return unusual(m.group_norm)
 
     def run(self, x: Tensor) -> Tensor:
-        m = self.module
-        x = x.to(self.dtype)
-        h = m.group_norm.forward.fused(x, silu=False)
-        linear = (m.to_q, m.to_k, m.to_v)
-        weight, bias = self.joined.get(
-            [p for layer in linear for p in (layer.weight, layer.bias)], lambda: _joined(linear)
-        )
-        h = attend(self.to_qkv(h, weight, bias), m.heads)
+        given = x
+        if x.dtype != self.network.dtype:
+            x = x.to(self.network.dtype)
+        key = x.shape, x.stride()
+        call = self.bound.get(key)
+        if call is None:
+            call, y = self.bind(x)
+            self.keep(key, call, x.device)
+        else:
+            y = call(x)
+        return self.result(y, given)
+
+    def bind(self, x: Tensor) -> tuple[Any, Tensor]:
+        """The block for tensors like x, and its result for x."""
+        m, store = self.module, self.store(x)
+        if "joined" not in store:
+            store["joined"] = _joined((m.to_q, m.to_k, m.to_v))
+        weight, bias = (wide(t, x.dtype) for t in store["joined"])
         out = m.to_out[0]
-        weight = self.weight.get([out.weight], lambda: out.weight.detach()[:, :, None, None])
-        residual = x if getattr(m, "residual_connection", True) else None
-        y = self.to_out(h, weight, out.bias, residual)
-        factor = m.rescale_output_factor
-        return y if factor == 1 else y / factor
+        norm = m.group_norm.forward.bind(x, silu=False)
+        h = norm(x, None, None)
+        to_qkv = bind_conv2d(h, weight[:, :, None, None], bias, packed=store.setdefault("qkv", {}))
+        heads, (batch, _, height, width) = m.heads, x.shape
+        size = out.in_features // heads
+
+        def heads_of(qkv: Tensor) -> tuple[Tensor, ...]:
+            pixels = qkv.permute(0, 2, 3, 1).reshape(batch, height * width, 3, heads, size)
+            return pixels.permute(2, 0, 3, 1, 4).unbind()
+
+        def image(h: Tensor) -> Tensor:
+            return h.transpose(1, 2).reshape(batch, height, width, heads * size).permute(0, 3, 1, 2)
+
+        q, k, v = heads_of(to_qkv(h, None))
+        attention = bind_attention(q, k, v)
+        h = image(attention(q, k, v))
+        adds, factor = getattr(m, "residual_connection", True), m.rescale_output_factor
+        weight = wide(out.weight.detach(), x.dtype)[:, :, None, None]
+        to_out = bind_conv2d(
+            h, weight, wide(out.bias, x.dtype), residual=x if adds else None, packed=store.setdefault("out", {})
+        )  # fmt: skip
+
+        def finish(h: Tensor, x: Tensor) -> Tensor:
+            y = to_out(h, x if adds else None)
+            return y if factor == 1 else y / factor
+
+        def call(x: Tensor) -> Tensor:
+            return finish(image(attention(*heads_of(to_qkv(norm(x, None, None), None)))), x)
+
+        return call, finish(h, x)
 
 
+@torch.no_grad()
 def _joined(linear: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
-    weight = torch.cat([layer.weight.detach() for layer in linear])[:, :, None, None]
+    """The weights and biases of layers that read the same tensor, one below the other."""
+    weight = torch.cat([layer.weight.detach() for layer in linear])
     if all(layer.bias is None for layer in linear):
         return weight, None
-    zeros = weight.new_zeros(linear[0].out_features)
-    return weight, torch.cat([zeros if layer.bias is None else layer.bias.detach() for layer in linear])
+    zeros = [weight.new_zeros(layer.out_features) for layer in linear]
+    return weight, torch.cat([z if m.bias is None else m.bias.detach() for m, z in zip(linear, zeros, strict=True)])
 
 
-class Attention(Fast):
+class Attention(Block):
     """diffusers' attention: over pixels with a GroupNorm, over tokens, or from tokens to a prompt.
 
-    The keys and values of a prompt that is the same tensor as in the last call are kept.
+    The keys and values of a prompt that is the same as in an earlier call are kept.
     """
 
-    does = "one projection to q, k and v; a prompt's keys and values kept from step to step"
-    processors = ("AttnProcessor2_0", "AttnProcessor")
+    summary = "one projection to q, k and v; a prompt's keys and values kept from step to step"
+    reads = ("processor", *SelfAttention.reads, "scale_qk", "spatial_norm", "norm_q", "norm_k", "norm_cross",
+             "add_k_proj", "add_q_proj", "fused_projections")  # fmt: skip
 
-    def __init__(self, module: nn.Module, context: Context) -> None:
-        super().__init__(module, context)
-        self.pixels = SelfAttention(module, context) if SelfAttention.refuses(module) is None else None
-        self.to_qkv, self.to_q, self.to_kv, self.to_out = (Projection() for _ in range(4))
-        self.prompt: Made[Tensor] = Made()
+    def __init__(self, module: nn.Module, network: Network) -> None:
+        super().__init__(module, network)
+        self.pixels = SelfAttention(module, network) if SelfAttention.unsupported_reason(module) is None else None
 
     @classmethod
-    def refuses(cls, module: Any) -> str | None:
+    def unsupported_reason(cls, module: Any) -> str | None:
         m = module
-        if type(m.processor).__name__ not in cls.processors:
+        if type(m.processor).__name__ not in PROCESSORS:
             return f"its processor is {type(m.processor).__name__}"
-        linear = (m.to_q, m.to_k, m.to_v, m.to_out[0])
-        if any(type(layer) is not nn.Linear for layer in linear):
-            return "its projections are not Linear"
+        reason = _linear_reason(m)
+        if reason is not None:
+            return reason
         names = ("spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj", "add_q_proj")
         unknown = [name for name in names if getattr(m, name, None) is not None and getattr(m, name) is not False]
         if unknown or not m.scale_qk:
             return f"it has {', '.join(unknown) or 'no scale'}"
-        if m.group_norm is not None and SelfAttention.refuses(m) is not None:
-            return SelfAttention.refuses(m)
-        return "a layer in it has hooks" if hooked(*linear) else None
+        return None if m.group_norm is None else SelfAttention.unsupported_reason(m)
+
+    def forget(self) -> None:
+        super().forget()
+        self.prompts: dict[Any, Tensor] = {}  # keys and values, by the network's number for a prompt
+        if getattr(self, "pixels", None) is not None:
+            self.pixels.forget()
 
     def run(
-        self,
-        x: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
+        self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        m = self.module
-        temb = kwargs.pop("temb", None)
-        changed = type(m.processor).__name__ not in self.processors
-        if changed or attention_mask is not None or kwargs:
-            return self.original(x, encoder_hidden_states, attention_mask, temb=temb, **kwargs)
-        if x.ndim == 4 and encoder_hidden_states is None and self.pixels is not None:
+        m, given = self.module, x
+        if x.ndim == 4 and encoder_hidden_states is None and attention_mask is None and self.pixels is not None:
             return self.pixels.run(x)
-        if x.ndim != 3 or m.group_norm is not None:
-            return self.original(x, encoder_hidden_states, attention_mask, temb=temb)
-        x = x.to(self.dtype)
-        q, k, v = (t.unflatten(2, (m.heads, -1)).transpose(1, 2) for t in self.projected(x, encoder_hidden_states))
-        h = ops.attention(q, k, v).transpose(1, 2).flatten(2)
-        y = self.to_out(h, [m.to_out[0].weight], [m.to_out[0].bias])
+        if attention_mask is not None or x.ndim != 3 or m.group_norm is not None:
+            return self.own((x, encoder_hidden_states, attention_mask), {})
+        if x.dtype != self.network.dtype:
+            x = x.to(self.network.dtype)
+        prompt = encoder_hidden_states
+        key = x.shape, x.stride(), None if prompt is None else (prompt.shape, prompt.stride(), prompt.dtype)
+        call = self.bound.get(key)
+        if call is None:
+            call = self.keep(key, self.bind_self(x) if prompt is None else self.bind_cross(x, prompt), x.device)
+        y = call(x, prompt)
         if m.residual_connection:
             y = y + x
-        return y if m.rescale_output_factor == 1 else y / m.rescale_output_factor
+        return self.result(y if m.rescale_output_factor == 1 else y / m.rescale_output_factor, given)
 
-    def projected(self, x: Tensor, prompt: Tensor | None) -> tuple[Tensor, ...]:
-        m = self.module
-        if prompt is None:
-            layers = (m.to_q, m.to_k, m.to_v)
-            return self.to_qkv(x, *_of(layers)).chunk(3, dim=-1)
-        q = self.to_q(x, *_of((m.to_q,)))
-        both = (m.to_k, m.to_v)
+    def bind_self(self, x: Tensor) -> Any:
+        """Self-attention of tokens like x: call(x, None), without the residual."""
+        m, store = self.module, self.store(x)
+        if "joined" not in store:
+            store["joined"] = _joined((m.to_q, m.to_k, m.to_v))
+        to_qkv = bind_linear(x, *store["joined"], packed=store.setdefault("qkv", {}))
+        widths = [layer.out_features for layer in (m.to_q, m.to_k, m.to_v)]
+        heads = m.heads
 
-        def project() -> Tensor:
-            return self.to_kv(prompt.to(self.dtype), *_of(both))
+        def split(qkv: Tensor) -> tuple[Tensor, ...]:
+            return tuple(t.unflatten(2, (heads, -1)).transpose(1, 2) for t in qkv.split(widths, dim=-1))
 
-        keep = not prompt.is_inference() and not (prompt.is_cuda and torch.cuda.is_current_stream_capturing())
-        kv = self.prompt.get([prompt, *_of(both)[0]], project) if keep else project()
-        return (q, *kv.chunk(2, dim=-1))
+        q, k, v = split(to_qkv(x))
+        attention = bind_attention(q, k, v)
+        to_out = self.bind_out(attention(q, k, v), store)
+        return lambda x, prompt: to_out(attention(*split(to_qkv(x))).transpose(1, 2).flatten(2))
 
+    def bind_cross(self, x: Tensor, prompt: Tensor) -> Any:
+        """Attention from tokens like x to a prompt like ``prompt``: call(x, prompt), without the residual."""
+        m, store = self.module, self.store(x)
+        dtype, heads = self.network.dtype, m.heads
+        if "both" not in store:
+            store["both"] = _joined((m.to_k, m.to_v))
+        to_q = bind_linear(x, m.to_q.weight, m.to_q.bias, packed=store.setdefault("q", {}))
+        to_kv = bind_linear(prompt.to(dtype), *store["both"], packed=store.setdefault("kv", {}))
 
-def _of(layers: tuple[nn.Linear, ...]) -> tuple[list[Tensor], list[Any]]:
-    return [layer.weight for layer in layers], [layer.bias for layer in layers]
+        def split(t: Tensor) -> Tensor:
+            return t.unflatten(2, (heads, -1)).transpose(1, 2)
+
+        def keys_values(prompt: Tensor) -> Tensor:
+            number = self.network.prompt_number(prompt)
+            kv = self.prompts.get(number)
+            if kv is None:
+                kv = to_kv(prompt.to(dtype))
+                if number is not None:
+                    prompts = {k: t for k, t in self.prompts.items() if k in self.network.known_prompts}
+                    self.prompts = prompts | {number: kv}
+            return kv
+
+        q, (k, v) = split(to_q(x)), map(split, keys_values(prompt).chunk(2, dim=-1))
+        attention = bind_attention(q, k, v)
+        to_out = self.bind_out(attention(q, k, v), store)
+
+        def call(x: Tensor, prompt: Tensor) -> Tensor:
+            k, v = keys_values(prompt).chunk(2, dim=-1)
+            return to_out(attention(split(to_q(x)), split(k), split(v)).transpose(1, 2).flatten(2))
+
+        return call
+
+    def bind_out(self, h: Tensor, store: dict[Any, Any]) -> Any:
+        out = self.module.to_out[0]
+        return bind_linear(h.transpose(1, 2).flatten(2), out.weight, out.bias, packed=store.setdefault("out", {}))

@@ -1,28 +1,25 @@
-"""Which modules of a network are known, what stands in for each, and why one was left alone."""
+"""Which modules of a network are known, and what stands in for each."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from fastdiff.acceleration.attention import Attention, SelfAttention
-from fastdiff.acceleration.blocks import DiffusersUp, Downsample, Resnet, Up, Upsample
-from fastdiff.acceleration.convolutions import Conv
-from fastdiff.acceleration.layers import Foreign, GroupNorm, LayerNorm, Linear, Passed
-from fastdiff.acceleration.module import Context, Fast, fast_of, hooked
+from fastdiff.acceleration.blocks import CrossAttentionUp, DiffusersUp, Downsample, Resnet, Up, Upsample
+from fastdiff.acceleration.layers import Conv, GroupNorm, LayerNorm, Linear, Sequential
+from fastdiff.acceleration.module import StandIn
 from fastdiff.acceleration.time_embedding import TimeEmbedding, TimeProjection
 
-# By exact class: a subclass may compute something else.
-LEAVES: dict[str, type[Fast]] = {
+# By the exact class's full name: a subclass, or a class of that name elsewhere, may compute something else.
+KNOWN: dict[str, type[StandIn]] = {
     "torch.nn.modules.conv.Conv2d": Conv,
     "torch.nn.modules.linear.Linear": Linear,
     "torch.nn.modules.normalization.GroupNorm": GroupNorm,
     "torch.nn.modules.normalization.LayerNorm": LayerNorm,
-}
-BLOCKS: dict[str, type[Fast]] = {
+    "torch.nn.modules.container.Sequential": Sequential,
     "fastdiff.models.layers.ResnetBlock": Resnet,
     "fastdiff.models.layers.Attention": SelfAttention,
     "fastdiff.models.layers.Downsample": Downsample,
@@ -34,98 +31,98 @@ BLOCKS: dict[str, type[Fast]] = {
     "diffusers.models.upsampling.Upsample2D": Upsample,
     "diffusers.models.unets.unet_2d_blocks.UpBlock2D": DiffusersUp,
     "diffusers.models.unets.unet_2d_blocks.AttnUpBlock2D": DiffusersUp,
-    "diffusers.models.unets.unet_2d_blocks.CrossAttnUpBlock2D": DiffusersUp,
+    "diffusers.models.unets.unet_2d_blocks.CrossAttnUpBlock2D": CrossAttentionUp,
 }
-KINDS = frozenset({*LEAVES.values(), *BLOCKS.values()})
-WHOLE = (Resnet, SelfAttention, Attention, Upsample, TimeEmbedding)  # blocks that call no layer's forward
-UNETS = (
-    "fastdiff.models.unet.UNet",
-    "diffusers.models.unets.unet_2d.UNet2DModel",
-    "diffusers.models.unets.unet_2d_condition.UNet2DConditionModel",
-)
-# Whose last GroupNorm is read by their last SiLU alone.
-TAILS = (*UNETS, "diffusers.models.autoencoders.vae.Encoder", "diffusers.models.autoencoders.vae.Decoder")
-TIMES: dict[str, type[Fast]] = {
+# The embedding of the timestep, in networks whose own forward gives it nothing else.
+TIMES: dict[str, type[StandIn]] = {
     "fastdiff.models.layers.Timesteps": TimeProjection,
     "fastdiff.models.layers.TimestepEmbedding": TimeEmbedding,
     "diffusers.models.embeddings.Timesteps": TimeProjection,
     "diffusers.models.embeddings.TimestepEmbedding": TimeEmbedding,
 }
-# Embeddings of what is the same in every step: small, and float32 serves every dtype of the rest.
-KEPT = ("TimestepEmbedding", "Timesteps", "Embedding", "TextTimeEmbedding", "TimestepEmbedSequential")
+# Embeddings of what is the same in every step, or of a number a sample: small, and computed in their own dtype.
+EMBEDDINGS = (
+    *TIMES,
+    "torch.nn.modules.sparse.Embedding",
+    "diffusers.models.embeddings.TextTimeEmbedding",
+)
+WHOLE = (Resnet, SelfAttention, Attention, Upsample, Downsample, TimeEmbedding)  # blocks that call no layer's forward
+UNETS = (
+    "fastdiff.models.unet.UNet",
+    "diffusers.models.unets.unet_2d.UNet2DModel",
+    "diffusers.models.unets.unet_2d_condition.UNet2DConditionModel",
+)
+AUTOENCODERS = ("diffusers.models.autoencoders.autoencoder_kl.AutoencoderKL",)
+# Whose last GroupNorm is read by their last SiLU alone.
+TAILS = (*UNETS, "diffusers.models.autoencoders.vae.Encoder", "diffusers.models.autoencoders.vae.Decoder")
+PACKAGES = ("torch", "diffusers", "fastdiff")  # whose modules without weights of their own take any dtype
+LAYERS = (  # that are named in the report where they are kept, as people expect them to be known
+    nn.modules.conv._ConvNd, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.RMSNorm,
+)  # fmt: skip
 
 
 def name_of(module: Any) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def replacements(
-    root: nn.Module, context: Context, kinds: Collection[type[Fast]]
-) -> tuple[dict[nn.Module, Fast], list[tuple[nn.Module, str]]]:
-    """Put a stand-in on every module of ``root`` that is known: (what was put where, what was left alone and why)."""
-    made: dict[nn.Module, Fast] = {}
-    kept: list[tuple[nn.Module, str]] = []
-
-    def put(module: nn.Module, fast: Fast) -> None:
-        module.__dict__["forward"] = made[module] = fast
-
-    for module in _inside_out(root):
-        kind = LEAVES.get(name_of(module)) or BLOCKS.get(name_of(module))
-        if module in made or kind is None or kind not in kinds:
-            continue
-        reason = "its forward is not its class's" if "forward" in module.__dict__ else kind.refuses(module)
-        if reason is not None:
-            kept.append((module, reason))
-        else:
-            put(module, kind(module, context))
-    if name_of(root) in UNETS:
-        for module in (root.get_submodule("time_proj"), root.get_submodule("time_embedding")):
-            kind = TIMES.get(name_of(module))
-            if kind is not None and "forward" not in module.__dict__:
-                put(module, kind(module, context))
-    for norm, act in _pairs(root):
-        fast = fast_of(norm, GroupNorm)
-        if fast is not None and not hooked(norm, act) and act not in made:
-            fast.silu = True
-            put(act, Passed(act, context))
-    for module in _inside_out(root):
-        if module in made or type(module).__name__ in KEPT or "forward" in module.__dict__:
-            continue
-        own = [p for p in module.parameters(recurse=False) if p.is_floating_point()]
-        if own and own[0].dtype != context.dtype:
-            put(module, Foreign(module, context))
-    return made, kept
-
-
-def _inside_out(module: nn.Module) -> Iterator[nn.Module]:
-    """Every module below this one, and it, the inner before the outer; not what is inside a kept embedding."""
+def inside_out(module: nn.Module) -> Iterator[nn.Module]:
+    """Every module below this one, and it, once each, the inner before the outer; not what is inside an embedding."""
     seen: set[nn.Module] = set()
 
     def walk(m: nn.Module) -> Iterator[nn.Module]:
-        if m in seen or type(m).__name__ in KEPT:
+        if m in seen:
             return
         seen.add(m)
-        for child in m.children():
-            yield from walk(child)
+        if name_of(m) not in EMBEDDINGS:
+            for child in m.children():
+                yield from walk(child)
         yield m
 
     yield from walk(module)
 
 
-def _pairs(root: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """A GroupNorm and the SiLU that alone reads it: in a Sequential, and at the end of UNets and decoders."""
-    owners: dict[nn.Module, int] = {}
-    for module in root.modules():
-        for child in module._modules.values():
-            if child is not None:
-                owners[child] = owners.get(child, 0) + 1
-    for module in root.modules():
-        couples: list[tuple[Any, Any]] = []
-        if type(module) is nn.Sequential:
-            layers = list(module)
-            couples = list(pairwise(layers))
-        elif name_of(module) in TAILS:
-            couples = [(module.conv_norm_out, module.conv_act)]
-        for norm, act in couples:
-            if type(norm) is nn.GroupNorm and type(act) is nn.SiLU and owners[norm] == owners[act] == 1:
-                yield norm, act
+def reason_of(module: Any, kind: type[StandIn]) -> str | None:
+    """Why ``kind`` cannot stand in for a module as it is now, or None."""
+    forward = module.__dict__.get("forward")
+    if forward is not None and not isinstance(forward, StandIn):
+        return "its forward is not its class's"
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return "it is compiled"
+    return kind.unsupported_reason(module)
+
+
+def kept_as(module: nn.Module) -> str:
+    """What the report says of a layer whose class is not known."""
+    package = type(module).__module__.split(".")[0]
+    return "its own code" if package == "torch" else f"its own code: {name_of(module)} is not known"
+
+
+def plans_embeddings(root: Any) -> bool:
+    """Whether a network's time embedding is a function of the timestep alone, so that a plan's can be tabulated."""
+    if name_of(root) not in UNETS:
+        return False
+    config = root.config
+    get = config.get if hasattr(config, "get") else lambda name: getattr(config, name, None)
+    if get("time_cond_proj_dim") is not None or get("class_embed_type") == "timestep":
+        return False  # LCM's guidance embedding; labels that go through the timestep's projection
+    return not get("class_embeddings_concat")
+
+
+def is_whole(root: nn.Module, stand_ins: dict[nn.Module, StandIn]) -> bool:
+    """Whether every block of a network is known, so that all of it can be computed in another dtype than its own."""
+    if name_of(root) not in (*UNETS, *AUTOENCODERS):
+        return False
+    for m in inside_out(root):
+        if m in stand_ins:
+            if stand_ins[m].reason is not None:
+                return False
+        elif name_of(m) in EMBEDDINGS:
+            continue
+        elif (
+            any(True for _ in m.parameters(recurse=False))
+            or name_of(m).split(".")[0] not in PACKAGES
+            or "forward" in m.__dict__
+            or getattr(m, "_compiled_call_impl", None) is not None
+        ):
+            return False
+    return True

@@ -1,131 +1,183 @@
-"""Single layers but convolutions: packed projections, normalisations, and what must keep its own dtype."""
+"""Single layers: convolutions and projections with packed weights, normalisations, and what a Sequential pairs."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff import ops
-from fastdiff.acceleration.module import Context, Fast, Made
+from fastdiff.acceleration.module import ADDRESS, StandIn, hooked, stand_in_of, weights_reason, wide
+from fastdiff.ops.conv2d import bind as bind_conv2d
+from fastdiff.ops.group_norm_silu import bind as bind_group_norm_silu
+from fastdiff.ops.linear import bind as bind_linear
 
 
-def onednn(x: Tensor) -> bool:
-    """Whether torch's oneDNN kernels with packed weights serve x; they have no gradients."""
-    if x.device.type != "cpu" or not x.numel() or not torch.backends.mkldnn.is_available():
-        return False
-    if not torch.backends.mkldnn.enabled:
-        return False
-    if x.dtype == torch.float32:
-        return True
-    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(x.dtype)
-    return kind is not None and getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported")()
-
-
-class Linear(Fast):
-    """A projection; on the CPU with packed weights, by oneDNN."""
-
-    does = "weights packed once"
-
-    def __init__(self, module: nn.Linear, context: Context) -> None:
-        super().__init__(module, context)
-        self.project = Projection()
-
-    def run(self, x: Tensor) -> Tensor:
-        return self.project(x.to(self.dtype), [self.module.weight], [self.module.bias])
-
-
-class Projection:
-    """Linear layers that read the same x, as one: [..., K] -> [..., sum of their widths]."""
-
-    def __init__(self) -> None:
-        self._blocked: Made[Tensor] = Made()
-        self._plain: Made[Tensor] = Made()
-        self._bias: Made[Tensor | None] = Made()
-
-    def __call__(self, x: Tensor, weights: list[Tensor], biases: list[Any]) -> Tensor:
-        def bias() -> Tensor | None:
-            if all(b is None for b in biases):
-                return None
-            zero = [torch.zeros(len(w), dtype=torch.float32, device=x.device) for w in weights]
-            return torch.cat([z if b is None else b.float() for b, z in zip(biases, zero, strict=True)]).to(x.dtype)
-
-        joined = self._bias.get(biases, bias)
-        if not onednn(x):
-            return F.linear(x, self._plain.get(weights, lambda: torch.cat(list(weights)).to(x.dtype)), joined)
-        rows = x.reshape(-1, x.shape[-1])
-        blocked = self._blocked.get(
-            weights,
-            lambda: torch.ops.mkldnn._reorder_linear_weight(
-                torch.cat([w.detach() for w in weights]).to(x.dtype), len(rows)
-            ),
-        )
-        y = torch.ops.mkldnn._linear_pointwise(rows, blocked, joined, "none", [], "")
-        return y.view(*x.shape[:-1], y.shape[-1])
-
-
-class GroupNorm(Fast):
-    """GroupNorm, and SiLU after it where ``silu`` is set."""
-
-    does = "one fused pass"
-    silu = False
+class Layer(StandIn):
+    """A layer with a weight and a bias. Amid code that is not known its result has its input's dtype."""
 
     @classmethod
-    def refuses(cls, module: nn.GroupNorm) -> str | None:
-        return None
+    def unsupported_reason(cls, module: Any) -> str | None:
+        return weights_reason(module)
 
-    def run(self, x: Tensor) -> Tensor:
-        return self.fused(x, silu=self.silu)
+    def result(self, y: Tensor, x: Tensor) -> Tensor:
+        return y if self.network.whole or y.dtype == x.dtype else y.to(x.dtype)
 
-    def fused(self, x: Tensor, **more: Any) -> Tensor:
+
+class Conv(Layer):
+    """A convolution with packed weights."""
+
+    summary = "weights packed or transformed once, channels_last"
+    reads = ("stride", "padding", "dilation", "groups", "padding_mode")
+
+    @classmethod
+    def unsupported_reason(cls, module: nn.Conv2d) -> str | None:
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            return f"padding {module.padding_mode!r}, {module.padding!r}"
+        return weights_reason(module)
+
+    def run(self, input: Tensor) -> Tensor:
+        if input.ndim != 4:
+            return self.own((input,), {})
+        return self.result(self.fused(input), input)
+
+    def fused(self, x: Tensor) -> Tensor:
+        """The convolution of x, cast to the network's dtype."""
+        if x.dtype != self.network.dtype:
+            x = x.to(self.network.dtype)
+        key = x.shape, x.stride()
+        call = self.bound.get(key)
+        if call is None:
+            call = self.keep(key, self.bind(x), x.device)
+        return call(x)
+
+    def bind(self, x: Tensor, residual: Tensor | None = None, **instead: Any) -> Any:
+        """``ops.conv2d`` for tensors like x: call(x, residual, inputs); ``instead`` replaces or adds arguments."""
         m = self.module
-        return ops.group_norm_silu(x.to(self.dtype), m.weight, m.bias, m.num_groups, m.eps, **more)
+        arguments = {
+            "bias": m.bias, "stride": m.stride, "padding": m.padding, "dilation": m.dilation, "groups": m.groups,
+            "residual": residual, "exact": self.network.exact, "packed": self.store(x),
+        } | instead  # fmt: skip
+        arguments["bias"] = wide(arguments["bias"], x.dtype)
+        return bind_conv2d(x, wide(m.weight, x.dtype), **arguments)
 
 
-class LayerNorm(Fast):
-    """LayerNorm in the network's dtype."""
+class Linear(Layer):
+    """A projection; on the CPU with packed weights, by oneDNN."""
 
-    does = "in the network's dtype"
+    summary = "weights packed once"
 
-    def __init__(self, module: nn.LayerNorm, context: Context) -> None:
-        super().__init__(module, context)
-        self._cast: Made[list[Tensor | None]] = Made()
+    def run(self, input: Tensor) -> Tensor:
+        x = input if input.dtype == self.network.dtype else input.to(self.network.dtype)
+        key = x.shape, x.stride()
+        call = self.bound.get(key)
+        if call is None:
+            m = self.module
+            call = self.keep(key, bind_linear(x, m.weight, m.bias, packed=self.store(x)), x.device)
+        return self.result(call(x), input)
 
-    def run(self, x: Tensor) -> Tensor:
+
+class GroupNorm(Layer):
+    """GroupNorm in one pass over memory, and SiLU after it where the network's own code reads it by a SiLU alone."""
+
+    summary = "one fused pass"
+    reads = ("num_groups", "eps")
+    silu = False  # whether the SiLU at ``network.py``'s TAILS is done here
+
+    def run(self, input: Tensor) -> Tensor:
+        y = self.fused(input, self.silu)
+        if self.silu:
+            self.network.local.activated = y
+        return self.result(y, input)
+
+    def fused(self, x: Tensor, silu: bool) -> Tensor:
+        """The norm of x, cast to the network's dtype, and SiLU after it."""
+        if x.dtype != self.network.dtype:
+            x = x.to(self.network.dtype)
+        key = x.shape, x.stride(), silu
+        call = self.bound.get(key)
+        if call is None:
+            call = self.keep(key, self.bind(x, silu=silu), x.device)
+        return call(x, None, None)
+
+    def bind(self, x: Tensor, x2: Tensor | None = None, add: Tensor | None = None, silu: bool = True) -> Any:
+        """The norm of tensors like x: call(x, x2, add), as ``ops.group_norm_silu`` has them."""
         m = self.module
-        pair = (m.weight, m.bias)
-        weight, bias = self._cast.get(pair, lambda: [None if p is None else p.detach().to(self.dtype) for p in pair])
-        return F.layer_norm(x.to(self.dtype), m.normalized_shape, weight, bias, m.eps)
+        weight, bias = wide(m.weight, x.dtype), wide(m.bias, x.dtype)
+        return bind_group_norm_silu(x, weight, bias, m.num_groups, m.eps, x2=x2, add=add, silu=silu)
 
 
-class Passed(Fast):
-    """A SiLU whose work the GroupNorm before it has done."""
+class LayerNorm(Layer):
+    """LayerNorm in the network's dtype, where its parameters have another one."""
 
-    does = "done by the GroupNorm before it"
+    summary = "in the network's dtype"
+    reads = ("normalized_shape", "eps")
 
-    def run(self, x: Tensor) -> Tensor:
+    def run(self, input: Tensor) -> Tensor:
+        m, dtype = self.module, self.network.dtype
+        if dtype == (input.dtype if m.weight is None else m.weight.dtype):
+            return self.result(F.layer_norm(input.to(dtype), m.normalized_shape, m.weight, m.bias, m.eps), input)
+        call = self.bound.get(None)
+        if call is None:
+            weight, bias = (None if p is None else p.detach().to(dtype) for p in (m.weight, m.bias))
+            shape, eps = m.normalized_shape, m.eps
+
+            def call(x: Tensor) -> Tensor:
+                return F.layer_norm(x.to(dtype), shape, weight, bias, eps)
+
+            call = self.keep(None, call, input.device)
+        return self.result(call(input), input)
+
+
+class AbsorbedSiLU(StandIn):
+    """A SiLU whose work the GroupNorm before it has done, where its input is that norm's result."""
+
+    summary = "done by the GroupNorm before it"
+
+    def run(self, input: Tensor) -> Tensor:
+        if self.network.local.activated is input:
+            return input
+        return F.silu(input)
+
+
+class Sequential(StandIn):
+    """A Sequential in which SiLU follows GroupNorm: such neighbours are one operation."""
+
+    summary = "its GroupNorm and SiLU are one pass"
+
+    @classmethod
+    def unsupported_reason(cls, module: Any) -> str | None:
+        return None if any(fusible(module)) else "it has no GroupNorm before a SiLU"
+
+    def look(self) -> None:
+        self.layers, self.fuses = list(self.module), fusible(self.module)
+        fused = [layer for layer, fuse in zip(self.layers, self.fuses, strict=True) if fuse]
+        self.weights = [p for layer in fused for p in layer.parameters()]  # the other layers look at their own
+        self.addresses = list(map(ADDRESS, self.weights))
+
+    def run(self, input: Tensor) -> Tensor:
+        x: Any = input
+        skip = False
+        for layer, fused in zip(self.layers, self.fuses, strict=True):
+            if skip:
+                skip = False
+            elif fused and isinstance(x, Tensor):
+                norm = layer.forward
+                x, skip = norm.result(norm.fused(x, True), x), True
+            else:
+                x = layer(x)
         return x
 
 
-class Foreign(Fast):
-    """A module that is not known here and has parameters of its own: it computes in their dtype."""
-
-    does = "not known: computed in its own dtype"
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        own = next(p.dtype for p in self.module.parameters(recurse=False) if p.is_floating_point())
-        out = self.original(*cast(args, own), **cast(kwargs, own))
-        return cast(out, self.dtype)
-
-
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in a structure of tuples, lists and dicts, cast."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if type(value) in (tuple, list):
-        return type(value)(cast(v, dtype) for v in value)
-    if type(value) is dict:
-        return {k: cast(v, dtype) for k, v in value.items()}
-    return value
+def fusible(sequence: nn.Sequential) -> list[bool]:
+    """For each layer, whether it is a GroupNorm that a SiLU follows, of which neither has hooks."""
+    layers = list(sequence)
+    pairs = [*pairwise(layers), (None, None)]
+    return [
+        stand_in_of(norm, GroupNorm) is not None
+        and type(act) is nn.SiLU
+        and "forward" not in act.__dict__
+        and not hooked(norm, act)
+        for norm, act in pairs[: len(layers)]
+    ]

@@ -1,136 +1,211 @@
-"""What stands in for a module's forward, and the weights that it keeps in another form."""
+"""What stands in for a module's forward, and how it falls back to the module's own code."""
 
 from __future__ import annotations
 
-import threading
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from fastdiff.acceleration.time_embedding import Conditioning
+    from fastdiff.acceleration.network import Network
 
-T = TypeVar("T")
-_making = threading.RLock()
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the stand-ins of one network share: the dtype of its arithmetic, its conditioning, and whether convolutions
-    are computed as they stand, not of summed or transformed weights.
-    """
-
-    dtype: torch.dtype
-    conditioning: Conditioning
-    exact: bool = False
+LAYOUTS = 16  # bound calls that a stand-in keeps: more sizes than a server, or a tiled decoder, alternates between
+ADDRESS = Tensor.data_ptr
 
 
-class Fast(ABC):
-    """Stands in for ``module.forward``, as an attribute of the one instance: ``run`` computes the same function.
+class StandIn(ABC):
+    """Stands in for ``module.forward``, as an attribute of the one instance; ``run`` computes the same function.
 
-    The module's parameters stay what and where they are. Its own forward runs where gradients are recorded, in
-    training mode and under torch.compile, which traces what it knows.
+    A stand-in is only made for a module of which it knows everything that matters: its class, its layers, its options
+    and its weights. The network's guard compares all of that before each call of the network; where something
+    differs, ``reason`` says what, and the module's own code runs. Weights that are moved while the network runs, as
+    offloading does, are seen by their addresses in ``__call__``.
 
     Attributes:
-        does: what it does, for the report.
+        summary: what it does, for the report.
+        reads: the module's attributes that ``run`` or a bound call relies on.
+        reason: why the module's own code runs instead, or None.
+        bound: the calls that were bound, by the layout of their tensors; replaced as a whole when weights change.
+        packed: weights in another form, shared by the bound calls; likewise.
     """
 
-    does: ClassVar[str]
+    summary: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+    reason: str | None
 
-    def __init__(self, module: Any, context: Context) -> None:
-        self.module = module
-        self.dtype, self.conditioning = context.dtype, context.conditioning
+    def __init__(self, module: Any, network: Network) -> None:
+        self.module, self.network = module, network
+        self.previous: Callable[..., Any] | None = module.__dict__.get("forward")
+        self.weights: list[Tensor] = []
+        self.addresses: list[int] = []
+        self.reason = None
+        self.forget()
 
     @classmethod
-    def refuses(cls, module: Any) -> str | None:
+    def unsupported_reason(cls, module: Any) -> str | None:
         """Why this module is not one that ``run`` computes, or None."""
         return None
 
     @abstractmethod
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module's forward computes, of the same arguments."""
-
-    def original(self, *args: Any, **kwargs: Any) -> Any:
-        return type(self.module).forward(self.module, *args, **kwargs)
+    def run(self, *args: Any) -> Any:
+        """What the module's forward computes, of the same positional arguments."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.module.training:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return self.original(*args, **kwargs)
-        return self.run(*args, **kwargs)
+        if not self.network.local.inside:
+            return self.network.enter(self, args, kwargs)
+        if self.reason is not None:
+            return self.original(*args, **kwargs)
+        if list(map(ADDRESS, self.weights)) != self.addresses:
+            return self.own(args, kwargs)
+        if kwargs:
+            arranged = arrange(type(self.module), args, kwargs)
+            if arranged is None:
+                return self.own(args, kwargs)
+            args = arranged
+        return self.run(*args)
 
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward, or the one that it had as an attribute before."""
+        if self.previous is not None:
+            return self.previous(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
 
-class Made(Generic[T]):
-    """A value made from tensors, and made anew after one of them was replaced, moved or written to, or the key differs.
+    def own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``original`` amid tensors of the network's dtype, which its parameters may not have."""
+        dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), self.network.dtype)
+        if dtype == self.network.dtype:
+            return self.original(*args, **kwargs)
+        return cast(self.original(*cast(args, dtype), **cast(kwargs, dtype)), self.network.dtype)
 
-    It is not copied or pickled with the module that holds it: it is made again where it is needed.
-    """
+    def look(self) -> None:
+        """Take the addresses of the weights below this module as those that bound calls may rely on."""
+        self.weights = list(self.module.parameters())
+        self.addresses = list(map(ADDRESS, self.weights))
 
-    def __init__(self) -> None:
-        self._made: tuple[list[Any], T, Any] | None = None
+    def forget(self) -> None:
+        """Drop what was derived from weights. Calls under way keep what they hold."""
+        self.bound: dict[Any, Callable[..., Any]] = {}
+        self.packed: dict[Any, Any] = {}
 
-    def get(self, sources: Sequence[Tensor | None], make: Callable[[], T], key: Any = None) -> T:
-        made = self._made
-        if made is None or made[2] != key or not all(map(_unchanged, made[0], sources)):
-            with torch.no_grad():
-                made = self._make(sources, make, key)
-        return made[1]
+    def keep(self, key: Any, call: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+        """Keep a bound call for the next tensors of this layout."""
+        if device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return call  # a capture computes nothing: weights that were packed in it are its graph's alone
+            torch.cuda.current_stream(device).synchronize()  # another thread may read the weights on its own stream
+        bound = self.bound
+        while len(bound) >= LAYOUTS:
+            bound.pop(next(iter(bound)), None)
+        bound[key] = call
+        return call
 
-    def _make(self, sources: Sequence[Tensor | None], make: Callable[[], T], key: Any) -> tuple[list[Any], T, Any]:
-        with _making:  # one of several threads makes it, and the others take that
-            made = self._made
-            if made is None or made[2] != key or not all(map(_unchanged, made[0], sources)):
-                # The aliases keep the sources' memory from being given to other tensors.
-                made = ([None if s is None else (s.detach(), _version(s)) for s in sources], make(), key)
-                if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-                    return made  # a capture computes nothing: what it leaves is its graph's alone
-                _finished(sources)
-                self._made = made
-            return made
+    def store(self, x: Tensor) -> dict[Any, Any]:
+        """Where a bound call finds, and leaves, the weights that it packs."""
+        return {} if x.is_cuda and torch.cuda.is_current_stream_capturing() else self.packed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_made": None}
+        return self.__dict__ | {"bound": {}, "packed": {}, "weights": [], "addresses": []}
 
 
-def _finished(sources: Sequence[Tensor | None]) -> None:
-    """Wait for what was just made on a GPU: another thread may read it on its own stream."""
-    device = next((s.device for s in sources if s is not None and s.is_cuda), None)
-    if device is not None:
-        torch.cuda.current_stream(device).synchronize()
+@lru_cache(maxsize=256)
+def _parameters(kind: type) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of a class's forward's parameters in order, without self, and the defaults of those that have one."""
+    parameters = [
+        p
+        for p in list(inspect.signature(kind.forward).parameters.values())[1:]  # type: ignore[attr-defined]
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return tuple(p.name for p in parameters), {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def _unchanged(seen: tuple[Tensor, int] | None, source: Tensor | None) -> bool:
-    if seen is None or source is None:
-        return seen is source
-    alias, version = seen
-    same = alias.data_ptr() == source.data_ptr() and alias.dtype == source.dtype and alias.shape == source.shape
-    return same and version == _version(source)
+def arrange(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+    """The arguments of a call by their positions in the forward of a class; None where they are not all known there."""
+    names, defaults = _parameters(kind)
+    out, left = list(args), dict(kwargs)
+    for name in names[len(args) :]:
+        if not left:
+            break
+        if name in left:
+            out.append(left.pop(name))
+        elif name in defaults:
+            out.append(defaults[name])
+        else:
+            return None
+    return None if any(value is not None for value in left.values()) else tuple(out)
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """A structure of tensors with those of floating point cast; ``value`` itself where there is nothing to cast."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(cast(v, dtype) for v in value))
+    if type(value) in (tuple, list):
+        return type(value)(cast(v, dtype) for v in value)
+    if isinstance(value, dict):  # also the outputs of diffusers and transformers, whose entries are attributes, too
+        for key, entry in list(value.items()) if type(value) is not dict else ():
+            new = cast(entry, dtype)
+            if new is not entry:
+                value[key] = new
+        return {k: cast(v, dtype) for k, v in value.items()} if type(value) is dict else value
+    return value
 
 
-def made_by(holder: Any) -> Iterator[Any]:
-    """What the ``Made`` in a stand-in, and in the helpers that it holds, have made."""
-    for value in vars(holder).values():
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, Made):
-                yield part._made
-            elif type(part).__module__.startswith("fastdiff.acceleration."):
-                yield from made_by(part)
-
-
-def fast_of(module: Any, kind: type) -> Any:
-    """The ``kind`` that stands in for a module, or None."""
+def stand_in_of(module: Any, kind: type) -> Any:
+    """The ``kind`` that stands in for a module and is in use, or None."""
     found = module.__dict__.get("forward") if isinstance(module, nn.Module) else None
-    return found if isinstance(found, kind) else None
+    if found is not None and not isinstance(found, kind):
+        found = getattr(found, "inner", None)  # of the way into a network that is one block
+    return found if isinstance(found, kind) and found.reason is None else None
 
 
 def hooked(*modules: Any) -> bool:
     """Whether a module has hooks, which would not run where its forward is not called."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name, None) for module in modules for name in names)
+
+
+def unusual(*modules: Any) -> str | None:
+    """Why a block cannot read the layers in it instead of calling them, or None."""
+    for module in modules:
+        name = type(module).__name__
+        if hooked(module):
+            return "a layer in it has hooks"
+        forward = module.__dict__.get("forward")
+        if forward is not None and not isinstance(forward, StandIn):
+            return f"the forward of a {name} in it is not its class's"
+        if getattr(forward, "previous", None) is not None:
+            return f"the forward of a {name} in it is not its class's"
+        reason = weights_reason(module)
+        if reason is not None:
+            return f"of a {name} in it {reason}"
+    return None
+
+
+def weights_reason(module: Any) -> str | None:
+    """Why the weights of a layer are not plain parameters with numbers of their own, or None."""
+    for name in ("weight", "bias"):
+        value = getattr(module, name, None)
+        if value is None:
+            continue
+        if name not in module._parameters:
+            return f"the {name} is no parameter"  # an old weight_norm, pruning
+        if type(value) not in (nn.Parameter, Tensor):
+            return f"the {name} is a {type(value).__name__}"  # torchao
+        if value.is_meta or value.layout != torch.strided or not value.is_floating_point():
+            return f"the {name} is {value.dtype} on {value.device}"
+    return None
+
+
+def wide(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A parameter as the operations take it: of ``dtype`` or float32, itself where it is."""
+    if parameter is None or parameter.dtype in (dtype, torch.float32):
+        return parameter
+    return parameter.detach().to(torch.float32)

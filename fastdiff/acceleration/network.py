@@ -1,155 +1,462 @@
-"""A network as a whole: its dtype, its stand-ins, and the way in and out."""
+"""A network as a whole: its dtype, its stand-ins, the way in, and the guard at it."""
 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
-from fastdiff.acceleration.known import KINDS, UNETS, WHOLE, name_of, replacements
-from fastdiff.acceleration.layers import Foreign, cast
-from fastdiff.acceleration.module import Context, Fast, fast_of, made_by
-from fastdiff.acceleration.time_embedding import Conditioning, Rows, TimeEmbedding, TimeProjection
+from fastdiff.acceleration.blocks import Resnet
+from fastdiff.acceleration.guard import Guard
+from fastdiff.acceleration.known import (
+    AUTOENCODERS,
+    EMBEDDINGS,
+    KNOWN,
+    LAYERS,
+    TAILS,
+    TIMES,
+    WHOLE,
+    inside_out,
+    is_whole,
+    kept_as,
+    name_of,
+    plans_embeddings,
+    reason_of,
+)
+from fastdiff.acceleration.layers import AbsorbedSiLU, GroupNorm
+from fastdiff.acceleration.module import StandIn, cast, hooked, stand_in_of
+from fastdiff.acceleration.report import Accelerated, NetworkReport, Rows
+from fastdiff.acceleration.time_embedding import PlannedEmbeddings, TimeEmbedding, TimeEmbeddings, TimeProjection
+from fastdiff.checks import DTYPES
 
 RECORD = "_fastdiff_accelerated"  # on the object itself: nothing global is touched
-# Entered by their parts: encode and decode are no calls of the module.
-ENTRIES = {"diffusers.models.autoencoders.autoencoder_kl.AutoencoderKL": (
-    "encoder", "decoder", "quant_conv", "post_quant_conv",
-)}  # fmt: skip
+PROMPTS = 4  # that are remembered, with their keys and values
+_installing = threading.RLock()
 
 
-class Root(Fast):
-    """The way into a network: gradients off where none are asked for; what comes out has its input's dtype."""
+class Local(threading.local):
+    """What one thread knows of its call of a network; class attributes are what it starts from."""
 
-    does = "results in the input's dtype"
+    inside = False  # a call of the network goes on: its guard has looked
+    temb: Any = None  # the embedding whose rows the blocks ask for, and its version
+    version: Any = None
+    rows: Any = None
+    planned: Any = None  # the row of PlannedEmbeddings that the sampler has reached
+    activated: Any = None  # the result of a GroupNorm that did the work of the SiLU after it
+    prompt: Any = (None, None)  # the prompt of this call and its number
 
-    def __init__(self, module: nn.Module, context: Context, inner: Fast | None) -> None:
-        super().__init__(module, context)
+    def clear(self) -> None:
+        self.inside = False
+        self.temb = self.version = self.rows = self.activated = None
+        self.prompt = (None, None)
+
+
+class Entry(StandIn):
+    """The way into a network, or into a part that is called by itself: what comes out has its input's dtype."""
+
+    summary = "results in the input's dtype"
+
+    def __init__(self, module: nn.Module, network: Network, inner: StandIn | None) -> None:
+        super().__init__(module, network)
         self.inner = inner
+        if inner is not None:
+            self.previous = inner.previous
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or self.module.training:
+        network = self.network
+        if torch.compiler.is_compiling():
             return self.original(*args, **kwargs)
-        if torch.is_grad_enabled():
-            tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-            if any(t.requires_grad for t in (*tensors, *self.module.parameters())):
-                return self.original(*args, **kwargs)
+        if network.local.inside:
+            return self._inside(args, kwargs)
+        if torch.is_grad_enabled() and not network.needs_no_gradient(args, kwargs):
+            network.stale = True
+            return self.original(*args, **kwargs)
         with torch.no_grad():
-            return self.run(*args, **kwargs)
+            return network.enter(self, args, kwargs)
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        # Each call's own: a captured graph's must not be another one's.
-        self.conditioning.local.pop("counters", None)
-        out = self.original(*args, **kwargs) if self.inner is None else self.inner.run(*args, **kwargs)
-        wanted = next((a.dtype for a in (*args, *kwargs.values()) if _floating(a)), self.dtype)
-        if not isinstance(out, Tensor) and _floating(getattr(out, "sample", None)):
-            out.sample = out.sample.to(wanted)
+    def _inside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = self.original(*args, **kwargs) if self.inner is None else self.inner(*args, **kwargs)
+        if not self.network.whole:
             return out
-        return cast(out, wanted)
+        given = next((a.dtype for a in (*args, *kwargs.values()) if _floating(a)), None)
+        return cast(out, given or self.network.own_dtype)
+
+    def run(self, *args: Any) -> Any:
+        return self._inside(args, {})
 
 
 def _floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-@dataclass
 class Network:
-    """What was put where in one network."""
+    """What was put where in one network, what that assumed, and what happens where it no longer holds.
 
-    root: nn.Module
-    context: Context
-    made: dict[nn.Module, Fast]
-    kept: list[tuple[nn.Module, str]]
-    number: int = field(default_factory=itertools.count().__next__)  # no other network's, in this process
+    Attributes:
+        root: the network.
+        requested: the dtype that was asked for, or "auto".
+        dtype: that of its arithmetic now; ``own_dtype``: its parameters'.
+        whole: whether every block is known and computed in ``dtype``, so that tensors between blocks have it. Else a
+            layer's result has its input's dtype, whatever it computes in.
+        stand_ins: by module, the inner before the outer.
+        stale: whether the network recorded gradients or was trained since the weights were looked at.
+    """
 
-    def rows(self, times: Tensor) -> Rows | None:
-        """The rows of a plan's timesteps [rows], where the network takes its time by an embedding that is known."""
+    def __init__(self, root: nn.Module, requested: torch.dtype | str, exact: bool, kinds: dict[str, Any]) -> None:
+        self.root, self.requested, self.exact, self.kinds = root, requested, exact, kinds
+        self.number = next(_numbers)  # no other network's, in this process
+        self.epoch = 0  # a graph's key: another one means other weights or other stand-ins
+        self.local, self.lock = Local(), threading.RLock()
+        self.stand_ins: dict[nn.Module, StandIn] = {}
+        self.entries: list[Entry] = []
+        self.embeddings = TimeEmbeddings(self)
+        self.guards: dict[nn.Module, Guard] = {}
+        self.known_prompts: dict[int, Tensor] = {}
+        self.stale = self.whole = self.removed = False
+        self.accelerated: Accelerated | None = None  # what accelerate returned
+        self.first_dtype = self.own_dtype = self.dtype = _own_dtype(root)
+        self._install()
+
+    def __getstate__(self) -> dict[str, Any]:
+        dropped = {"local": None, "lock": None, "guards": {}, "known_prompts": {}, "number": None, "stale": True}
+        return self.__dict__ | dropped
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.local, self.lock, self.number = Local(), threading.RLock(), next(_numbers)
+
+    # ---- in and out
+
+    def _install(self) -> None:
+        for module in inside_out(self.root):
+            kind = self.kinds.get(name_of(module))
+            if kind is not None and reason_of(module, kind) is None:
+                self._put(module, kind(module, self))
+        if plans_embeddings(self.root):
+            for part in (self.root.get_submodule("time_proj"), self.root.get_submodule("time_embedding")):
+                if name_of(part) in TIMES and "forward" not in part.__dict__:
+                    self._put(part, TIMES[name_of(part)](part, self))
+        self._absorb()
+        if not self.stand_ins:
+            raise ValueError(f"nothing in this {type(self.root).__name__} is known to fastdiff, so nothing was changed")
+        for part in _entries(self.root):
+            entry = Entry(part, self, self.stand_ins.pop(part, None))
+            self.entries.append(entry)
+            self._put(part, entry)
+        self.root.__dict__[RECORD] = self
+        self.renew()
+
+    def _put(self, module: nn.Module, stand_in: StandIn) -> None:
+        module.__dict__["forward"] = self.stand_ins[module] = stand_in
+
+    def _absorb(self) -> None:
+        """The SiLU at the end of networks whose own forward reads their last GroupNorm by it alone."""
+        owners = Counter(child for m in self.root.modules() for child in m.children())
+        for tail in self.root.modules():
+            if name_of(tail) not in TAILS or "forward" in tail.__dict__:
+                continue
+            norm, act = tail.get_submodule("conv_norm_out"), tail.get_submodule("conv_act")
+            if stand_in_of(norm, GroupNorm) is None or type(act) is not nn.SiLU or "forward" in act.__dict__:
+                continue
+            if owners[norm] == owners[act] == 1 and not hooked(norm, act):
+                self._put(act, AbsorbedSiLU(act, self))
+
+    def remove(self) -> None:
+        """Give every module the forward that it had, but where another one was put around ours since: that stays, and
+        ours passes on what it is called with.
+        """
+        for module, stand_in in self.stand_ins.items():
+            if module.__dict__.get("forward") is stand_in:
+                del module.__dict__["forward"]
+                if stand_in.previous is not None:
+                    module.__dict__["forward"] = stand_in.previous
+            stand_in.forget()
+        self.removed = True
+        for stand_in in (*self.stand_ins.values(), *(e.inner for e in self.entries if e.inner is not None)):
+            stand_in.reason = "it was restored"
+        self.root.__dict__.pop(RECORD, None)
+
+    # ---- the guard
+
+    def enter(self, stand_in: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The outermost call of a stand-in: compare what was assumed, then run."""
+        if self.removed or self.unsuitable(args, kwargs):
+            return stand_in.original(*args, **kwargs)
+        if self.root.training:
+            self.stale = True
+            return stand_in.original(*args, **kwargs)
+        self.check(stand_in.module)
+        local = self.local
+        local.inside = True
+        try:
+            return stand_in(*args, **kwargs)
+        finally:
+            local.clear()
+
+    def check(self, part: nn.Module | None = None, wait: bool = False) -> None:
+        """Compare a part of the network, by default all of it, with what was assumed; renew that where it differs."""
+        part = self.root if part is None else part
+        if self.root.training or _capturing():
+            return
+        guard = self.guards.get(part)
+        if guard is not None and not self.stale and guard.holds(wait):
+            return
+        with self.lock:
+            if self.guards.get(part) is guard:
+                if guard is not None or self.stale:
+                    self.renew()
+                self.guards[part] = Guard(part, self.stand_ins)
+
+    def renew(self) -> None:
+        """Look at every module again, drop what was derived from weights, and choose the dtype."""
+        with self.lock:
+            self.stale = False
+            self.epoch = next(_numbers)
+            self.guards, self.known_prompts = {}, {}
+            self.own_dtype = _own_dtype(self.root)
+            inner = {entry.module: entry.inner for entry in self.entries if entry.inner is not None}
+            for module, stand_in in (self.stand_ins | inner).items():
+                stand_in.reason = self._reason(module, stand_in)
+                stand_in.forget()
+                stand_in.look()
+            blocks = [s for s in (self.stand_ins | inner).values() if isinstance(s, Resnet) and s.timed]
+            self.embeddings.register([s for s in blocks if s.reason is None])
+            for module in self.root.modules():
+                if name_of(module) in TAILS:
+                    self._tail(module)
+            self.whole = False
+            known = is_whole(self.root, self.stand_ins)
+            self.dtype = self._choose_dtype(known)
+            self.whole = known and self.dtype in DTYPES
+            if self.dtype not in DTYPES:
+                for stand_in in self.stand_ins.values():
+                    if not isinstance(stand_in, Entry):
+                        stand_in.reason = f"nothing is computed in {str(self.dtype).removeprefix('torch.')} here"
+
+    def _reason(self, module: nn.Module, stand_in: StandIn) -> str | None:
+        if isinstance(stand_in, Entry):
+            return None
+        forward = module.__dict__.get("forward")
+        if forward is not stand_in and getattr(forward, "inner", None) is not stand_in:
+            return "its forward was replaced since"
+        if module.training:
+            return "it is in training mode"
+        stand_in.reason = None  # what stands in for a block's layers was asked before
+        if isinstance(stand_in, (TimeProjection, TimeEmbedding)):
+            whose = self.root.__dict__.get("forward")
+            own = isinstance(whose, Entry) and whose.previous is None and plans_embeddings(self.root)
+            return None if own and not hooked(self.root) else "the network's forward is not its class's"
+        if isinstance(stand_in, AbsorbedSiLU):
+            return "it has hooks" if hooked(module) else None
+        return reason_of(module, type(stand_in))
+
+    def _tail(self, tail: Any) -> None:
+        """Let the last GroupNorm do the SiLU's work while the forward that calls them is the class's own."""
+        norm, act = stand_in_of(tail.conv_norm_out, GroupNorm), stand_in_of(tail.conv_act, AbsorbedSiLU)
+        if norm is None:
+            return
+        forward = tail.__dict__.get("forward")
+        own = forward is None or (isinstance(forward, StandIn) and forward.previous is None)
+        norm.silu = own and act is not None and not hooked(tail.conv_norm_out)
+
+    def _choose_dtype(self, known: bool) -> torch.dtype:
+        """What was asked for while the parameters keep the dtype that they had; a network that was moved to another
+        one, as an SDXL's autoencoder is before it decodes, is computed in that.
+        """
+        if self.own_dtype != self.first_dtype:
+            return self.own_dtype
+        if isinstance(self.requested, torch.dtype):
+            return self.requested
+        native = known and self.own_dtype == torch.float32 and computes_bfloat16(self.root)
+        return torch.bfloat16 if native else self.own_dtype
+
+    def needs_no_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether nothing in reach of a call, with gradients recorded, can ask for one: all of the network is known,
+        frozen, and without hooks that might add something.
+        """
+        if not self.whole or any(t.requires_grad for t in _tensors((args, kwargs))):
+            return False
+        return not any(p.requires_grad for p in self.root.parameters()) and not any(map(hooked, self.root.modules()))
+
+    def unsuitable(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether something looks at, or changes, every operation of a call, so that the network's own must run:
+        tracing, function transforms, fake or other tensors, autocast, hooks of all modules.
+        """
+        if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() or _transformed():
+            return True
+        if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+            return True
+        device = None
+        for t in _tensors((args, kwargs)):
+            if type(t) not in (Tensor, nn.Parameter) or t.is_meta or t.layout != torch.strided:
+                return True
+            device = device or (t.device if t.ndim else None)  # a timestep may be a number on the host
+        return device is not None and (torch.is_autocast_enabled(device.type) or device != _device(self.root))
+
+    # ---- what stand-ins ask for
+
+    def prompt_number(self, prompt: Tensor) -> int | None:
+        """A number for a prompt, the same for as long as its numbers are; None where that cannot be told cheaply."""
+        local = self.local
+        if local.prompt[0] is prompt:
+            return local.prompt[1]
+        number = None
+        if prompt.device.type == "cpu":
+            known = self.known_prompts
+            number = next((n for n, seen in known.items() if _equal(seen, prompt)), None)
+        elif not prompt.is_inference() and not _capturing():
+            known = self.known_prompts
+            number = next((n for n, seen in known.items() if seen[0] is prompt and seen[1] == prompt._version), None)  # type: ignore[index]
+        else:
+            return None
+        if number is None:
+            number = next(_numbers)
+            seen: Any = prompt.clone() if prompt.device.type == "cpu" else (prompt, prompt._version)
+            with self.lock:
+                recent = dict(list(self.known_prompts.items())[1 - PROMPTS :])
+                self.known_prompts = recent | {number: seen}
+        local.prompt = prompt, number
+        return number
+
+    def rows(self, times: Tensor) -> PlannedEmbeddings | None:
+        """The embeddings of a plan's timesteps [rows], where the network takes its time by an embedding that is known.
+
+        Waits for the guard, so that the first step of a sampling is computed with the weights that are there.
+        """
+        self.check(wait=True)
         model: Any = self.root
-        if name_of(model) not in UNETS or not self.context.conditioning.blocks:
+        if self.root.training or not plans_embeddings(model) or not self.embeddings.blocks:
             return None
-        if fast_of(model.time_proj, TimeProjection) is None or fast_of(model.time_embedding, TimeEmbedding) is None:
+        parts = ((model.time_proj, TimeProjection), (model.time_embedding, TimeEmbedding))
+        if any(stand_in_of(part, kind) is None for part, kind in parts):
             return None
-        return Rows(model, self.context.conditioning, times)
+        return PlannedEmbeddings(self, times)
 
-    def stamp(self) -> int:
-        """A number that differs after a weight was written to, which copies of weights do not see."""
-        return hash(tuple(p._version for p in self.root.parameters() if not p.is_inference()))
+    # ---- what others ask for
+
+    def stamp(self) -> tuple[int, int]:
+        """What a captured graph belongs to: another network, other weights or other stand-ins have another one."""
+        self.check(wait=True)
+        return self.number, self.epoch
 
     def kept_weights(self) -> list[Any]:
-        """All that its stand-ins have made of weights, with those weights."""
-        return [made for fast in self.made.values() for made in made_by(fast)]
+        """All that its stand-ins have bound and packed, for a graph that reads it."""
+        held: list[Any] = [self.embeddings.joined, list(self.root.parameters())]
+        for stand_in in self.stand_ins.values():
+            for part in (stand_in, getattr(stand_in, "inner", None), getattr(stand_in, "pixels", None)):
+                if part is not None:
+                    held += [dict(part.bound), dict(part.packed)]
+        return held
 
-    def counts(self) -> list[tuple[str, int, str]]:
+    def report(self) -> NetworkReport:
+        return NetworkReport(self)
+
+    def counts(self) -> Rows:
         """(class, how many, what was done); not the layers inside a block that was replaced as a whole."""
-        inside = {part for m, fast in self.made.items() if isinstance(fast, WHOLE) for part in list(m.modules())[1:]}
-        found = Counter((type(m).__name__, fast.does) for m, fast in self.made.items() if m not in inside)
-        return [(kind, count, does) for (kind, does), count in found.items()]
+        self.check()
+        used = {m: s for m, s in self.stand_ins.items() if s.reason is None}
+        inside = {part for m, s in used.items() if isinstance(getattr(s, "inner", s), WHOLE) for part in m.modules()}
+        inside -= {m for m, s in used.items() if isinstance(getattr(s, "inner", s), WHOLE)}
+        found = Counter((type(m).__name__, s.summary) for m, s in used.items() if m not in inside)
+        return tuple((kind, count, summary) for (kind, summary), count in found.items())
 
-    def reasons(self) -> list[tuple[str, int, str]]:
-        found = Counter((type(m).__name__, why) for m, why in self.kept)
-        return [(kind, count, why) for (kind, why), count in found.items()]
-
-
-def put(module: nn.Module, dtype: torch.dtype, kinds: Collection[type[Fast]] = KINDS, exact: bool = False) -> Network:
-    """Replace what is known in a network, or only by stand-ins of ``kinds``; raises ValueError where nothing is.
-
-    ``exact`` convolutions are computed as they stand.
-    """
-    context = Context(dtype, Conditioning(), exact)
-    made, kept = replacements(module, context, kinds)
-    if all(isinstance(fast, Foreign) for fast in made.values()):
-        for m in made:
-            del m.__dict__["forward"]
-        raise ValueError(f"nothing in this {type(module).__name__} is known to fastdiff, so nothing was changed")
-    entries = [getattr(module, name) for name in ENTRIES.get(name_of(module), ())] or [module]
-    for entry in entries:
-        if entry is not None:
-            entry.__dict__["forward"] = made[entry] = Root(entry, context, made.get(entry))
-    network = module.__dict__[RECORD] = Network(module, context, made, kept)
-    return network
-
-
-def check(network: Network) -> None:
-    """Raise ValueError where a stand-in was replaced by something else."""
-    for module, fast in network.made.items():
-        if module.__dict__.get("forward") is not fast:
-            raise ValueError(
-                f"the forward of a {type(module).__name__} was replaced since accelerate; put it back first"
-            )
+    def reasons(self) -> Rows:
+        """(class, how many, why) of what is as it was."""
+        self.check()
+        found: Counter[tuple[str, str]] = Counter()
+        for m in inside_out(self.root):
+            stand_in = self.stand_ins.get(m)
+            kind = KNOWN.get(name_of(m))
+            if stand_in is not None:
+                reason = stand_in.reason
+            elif kind is not None:
+                reason = reason_of(m, kind)
+                reason = None if name_of(m).endswith("Sequential") else reason
+            else:
+                owner = isinstance(m, LAYERS) or any(True for _ in m.parameters(recurse=False))
+                reason = kept_as(m) if owner and name_of(m) not in EMBEDDINGS else None
+            if reason is not None:
+                found[type(m).__name__, reason] += 1
+        return tuple((kind, count, why) for (kind, why), count in found.items())
 
 
-def take(network: Network) -> None:
-    """Give every module its own forward back."""
-    for module in network.made:
-        del module.__dict__["forward"]
-    del network.root.__dict__[RECORD]
+_numbers = itertools.count(1)
 
 
-def of(module: Any) -> Network | None:
+def install(
+    module: nn.Module, dtype: torch.dtype | str = "auto", exact: bool = False, kinds: dict[str, Any] = KNOWN
+) -> Network:
+    """Put stand-ins into a network; raises ValueError where nothing is known."""
+    with _installing:
+        return Network(module, dtype, exact, kinds)
+
+
+def network_of(module: Any) -> Network | None:
     """What was put into a module itself, or None; a compiled module runs what it traced."""
     found = module.__dict__.get(RECORD) if isinstance(module, nn.Module) else None
     return found if isinstance(found, Network) else None
 
 
-def all_of(module: Any) -> list[Network]:
+def networks_in(module: Any) -> list[Network]:
     """What was put into a module and those inside it."""
-    return [found for m in module.modules() if (found := of(m)) is not None]
+    return [found for m in module.modules() if (found := network_of(m)) is not None]
 
 
-def native_dtype(module: nn.Module) -> torch.dtype:
-    """What "auto" takes: the network's own dtype if that is a half one, else bfloat16 where the device has it."""
-    first = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if first is None or first.dtype in (torch.bfloat16, torch.float16):
-        return torch.float32 if first is None else first.dtype
-    native = False
-    if first.device.type == "cuda":
-        native = torch.cuda.get_device_capability(first.device) >= (8, 0)
-    elif first.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        has = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-        native = any(f is not None and f() for f in has)
-    return torch.bfloat16 if native else torch.float32
+def computes_bfloat16(module: nn.Module) -> bool:
+    """Whether the device of a module's parameters computes in bfloat16 natively."""
+    device = _device(module)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    has = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(f is not None and f() for f in has)
+
+
+def _entries(root: Any) -> list[nn.Module]:
+    """The modules by which a network is entered: itself, and its parts where encode and decode call those."""
+    if name_of(root) in AUTOENCODERS:
+        parts = [getattr(root, name) for name in ("encoder", "decoder", "quant_conv", "post_quant_conv")]
+        return [part for part in parts if part is not None]
+    if hasattr(root, "encode") or hasattr(root, "decode"):
+        return [*(child for child in root.children() if type(child) is not nn.ModuleList), root]
+    return [root]
+
+
+def _own_dtype(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in a structure of tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        return [t for v in value for t in _tensors(v)]
+    return []
+
+
+def _equal(seen: Tensor, prompt: Tensor) -> bool:
+    return seen.shape == prompt.shape and seen.dtype == prompt.dtype and torch.equal(seen, prompt)
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _transformed() -> bool:
+    """Whether vmap, jvp or another function transform, or forward-mode differentiation, is at work."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return torch.autograd.forward_ad._current_level >= 0

@@ -2,92 +2,87 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.acceleration.module import Fast, Made
+from fastdiff.acceleration.module import StandIn
 
-COUNTERS = 1024  # more than a convolution whose tiles are shared has (ops.conv makes its own where that is not so)
+if TYPE_CHECKING:
+    from fastdiff.acceleration.network import Network
 
 
-class Conditioning:
+class TimeEmbeddings:
     """What the residual blocks of a network add to their channels: the projected embedding and a convolution's bias.
 
-    Blocks register themselves; ``rows`` projects an embedding for all of them in one product, in float32, and keeps the
-    last one, which every block of a call asks for. Under a known plan ``Rows`` has those of every timestep.
+    ``project`` makes those of all blocks in one product, in float32; the last embedding's are remembered for the call
+    of the network that goes on, in which every block asks for its own. Under a known plan ``PlannedEmbeddings`` has
+    those of every timestep.
     """
 
-    def __init__(self) -> None:
-        self.blocks: list[Any] = []
-        self.bounds: list[int] = [0]
-        self._weights: Made[tuple[Tensor, Tensor]] = Made()
-        self._local = threading.local()
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.register([])
+
+    def register(self, blocks: list[Any]) -> None:
+        """Take the residual blocks whose stand-ins are in use, and number them."""
+        self.blocks, self.bounds = blocks, [0]
+        for number, block in enumerate(blocks):
+            block.number = number
+            self.bounds.append(self.bounds[-1] + block.module.time_emb_proj.out_features)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the joined weights."""
+        self.joined: tuple[Tensor, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_local"}
+        return self.__dict__ | {"joined": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._local = threading.local()
-
-    def add(self, block: Any) -> int:
-        """Count in a residual block; returns its number."""
-        self.blocks.append(block)
-        self.bounds.append(self.bounds[-1] + block.time_emb_proj.out_features)
-        return len(self.blocks) - 1
-
-    def __call__(self, temb: Tensor, number: int) -> Tensor:
+    def added(self, temb: Tensor, number: int) -> Tensor:
         """What block ``number`` adds: float32 [B or 1, C]."""
-        local = self.local
-        if local.get("temb") is not temb:
-            local["temb"], local["rows"] = temb, self.project(temb)
-        return local["rows"][:, self.bounds[number] : self.bounds[number + 1]]
-
-    @property
-    def local(self) -> dict[str, Any]:
-        """What this thread remembers of its call."""
-        return self._local.__dict__
-
-    def counters(self, device: torch.device) -> Tensor:
-        """Zeros that the convolutions of this thread's call count in, one after another (ops.conv)."""
-        local = self.local
-        if "counters" not in local or local["counters"].device != device:
-            local["counters"] = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
-        return local["counters"]
+        local = self.network.local
+        # An embedding that is written to between two blocks is another one; inference tensors cannot tell.
+        version = None if temb.is_inference() else temb._version
+        if local.temb is not temb or local.version != version:
+            local.temb, local.version, local.rows = temb, version, self.project(temb)
+        return local.rows[:, self.bounds[number] : self.bounds[number + 1]]
 
     def project(self, temb: Tensor) -> Tensor:
         """Every block's row for an embedding [B, D]: float32 [B, sum of channels]."""
-        sources = [p for b in self.blocks for p in (b.time_emb_proj.weight, b.time_emb_proj.bias, b.conv1.bias)]
+        joined = self.joined
+        if joined is None:
+            joined = self._join()
+            if not (temb.is_cuda and torch.cuda.is_current_stream_capturing()):
+                self.joined = joined
+        return F.linear(F.silu(temb.float()), *joined)
 
-        def joined() -> tuple[Tensor, Tensor]:
-            weight = torch.cat([b.time_emb_proj.weight for b in self.blocks]).float()
-            biases = [(b.time_emb_proj.bias, b.conv1.bias, b.time_emb_proj) for b in self.blocks]
-            zeros = (weight.new_zeros(p.out_features) for *_, p in biases)
-            total = [
-                sum((t.float() for t in pair if t is not None), start=z)
-                for (*pair, _), z in zip(biases, zeros, strict=True)
-            ]
-            return weight, torch.cat(total)
+    @torch.no_grad()
+    def _join(self) -> tuple[Tensor, Tensor]:
+        modules = [block.module for block in self.blocks]
+        weight = torch.cat([m.time_emb_proj.weight for m in modules]).float()
+        biases = []
+        for m in modules:
+            total = weight.new_zeros(m.time_emb_proj.out_features)
+            for bias in (m.time_emb_proj.bias, m.conv1.bias):
+                total = total if bias is None else total + bias.float()
+            biases.append(total)
+        return weight, torch.cat(biases)
 
-        weight, bias = self._weights.get(sources, joined)
-        return F.linear(F.silu(temb.float()), weight, bias)
 
-
-class Rows:
+class PlannedEmbeddings:
     """The embedding and the blocks' rows of each timestep of a plan, computed at once: [rows, D] and [rows, ΣC]."""
 
-    def __init__(self, model: Any, conditioning: Conditioning, times: Tensor) -> None:
-        self.conditioning = conditioning
-        self.emb = model.time_embedding.forward.original(
-            model.time_proj.forward.original(times).to(model.time_embedding.linear_1.weight.dtype)
-        )
-        self.projected = conditioning.project(self.emb)
+    def __init__(self, network: Network, times: Tensor) -> None:
+        model: Any = network.root
+        self.network = network
+        sinusoids = model.time_proj.forward.original(times)
+        self.emb = model.time_embedding.forward.original(sinusoids.to(model.time_embedding.linear_1.weight.dtype))
+        self.projected = network.embeddings.project(self.emb)
 
     @contextmanager
     def at(self, index: int | Tensor) -> Iterator[None]:
@@ -96,32 +91,33 @@ class Rows:
             row = self.emb[index : index + 1], self.projected[index : index + 1]
         else:
             row = self.emb.index_select(0, index), self.projected.index_select(0, index)
-        local = self.conditioning.local
-        local["planned"] = row
+        local = self.network.local
+        local.planned = row
         try:
             yield
         finally:
-            local.clear()
+            local.planned = None
 
 
-class TimeProjection(Fast):
+class TimeProjection(StandIn):
     """The sinusoid of t, which a planned row does not need."""
 
-    does = "once for all timesteps of a plan"
+    summary = "once for all timesteps of a plan"
 
     def run(self, timesteps: Tensor) -> Tensor:
-        planned = self.conditioning.local.get("planned")
+        planned = self.network.local.planned
         return self.original(timesteps) if planned is None else planned[0]
 
 
-class TimeEmbedding(Fast):
+class TimeEmbedding(StandIn):
     """The embedding's MLP, in its own dtype; under a plan, a row of its results."""
 
-    does = "once for all timesteps of a plan"
+    summary = "once for all timesteps of a plan"
 
     def run(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        local = self.conditioning.local
-        if "planned" in local and condition is None:
-            local["temb"], local["rows"] = local["planned"]
-            return local["temb"]
-        return self.original(sample) if condition is None else self.original(sample, condition)
+        local = self.network.local
+        if local.planned is None or condition is not None:
+            return self.original(sample) if condition is None else self.original(sample, condition)
+        local.temb, local.rows = local.planned
+        local.version = None if local.temb.is_inference() else local.temb._version
+        return local.temb

@@ -97,7 +97,7 @@ def _lease(run: Run, cuda_graph: bool | str) -> Captured | None:
             raise ValueError(f"cuda_graph=True cannot capture this run: {reason}")
         return None
     try:
-        captured = Captured(run, key, check=cuda_graph == "auto" and fast.of(model) is None)
+        captured = Captured(run, key, check=cuda_graph == "auto" and fast.network_of(model) is None)
     except (RuntimeError, ValueError) as error:
         if cuda_graph is True:
             raise RuntimeError(f"cuda_graph=True: the step could not be captured: {error}") from error
@@ -143,7 +143,7 @@ class Captured:
         self.used = torch.cuda.Event()
         self.graphs = {calls: self._capture(run, calls, check) for calls in kinds(run)}
         # Accelerated networks' packed weights, and the weights that they stand for: both addresses must stay theirs.
-        self.weights = [network.kept_weights() for network in fast.all_of(run.network.model)]
+        self.weights = [network.kept_weights() for network in fast.networks_in(run.network.model)]
         # The graph holds the weights' addresses; the module itself must be free to go.
         self.run.network = replace(run.network, model=_gone)
 
@@ -291,7 +291,7 @@ def _key(run: Run) -> Any:
         run.times.dtype, run.shares_x, run.plan.learned_variance, run.plan.uses_anchor, run.plan.slots_used,
         run.guidance.calls, run.guidance.rescale, _kwargs_key(run), tuple(kinds(run)), 0 in run.calls,
         run.thresholding, run.operands.mask is None,
-        tuple((network.number, network.stamp()) for network in fast.all_of(model)), run.rows is None,
+        tuple(network.stamp() for network in fast.networks_in(model)), run.rows is None,
         hash(tuple((w.data_ptr(), w.dtype) for w in weights)), autocast,
         backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision,
     )  # fmt: skip

@@ -85,7 +85,7 @@ class Run:
             and all(row.c_in == 1 for row in plan)
         )
         # An accelerated network's time embedding, of all rows at once.
-        accelerated = fast.of(network.model)
+        accelerated = fast.network_of(network.model)
         with torch.no_grad():
             self.rows = None if accelerated is None else accelerated.rows(self.times[:, 0])
         self.net_in = x

@@ -8,8 +8,8 @@ pytest.importorskip("diffusers")
 from networks import SHAPE, close, randomized, usual
 
 import fastdiff
-from fastdiff.acceleration import convolutions
-from fastdiff.ops.conv2d.winograd import suits as winograd_suits
+from fastdiff.acceleration import layers
+from fastdiff.acceleration.network import network_of
 
 # ---- the report
 
@@ -69,22 +69,32 @@ def test_errors(network, inputs):
     with pytest.raises(ValueError, match="nothing in this Sequential is known"):
         fastdiff.accelerate(nn.Sequential(nn.Tanh(), nn.PReLU()).eval())
     assert not any("forward" in m.__dict__ for m in network.modules())
-    fastdiff.accelerate(network)
-    with pytest.raises(ValueError, match="accelerated already"):
-        fastdiff.accelerate(network)
-    with pytest.raises(ValueError, match="accelerated already"):
+    report = fastdiff.accelerate(network)
+    assert fastdiff.accelerate(network) is report  # a notebook's cell that is run twice
+    with pytest.raises(ValueError, match="accelerated already, with dtype='auto' and exact_convolutions=False"):
+        fastdiff.accelerate(network, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="accelerated already, in part"):
         fastdiff.accelerate(nn.Sequential(network).eval())
     fastdiff.restore(network)
+    with pytest.raises(ValueError, match="UNet is not accelerated"):
+        fastdiff.refresh(network)
 
 
-def test_a_part_that_was_replaced_since(network, inputs):
-    fastdiff.accelerate(network)
-    conv, mine = network.conv_in, network.conv_in.forward
-    conv.forward = lambda x: x
-    with pytest.raises(ValueError, match="forward of a Conv2d was replaced"):
-        fastdiff.restore(network)
-    conv.forward = mine
+@torch.no_grad()
+def test_a_forward_that_was_put_around_ours_since(network, inputs):
+    """It stays, before and after restore, and what it calls is the layer."""
+    conv = network.conv_in
+    fastdiff.accelerate(network, dtype=torch.float32)
+    plain = network(*inputs)
+    ours = conv.forward
+    conv.forward = theirs = lambda x: 2 * ours(x)
+    got = network(*inputs)
+    assert ("Conv2d", 1, "its forward was replaced since") in network_of(network).report().kept
     fastdiff.restore(network)
+    assert conv.forward is theirs
+    expected = network(*inputs)
+    assert close(got, expected)
+    assert not close(plain, expected, 1e-2)
 
 
 @pytest.mark.parametrize("where", ["norm1", "conv2", "time_emb_proj", "nonlinearity"])
@@ -121,20 +131,21 @@ def test_a_forward_of_its_own_is_kept(network, inputs):
 def test_exact_convolutions(network, inputs, monkeypatch):
     """None is of transformed or summed weights; else those are that the kernel suits."""
     calls = []
-    for name in ("packed_winograd_conv", "packed_upsample_conv"):
-        original = getattr(convolutions, name)
-        monkeypatch.setattr(convolutions, name, lambda *a, f=original, n=name, **k: calls.append(n) or f(*a, **k))
+    original = layers.bind_conv2d
+    monkeypatch.setattr(layers, "bind_conv2d", lambda *a, **k: calls.append(k) or original(*a, **k))
     before = network(*inputs)
     fastdiff.accelerate(network, dtype=torch.float32)
     assert close(network(*inputs), before)
-    assert "packed_winograd_conv" in calls or not winograd_suits(torch.zeros(2, 32, 16, 16), torch.zeros(32, 32, 3, 3))
-    assert calls
+    assert any(k.get("upsample") for k in calls)
+    assert not any(k.get("exact") for k in calls)
     fastdiff.restore(network)
     calls.clear()
     report = fastdiff.accelerate(network, dtype=torch.float32, exact_convolutions=True)
     assert "Upsample" not in {kind for kind, *_ in report.networks[""].changed}
     assert close(network(*inputs), before)
-    assert not calls
+    assert calls
+    assert all(k["exact"] for k in calls)
+    assert not any(k.get("upsample") for k in calls)
     fastdiff.restore(network)
     with pytest.raises(TypeError, match="exact_convolutions must be a bool; got int"):
         fastdiff.accelerate(network, exact_convolutions=1)

@@ -52,7 +52,7 @@ def like(scheduler: Any) -> Stepping | None:
     made = SCHEDULERS.get(type(scheduler).__name__)
     if made is None or type(scheduler) is not getattr(diffusers, made.__name__):
         return None
-    ours = made.from_config(scheduler.config)
+    ours = made.from_config({k: v for k, v in scheduler.config.items() if not k.startswith("_")})
     for name in TABLES:  # which may have been changed by hand
         if name in scheduler.__dict__:
             setattr(ours, name, getattr(scheduler, name))

@@ -1,0 +1,120 @@
+"""What stand-ins assumed of the modules below one of them, written down to be compared before the next call."""
+
+from __future__ import annotations
+
+import threading
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.acceleration.module import ADDRESS, StandIn
+
+SAMPLED = 8  # elements of each weight that are compared; an optimiser, an average or an adapter changes nearly all
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Guard:
+    """A snapshot of modules and weights, as flat lists that are compared in a few microseconds a hundred modules.
+
+    Modules: their classes, children, forwards, hooks, training flags, compiled calls, and the attributes that their
+    stand-ins read. Weights: identity, address, strides, dtype and version, and a few elements of each, since writes
+    through ``.data``, by fused optimisers, in inference mode or through NumPy change nothing but the numbers.
+    """
+
+    def __init__(self, root: nn.Module, stand_ins: dict[nn.Module, StandIn]) -> None:
+        self.modules = list(root.modules())
+        self.dicts = [m.__dict__ for m in self.modules]
+        self.child_dicts = [d["_modules"] for d in self.dicts if d["_modules"]]
+        self.weight_dicts = [d["_parameters"] for d in self.dicts if d["_parameters"]]
+        self.hooks = [d[name] for d in self.dicts for name in ("_forward_hooks", "_forward_pre_hooks")]
+        self.read = [(m.__dict__, name) for m in self.modules if m in stand_ins for name in stand_ins[m].reads]
+        self.structure = self._structure()
+        self.weights = list(self._weights())
+        self.tensors = [w for w in self.weights if w is not None]
+        self.versioned = [w for w in self.tensors if not w.is_inference()]
+        self.state = self._state()
+        self.samples = [Samples(views) for views in _sampled(self.tensors)]
+
+    def _structure(self) -> tuple[Any, ...]:
+        return (
+            list(map(type, self.modules)),
+            [d.get("forward") for d in self.dicts],
+            [d["training"] for d in self.dicts],
+            [d.get("_compiled_call_impl") for d in self.dicts],
+            list(map(len, self.hooks)),
+            [d.get(name) for d, name in self.read],
+            list(chain.from_iterable(map(dict.values, self.child_dicts))),
+        )
+
+    def _weights(self) -> chain[Tensor | None]:
+        return chain.from_iterable(map(dict.values, self.weight_dicts))
+
+    def _state(self) -> tuple[Any, ...]:
+        tensors = self.tensors
+        return (
+            list(map(ADDRESS, tensors)),
+            [w._version for w in self.versioned],
+            list(map(Tensor.stride, tensors)),
+            [w.dtype for w in tensors],
+        )
+
+    def holds(self, wait: bool = False) -> bool:
+        """Whether everything is as it was; on a GPU a change of elements alone is seen in the next call, unless waited
+        for.
+        """
+        if self._structure() != self.structure:
+            return False
+        now = list(self._weights())
+        if len(now) != len(self.weights) or not all(map(is_, now, self.weights)):
+            return False
+        return self._state() == self.state and all([samples.same(wait) for samples in self.samples])
+
+
+class Samples:
+    """Elements of weights of one device and dtype, and whether they are still what they were."""
+
+    def __init__(self, views: list[Tensor]) -> None:
+        self.views = views
+        self.seen = torch.cat(views)
+        self.pending: tuple[Tensor, torch.cuda.Event] | None = None  # a GPU's comparison that has not been read yet
+        self.lock = threading.Lock()
+
+    def same(self, wait: bool) -> bool:
+        if not self.seen.is_cuda:
+            return torch.equal(torch.cat(self.views), self.seen)
+        with self.lock, torch.cuda.device(self.seen.device):
+            before = self._read()
+            differs = torch.empty(1, dtype=torch.bool, device="cpu", pin_memory=True)
+            differs.copy_((torch.cat(self.views) != self.seen).any(), non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+            self.pending = differs, done
+            return (self._read() if wait else True) and before
+
+    def _read(self) -> bool:
+        if self.pending is None:
+            return True
+        differs, done = self.pending
+        self.pending = None
+        done.synchronize()
+        return not bool(differs)
+
+
+def _sampled(weights: list[Tensor]) -> list[list[Tensor]]:
+    """Views [at most SAMPLED] of each weight's elements, along its diagonal, as integers; by device and dtype."""
+    groups: dict[Any, list[Tensor]] = {}
+    for w in weights:
+        if type(w) not in (Tensor, nn.Parameter) or w.layout != torch.strided or w.is_meta or w.is_complex():
+            continue  # nothing is derived from such weights
+        if w.numel() == 0:
+            continue
+        w = w.detach()
+        count = min(SAMPLED, max(w.shape, default=1))
+        steps = [size // count for size in w.shape]
+        stride = sum(step * s for step, s in zip(steps, w.stride(), strict=True))
+        view = w.as_strided((count,), (stride,)).view(_BITS[w.element_size()])
+        groups.setdefault((w.device, view.dtype), []).append(view)
+    return list(groups.values())

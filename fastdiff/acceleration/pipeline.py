@@ -1,0 +1,101 @@
+"""A diffusers pipeline's schedulers and networks on the fast path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastdiff.acceleration.network import RECORD, Network, network_of
+from fastdiff.acceleration.report import Accelerated, class_name
+
+# Components that run once a prompt or once an image beside the network, and are left to their own library.
+BESIDE = ("text_encoder", "image_encoder", "safety_checker", "feature_extractor", "prior_text", "image_normalizer")
+
+
+@dataclass
+class Record:
+    """What was put into a pipeline, by which arguments; kept on the pipeline itself."""
+
+    arguments: tuple[Any, ...]
+    schedulers: dict[str, tuple[Any, Any]]  # what was there, and ours
+    networks: list[Network]  # that this pipeline's accelerate changed
+    report: Accelerated
+
+
+def accelerate(
+    pipe: Any, accelerate_network: Callable[[nn.Module, Any, bool], Accelerated], dtype: torch.dtype | str, exact: bool
+) -> Accelerated:
+    """``fastdiff.accelerate`` for a pipeline."""
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+    from fastdiff.integrations import diffusers as ours
+
+    record = pipe.__dict__.get(RECORD)
+    if record is not None:
+        if record.arguments == (dtype, exact):
+            return record.report
+        raise ValueError(f"this {type(pipe).__name__} is accelerated already, with other arguments; restore it first")
+    kept: dict[str, str] = {}
+    schedulers = {}
+    for name, scheduler in pipe.components.items():
+        if isinstance(scheduler, SchedulerMixin):
+            try:
+                new = ours.like(scheduler)
+            except (ValueError, NotImplementedError) as error:
+                kept[name] = f"{class_name(scheduler)}, since {error}"
+                continue
+            if new is None:
+                kept[name] = class_name(scheduler)
+            else:
+                schedulers[name] = scheduler, new
+    reports, networks = {}, []
+    for name, network in _networks(pipe).items():
+        if name.startswith(BESIDE):
+            kept[name] = f"{class_name(network)}, which runs beside the steps"
+            continue
+        before = network_of(network)
+        try:
+            reports[name] = accelerate_network(network, dtype, exact).networks[""]
+        except ValueError as error:
+            kept[name] = f"{class_name(network)}, since {error}"
+            continue
+        if before is None:
+            networks.append(network_of(network))
+    if not schedulers and not reports:
+        found = "; ".join(f"{name} is {what}" for name, what in kept.items()) or "it has no scheduler"
+        raise ValueError(f"fastdiff has nothing for this {type(pipe).__name__}: {found}")
+    for name, (_, new) in schedulers.items():
+        setattr(pipe, name, new)
+    changed = {name: (class_name(old), class_name(new)) for name, (old, new) in schedulers.items()}
+    report = Accelerated(class_name(pipe), changed, kept, reports)
+    pipe.__dict__[RECORD] = Record((dtype, exact), schedulers, [n for n in networks if n is not None], report)
+    return report
+
+
+def restore(pipe: Any, record: Record, remove: Callable[[Network], None]) -> None:
+    """``fastdiff.restore`` for a pipeline: a scheduler that was exchanged since stays."""
+    for network in record.networks:
+        if network_of(network.root) is network:
+            remove(network)
+    for name, (old, new) in record.schedulers.items():
+        if getattr(pipe, name, None) is new:
+            setattr(pipe, name, old)
+    del pipe.__dict__[RECORD]
+
+
+def _networks(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's networks by name; of a compiled one the module itself, of several ControlNets each."""
+    found: dict[str, nn.Module] = {}
+    for name, value in pipe.components.items():
+        if not isinstance(value, nn.Module):
+            continue
+        network = getattr(value, "_orig_mod", value)
+        if type(network).__name__.startswith("Multi") and hasattr(network, "nets"):
+            found |= {f"{name}.{i}": net for i, net in enumerate(network.nets)}
+        else:
+            found[name] = network
+    return found
