@@ -10,7 +10,7 @@ from test_bind import image, like, poison
 
 from fastdiff.ops import native
 from fastdiff.ops.conv2d import bind, conv2d
-from fastdiff.ops.conv2d.select import select
+from fastdiff.ops.conv2d.choice import select
 
 CASES = {  # channels, features, window, size, and what conv2d is told
     "3x3": (32, 32, 3, (8, 8), {"padding": 1}),
@@ -219,7 +219,7 @@ def test_selection_is_by_rule():
         geometry = geometry_of(
             options.get("stride", 1), side // 2, 1, options.get("groups", 1), options.get("upsample", False)
         )
-        return select(x, weight, geometry, (), False, exact, "auto")
+        return select(x, weight, geometry, (), (), False, exact, "auto")
 
     native_serves = not isinstance(native.extension(), str) and native.extension().cpu_simd() != "portable"
     if native_serves:

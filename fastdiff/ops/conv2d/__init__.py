@@ -3,7 +3,7 @@
     y = conv2d(x, weight, bias) + Σ conv2d(inputs[i], pointwise[i]) + residual
 
 reference.py says what is computed. The kernels: winograd.py (C++, on a CPU), gemm.py (Triton, on a GPU), phases.py
-(doubled images on the small grid), and library.py (oneDNN's and cuDNN's). select.py says which of them serves.
+(doubled images on the small grid), and library.py (oneDNN's and cuDNN's). choice.py says which of them serves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from fastdiff.checks import check_image, check_operand
 from fastdiff.ops.conv2d.geometry import Geometry, geometry_of
 from fastdiff.ops.conv2d.reference import conv2d as reference
-from fastdiff.ops.conv2d.select import select
+from fastdiff.ops.conv2d.choice import select
 from fastdiff.ops.registry import traced, transformed
 
 Call = Callable[..., Tensor]
@@ -121,7 +121,7 @@ def _bind(
     shape = (x.shape[0], weight.shape[0], *geometry.size(x, weight))
     if x.numel() == 0:
         return lambda x, residual=None, inputs=(): _empty(shape, x)
-    kernel = select(x, weight, geometry, inputs, residual is not None, exact, backend)
+    kernel = select(x, weight, geometry, inputs, pointwise, residual is not None, exact, backend)
     if kernel == "reference":
 
         def by_reference(x: Tensor, residual: Tensor | None = None, inputs: Sequence[Tensor] = ()) -> Tensor:

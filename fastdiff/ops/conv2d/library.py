@@ -24,7 +24,7 @@ def bind(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, residual: Tensor | None,
     packed: dict[Any, Any], kernel: str,
 ) -> Call:  # fmt: skip
-    """call(x, residual=None, inputs=()) -> channels_last, by the ``kernel`` that select.py named."""
+    """call(x, residual=None, inputs=()) -> channels_last, by the ``kernel`` that choice.py named."""
     make = {"phases": _phases, "product": _product, "blocked": _blocked, "plain": _plain}[kernel]
     run = without_autocast(make(x, weight, bias, geometry, residual, packed), x.device)
     if _last(x):

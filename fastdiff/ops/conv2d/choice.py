@@ -18,8 +18,9 @@ FEW = 1 << 21
 
 
 def select(
-    x: Tensor, weight: Tensor, geometry: Geometry, inputs: Sequence[Tensor], residual: bool, exact: bool, backend: str
-) -> str:
+    x: Tensor, weight: Tensor, geometry: Geometry, inputs: Sequence[Tensor], pointwise: Sequence[Tensor],
+    residual: bool, exact: bool, backend: str,
+) -> str:  # fmt: skip
     """"winograd", "gemm", "phases", "product" (of matrices), "blocked" (by oneDNN), "plain" (torch's own) or
     "reference".
     """
@@ -31,7 +32,7 @@ def select(
         if backend == "native":
             raise RuntimeError(f"backend='native' cannot serve this conv2d: {_why_not_native(x)}")
     if backend in ("auto", "triton"):
-        if _by_gemm(x, weight, geometry, inputs, residual, exact, backend == "triton"):
+        if _by_gemm(x, weight, geometry, inputs, pointwise, residual, exact, backend == "triton"):
             return "gemm"
         if backend == "triton":
             raise RuntimeError(f"backend='triton' cannot serve this conv2d: {_why_not_triton(x)}")
@@ -58,17 +59,14 @@ def _by_winograd(x: Tensor, weight: Tensor, geometry: Geometry, exact: bool, nam
 
 
 def _by_gemm(
-    x: Tensor, weight: Tensor, g: Geometry, inputs: Sequence[Tensor], residual: bool, exact: bool, named: bool
-) -> bool:
-    if not g.plain or (g.upsample and (exact or g.padding != PAD)) or len(inputs) > 2:
+    x: Tensor, weight: Tensor, geometry: Geometry, inputs: Sequence[Tensor], pointwise: Sequence[Tensor],
+    residual: bool, exact: bool, named: bool,
+) -> bool:  # fmt: skip
+    if (exact and geometry.upsample) or x.dtype not in native.DTYPES:
         return False
-    if x.dtype not in native.DTYPES or any(t.shape[1] % gemm.STEP for t in inputs):
+    if triton_support.why_missing(x.device.type) is not None or not gemm.computes(weight, geometry, pointwise):
         return False
-    if not gemm.computes(weight, g.stride[0], g.upsample) or (g.upsample and inputs):
-        return False
-    if named:
-        return triton_support.why_missing(x.device.type) is None
-    return gemm.suits(x, weight, inputs=inputs, residual=residual, stride=g.stride[0], upsample=g.upsample)
+    return named or gemm.suits(x, weight, geometry, inputs=inputs, residual=residual)
 
 
 def _why_not_native(x: Tensor) -> str:
