@@ -41,6 +41,11 @@ def bind(
         call(x, residual=None) -> [..., N], the residual likewise. It checks nothing and may be shared by threads.
     """
     packed = {} if packed is None else packed
+    return without_autocast(unguarded(x, weight, bias, packed), x.device)
+
+
+def unguarded(x: Tensor, weight: Tensor, bias: Tensor | None, packed: dict[Any, Any]) -> Call:
+    """``bind`` for callers who see to autocast themselves."""
     dtype, features = x.dtype, len(weight)
     shape, width = (*x.shape[:-1], features), x.shape[-1]
     rows = x.numel() // max(width, 1)
@@ -57,7 +62,7 @@ def bind(
             y = y.view(shape)
             return y if residual is None else y.add_(residual)
 
-        return without_autocast(product, x.device)
+        return product
     if onednn(x):
         dense = weight.detach().to(dtype).contiguous()
         blocked = blocks(packed, kept, torch.ops.mkldnn._reorder_linear_weight(dense, rows))
@@ -67,13 +72,13 @@ def bind(
             y = pointwise(x.reshape(rows, width), blocked, offset, "none", [], "").view(shape)
             return y if residual is None else y.add_(residual)
 
-        return without_autocast(by_blocks, x.device)
-    if ("plain", dtype) not in packed:
-        packed["plain", dtype] = weight.detach().to(dtype)
-    plain = packed["plain", dtype]
+        return by_blocks
+    if ("linear plain", dtype) not in packed:
+        packed["linear plain", dtype] = weight.detach().to(dtype)
+    plain = packed["linear plain", dtype]
 
     def by_library(x: Tensor, residual: Tensor | None = None) -> Tensor:
         y = F.linear(x, plain, offset)
         return y if residual is None else y.add_(residual)
 
-    return without_autocast(by_library, x.device)
+    return by_library

@@ -1,4 +1,4 @@
-"""attention_block against the same composition of torch's operations in float64: values, gradients, layouts, errors."""
+"""An attention block of our operations, without copies between layouts, against the same of torch's in float64."""
 
 import pytest
 import torch
@@ -6,7 +6,23 @@ import torch.nn.functional as F
 from helpers import assert_accurate
 from torch import Tensor
 
-from fastdiff.ops.attention_block import attention_block
+from fastdiff.ops import attention, conv2d, group_norm_silu
+
+
+def attention_block(
+    x, groups, norm_weight, norm_bias, qkv_weight, qkv_bias, out_weight, out_bias, *, heads, rescale
+) -> Tensor:
+    """y = (x + W_out · attention(W_qkv · GroupNorm(x))) / rescale, over the pixels of x: queries, keys and values are
+    views of what one pointwise convolution wrote.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    h = group_norm_silu(x, norm_weight, norm_bias, groups, silu=False)
+    qkv = conv2d(h, qkv_weight[:, :, None, None], qkv_bias)
+    batch, channels, height, width = qkv.shape
+    pixels = qkv.permute(0, 2, 3, 1).reshape(batch, height * width, 3, heads, channels // (3 * heads))
+    h = attention(*pixels.permute(2, 0, 3, 1, 4))
+    h = h.transpose(1, 2).reshape(batch, height, width, channels // 3).permute(0, 3, 1, 2)
+    return conv2d(h, out_weight[:, :, None, None], out_bias, residual=x) / rescale
 
 
 def operands(dtype: torch.dtype, *, bias: bool = True, inner: int = 16, channels: int = 16) -> dict[str, Tensor | None]:
@@ -74,30 +90,3 @@ def test_gradients(seed, heads, bias):
     for name, a, b in zip(names, ours, exact, strict=True):
         error = float((a - b).abs().max() / b.abs().max())
         assert error < 1e-5, f"the gradient of {name} is off by {error}"
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x": [1.0]}, TypeError, "x must be a tensor"),
-        ({"x": torch.ones(2, 16, 5, 7, dtype=torch.float64)}, TypeError, "x must be float32, bfloat16 or float16"),
-        ({"x": torch.ones(2, 16, 35)}, ValueError, r"x must have shape \[B, C, H, W\]"),
-        ({"qkv_weight": torch.ones(47, 16)}, ValueError, "I a multiple of heads = 4"),
-        ({"qkv_weight": None}, ValueError, "qkv_weight must have shape"),
-        ({"qkv_weight": torch.ones(48, 17)}, ValueError, r"qkv_weight must have shape \[48, 16\]"),
-        ({"qkv_weight": torch.ones(48, 16).bfloat16()}, TypeError, "qkv_weight must have x's dtype"),
-        ({"qkv_bias": torch.ones(47)}, ValueError, r"qkv_bias must have shape \[48\]"),
-        ({"out_weight": None}, TypeError, "out_weight must be a tensor; got NoneType"),
-        ({"out_weight": torch.ones(16, 15)}, ValueError, r"out_weight must have shape \[16, 16\]"),
-        ({"out_bias": torch.ones(15)}, ValueError, r"out_bias must have shape \[16\]"),
-        ({"heads": 3}, ValueError, "I a multiple of heads = 3"),
-        ({"heads": 0}, ValueError, "heads must be an int of at least 1"),
-        ({"groups": 3}, ValueError, "groups must divide the 16 channels"),
-        ({"rescale": 0.0}, ValueError, "rescale must be finite and not 0"),
-        ({"rescale": float("nan")}, ValueError, "rescale must be finite and not 0"),
-    ],
-)
-def test_refusals(change, error, message):
-    values = operands(torch.float32) | {"groups": 4, "heads": 4} | change
-    with pytest.raises(error, match=message):
-        attention_block(**values)

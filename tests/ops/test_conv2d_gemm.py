@@ -1,4 +1,4 @@
-"""conv in plain PyTorch, what pack and packed_conv refuse, and where the kernel is taken; its numbers are in
+"""conv2d by Triton: what its weights' packing refuses, and where the kernel is taken; its numbers are in
 triton_conv_cases.py."""
 
 import pytest
@@ -6,8 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.ops import conv
-from fastdiff.ops.conv2d.gemm import computes, pack, packed_conv, suits
+from fastdiff.ops import conv2d
+from fastdiff.ops.conv2d.gemm import computes, pack, suits
+from fastdiff.ops.conv2d.geometry import Geometry, geometry_of
+
+
+def windows(**options) -> Geometry:
+    return geometry_of(options.get("stride", 1), options.get("padding", 1), 1, 1, options.get("upsample", False))
 
 
 def test_the_formula(seed):
@@ -17,17 +22,17 @@ def test_the_formula(seed):
     expected = F.conv2d(x, w, b, padding=1) + residual
     for image, weight in zip(inputs, pointwise, strict=True):
         expected = expected + torch.einsum("bchw,nc->bnhw", image, weight[:, :, 0, 0])
-    torch.testing.assert_close(conv(x, w, b, inputs=inputs, pointwise=pointwise, residual=residual), expected)
+    torch.testing.assert_close(conv2d(x, w, b, padding=1, inputs=inputs, pointwise=pointwise, residual=residual), expected)
     padded = F.conv2d(F.pad(x, (0, 1, 0, 1)), w, stride=2)
-    torch.testing.assert_close(conv(x, w, stride=2, padding=(0, 1)), padded)
-    torch.testing.assert_close(conv(x, w, stride=2, padding=(1, 1)), F.conv2d(x, w, stride=2, padding=1))
+    torch.testing.assert_close(conv2d(x, w, stride=2, padding=((0, 1), (0, 1))), padded)
+    torch.testing.assert_close(conv2d(x, w, stride=2, padding=1), F.conv2d(x, w, stride=2, padding=1))
     doubled = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(conv(x, w, upsample=True), F.conv2d(doubled, w, padding=1))
+    torch.testing.assert_close(conv2d(x, w, padding=1, upsample=True), F.conv2d(doubled, w, padding=1))
 
 
 def test_gradients(seed):
     x, w = torch.randn(1, 2, 4, 4).double().requires_grad_(), torch.randn(3, 2, 3, 3).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, w: conv(x, w, stride=2, padding=(0, 1), residual=None), (x, w))
+    assert torch.autograd.gradcheck(lambda x, w: conv2d(x, w, stride=2, padding=((0, 1), (0, 1))), (x, w))
 
 
 @pytest.mark.parametrize(
@@ -45,37 +50,22 @@ def test_gradients(seed):
 )
 def test_pack_refuses(weight, options, what):
     with pytest.raises(ValueError, match=what):
-        pack(torch.ones(weight), **options)
+        pack(torch.ones(weight), options.pop("pointwise", ()), windows(**options), torch.float32)
 
 
-def test_packed_conv_refuses(seed, monkeypatch):
+def test_without_triton(seed, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    x, packed = torch.randn(2, 64, 6, 6), pack(torch.randn(8, 64, 3, 3), [torch.randn(8, 64, 1, 1)])
-    with pytest.raises(RuntimeError, match="cannot serve cpu"):
-        packed_conv(x, packed, inputs=[x])
-    monkeypatch.setattr("fastdiff.ops.triton_support.why_missing", lambda device: None)
-    for bad, inputs, more, what in (
-        (x, [], {}, "1 pointwise inputs"),
-        (x, [x, x], {}, "1 pointwise inputs"),
-        (x[:, :32], [x], {}, "x must be an image"),
-        (x, [x[:1]], {}, r"inputs\[0\] must be an image"),
-        (x, [x[:, :, 1:]], {}, r"inputs\[0\] must be of the result's size"),
-        (x, [x], {"residual": torch.randn(2, 8, 6, 5)}, "residual"),
-        (x, [x], {"bias": torch.randn(9)}, "bias"),
-    ):
-        with pytest.raises(ValueError, match=what):
-            packed_conv(bad, packed, inputs=inputs, **more)
-    with pytest.raises(TypeError, match=r"x must be torch\.float32"):
-        packed_conv(x.half(), packed, inputs=[x])
-    with pytest.raises(RuntimeError, match="no gradients"):
-        packed_conv(x.requires_grad_(), packed, inputs=[x])
-    assert packed_conv(torch.zeros(0, 64, 6, 6), packed, inputs=[torch.zeros(0, 64, 6, 6)]).shape == (0, 8, 6, 6)
+    x, weight, point = torch.randn(2, 64, 6, 6), torch.randn(8, 64, 3, 3), torch.randn(8, 64, 1, 1)
+    with pytest.raises(RuntimeError, match="cannot serve this conv2d: Triton has no CPU kernels"):
+        conv2d(x, weight, padding=1, inputs=[x], pointwise=[point], backend="triton")
+    with pytest.raises(ValueError, match="no gradients"):
+        conv2d(x.requires_grad_(), weight, padding=1, backend="triton")
 
 
 def test_what_the_kernel_computes():
-    assert computes(torch.ones(8, 128, 3, 3), stride=2)
-    assert not computes(torch.ones(8, 3, 3, 3))
-    assert not computes(torch.ones(8, 64, 3, 3), stride=2, upsample=True)
+    assert computes(torch.ones(8, 128, 3, 3), windows(stride=2))
+    assert not computes(torch.ones(8, 3, 3, 3), windows())
+    assert not computes(torch.ones(8, 64, 3, 3), windows(stride=2, upsample=True))
 
 
 class Claims(Tensor):
@@ -92,17 +82,17 @@ def test_where_it_is_taken(monkeypatch):
         return torch.empty(shape, dtype=dtype).as_subclass(Claims)
 
     w = torch.empty(256, 256, 3, 3)
-    assert not suits(torch.empty(1, 256, 8, 8, dtype=torch.bfloat16), w)
+    assert not suits(torch.empty(1, 256, 8, 8, dtype=torch.bfloat16), w, windows())
     monkeypatch.setattr("fastdiff.ops.triton_support.why_missing", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert not suits(image(1, 256, 8, 8), w)
+    assert not suits(image(1, 256, 8, 8), w, windows())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert suits(image(1, 256, 8, 8), w)
-    assert not suits(image(1, 256, 8, 8, dtype=torch.float32), w)
+    assert suits(image(1, 256, 8, 8), w, windows())
+    assert not suits(image(1, 256, 8, 8, dtype=torch.float32), w, windows())
     large = image(64, 256, 16, 16)
-    assert not suits(large, w)
-    assert suits(large, w, residual=True)
-    assert suits(large, w, inputs=[large])
-    assert suits(large, w, stride=2)
-    assert suits(large, w, upsample=True)
-    assert not suits(image(1, 3, 8, 8), torch.empty(8, 3, 3, 3))
+    assert not suits(large, w, windows())
+    assert suits(large, w, windows(), residual=True)
+    assert suits(large, w, windows(), inputs=[large])
+    assert suits(large, w, windows(stride=2))
+    assert suits(large, w, windows(upsample=True))
+    assert not computes(torch.empty(8, 3, 3, 3), windows())

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from helpers import LAYOUTS, assert_same_bits, laid_out, ulp
 from torch import Tensor
 
-from fastdiff.ops import native, winograd_conv
-from fastdiff.ops.conv2d.winograd import pack, packed_winograd_conv
+from fastdiff.ops import native
+from fastdiff.ops.conv2d.winograd import pack, packed_winograd_conv, winograd_conv
 
 MODULE = sys.modules[pack.__module__]  # the package's attribute of that name is the function
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

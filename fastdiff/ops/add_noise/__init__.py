@@ -15,7 +15,7 @@ from torch import Tensor
 from fastdiff.checks import check_dense, check_int, check_shape
 from fastdiff.noise import TRAINING, NoiseKey, noise_key
 from fastdiff.ops.backend import choose
-from fastdiff.ops.registry import LIBRARY, register, traced
+from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 from fastdiff.ops.view import viewable
 from fastdiff.schedules.discrete import NoiseSchedule, resolve_schedule
 
@@ -64,10 +64,11 @@ def add_noise(
         if seed != 0 or seeds is not None or sample_offset != 0 or draw != 0:
             raise ValueError("noise was given, so seed, seeds, sample_offset and draw must be left out")
     key = noise_key(len(x0), x0.device, seed, seeds, sample_offset)
-    backend = choose(backend, x0.device.type)
+    plain = transformed()
+    backend = "reference" if plain else choose(backend, x0.device.type)
     coefficients = _coefficients(schedule, x0.device)
     needs_grad = torch.is_grad_enabled() and (x0.requires_grad or (noise is not None and noise.requires_grad))
-    if needs_grad or traced(x0, t, noise):
+    if not plain and (needs_grad or traced(x0, t, noise)):
         if not isinstance(t, Tensor):
             t = torch.full((len(x0),), t, dtype=torch.int64, device=x0.device)
         x_t, drawn = torch.ops.fastdiff.add_noise(
@@ -87,7 +88,7 @@ def _check_timesteps(t: int | Tensor, batch: int, device: torch.device, T: int) 
         raise ValueError(f"t must be an int or have shape [{batch}], one index a sample; got {list(t.shape)}")
     if t.device != device:
         raise ValueError(f"t must be on x0's device {device}; got {t.device}")
-    if device.type == "cpu" and batch and not traced(t):
+    if device.type == "cpu" and batch and not traced(t) and not transformed():
         numbers = t.tolist()
         low, high = min(numbers), max(numbers)
         if low < 0 or high >= T:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastdiff.checks import check_dense
 from fastdiff.ops.attention.backends import check, choice, choose
-from fastdiff.ops.registry import LIBRARY, register, traced
+from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 from fastdiff.ops.view import overlaps
 
 __all__ = ["attention", "bind", "choice"]
@@ -45,6 +45,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, ba
         RuntimeError: for a backend that cannot run here.
     """
     scale = _check_all(q, k, v, scale, backend)
+    if transformed():
+        from fastdiff.ops.attention.reference import attention as reference
+
+        return reference(q, k, v, scale).to(q.dtype)
     if traced(q, k, v) or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
         return torch.ops.fastdiff.attention(q, k, v, scale, backend)
     return _compute(q, k, v, scale, backend)

@@ -3,7 +3,7 @@
     y = conv2d(x, weight, bias) + Σ conv2d(inputs[i], pointwise[i]) + residual
 
 reference.py says what is computed. The kernels: winograd.py (C++, on a CPU), gemm.py (Triton, on a GPU), phases.py
-(doubled images on the small grid), and library.py (oneDNN's and cuDNN's). select.py says which of them serves.
+(doubled images on the small grid), and library.py (oneDNN's and cuDNN's). choice.py says which of them serves.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from fastdiff.checks import check_image, check_operand
 from fastdiff.ops.conv2d.geometry import Geometry, geometry_of
 from fastdiff.ops.conv2d.reference import conv2d as reference
-from fastdiff.ops.conv2d.select import select
-from fastdiff.ops.registry import traced
+from fastdiff.ops.conv2d.choice import select
+from fastdiff.ops.registry import traced, transformed
 
 Call = Callable[..., Tensor]
 WIDE = (torch.float32, torch.float64)  # of weights and biases, beside x's own dtype
@@ -66,12 +66,12 @@ def conv2d(
     geometry = _check(x, weight, bias, stride, padding, dilation, groups, upsample, inputs, pointwise, residual, exact)
     tensors = (x, weight, bias, residual, *inputs, *pointwise)
     recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if traced(*tensors) or recorded:
+    if traced(*tensors) or transformed() or recorded:
         if backend not in ("auto", "torch", "reference"):
             raise ValueError(f"backend={backend!r} has no gradients and is not traced; take 'auto', or torch.no_grad()")
         wide = None if backend == "reference" else x.dtype
-        y = reference(x, weight, bias, geometry, inputs, pointwise, residual, wide)
-        return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        y = reference(x, weight, bias, geometry, inputs, pointwise, residual, wide).to(x.dtype)
+        return y if transformed() else y.contiguous(memory_format=torch.channels_last)  # vmap knows no such format
     call = _bind(x, weight, bias, geometry, inputs, pointwise, residual, exact, {}, backend)
     return call(x, residual, inputs)
 
@@ -121,7 +121,7 @@ def _bind(
     shape = (x.shape[0], weight.shape[0], *geometry.size(x, weight))
     if x.numel() == 0:
         return lambda x, residual=None, inputs=(): _empty(shape, x)
-    kernel = select(x, weight, geometry, inputs, residual is not None, exact, backend)
+    kernel = select(x, weight, geometry, inputs, pointwise, residual is not None, exact, backend)
     if kernel == "reference":
 
         def by_reference(x: Tensor, residual: Tensor | None = None, inputs: Sequence[Tensor] = ()) -> Tensor:

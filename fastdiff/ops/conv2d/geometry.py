@@ -28,10 +28,10 @@ class Geometry(NamedTuple):
         return (top, left) if top == bottom and left == right else None
 
     @property
-    def plain(self) -> bool:
-        """Whether neither dilation nor groups are asked for, and rows are treated as columns are."""
-        square = self.stride[0] == self.stride[1] and self.padding[0] == self.padding[1]
-        return square and self.dilation == (1, 1) and self.groups == 1
+    def square(self) -> bool:
+        """Whether rows are treated as columns are, without dilation and groups."""
+        same = self.stride[0] == self.stride[1] and self.padding[0] == self.padding[1]
+        return same and self.dilation == (1, 1) and self.groups == 1
 
     def size(self, image: Tensor, weight: Tensor) -> tuple[int, int]:
         """The result's height and width."""

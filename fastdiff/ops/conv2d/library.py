@@ -24,16 +24,12 @@ def bind(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, residual: Tensor | None,
     packed: dict[Any, Any], kernel: str,
 ) -> Call:  # fmt: skip
-    """call(x, residual=None, inputs=()) -> channels_last, by the ``kernel`` that select.py named."""
+    """call(x, residual=None, inputs=()) -> channels_last, by the ``kernel`` that choice.py named."""
     make = {"phases": _phases, "product": _product, "blocked": _blocked, "plain": _plain}[kernel]
-    run = make(x, weight, bias, geometry, residual, packed)
+    run = without_autocast(make(x, weight, bias, geometry, residual, packed), x.device)
     if _last(x):
-        return without_autocast(run, x.device)
-
-    def copied(x: Tensor, residual: Tensor | None = None, inputs: Sequence[Tensor] = ()) -> Tensor:
-        return run(dense(x), residual)
-
-    return without_autocast(copied, x.device)
+        return run
+    return lambda x, residual=None, inputs=(): run(dense(x), residual)
 
 
 def dense(image: Tensor) -> Tensor:
@@ -57,7 +53,7 @@ def _product(
     """A window of one pixel: a matrix product."""
     (batch, channels, height, width), features = x.shape, len(weight)
     rows = torch.empty(batch, height, width, channels, dtype=x.dtype, device=x.device)
-    run = linear.bind(rows, weight.flatten(1), bias, packed=packed)
+    run = linear.unguarded(rows, weight.flatten(1), bias, packed)
 
     def call(x: Tensor, residual: Tensor | None = None, inputs: Sequence[Tensor] = ()) -> Tensor:
         other = None if residual is None else residual.permute(0, 2, 3, 1)

@@ -109,7 +109,7 @@ def pack(weight: Tensor, *, upsample: bool = False, dtype: torch.dtype | None = 
             f"weight must be [N, C, 3, 3] on a CPU, N a multiple of {WORDS} and C of {_step(dtype)}, for images of "
             f"float32, bfloat16 or float16; got {list(weight.shape)} on {weight.device} for {dtype}"
         )
-    points = _transformed(weight.detach().double(), torch.tensor(WEIGHT, dtype=torch.float64)).flatten(1, 2)
+    points = _transformed(weight.detach().double(), torch.tensor(WEIGHT, dtype=torch.float64, device=weight.device)).flatten(1, 2)
     if upsample:
         points = points[:, [4 * i + j for i in DOUBLED for j in DOUBLED]]
     points = F.pad(points, (0, 0, 0, 0, 0, -len(weight) % PANEL)).unflatten(0, (-1, 2, PANEL // 2))
@@ -150,7 +150,7 @@ def packed_winograd_conv(
     shape = _check_sums(x, features, bias, residual, up)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, residual)):
         raise RuntimeError("packed_winograd_conv has no gradients: call winograd_conv, or use torch.no_grad()")
-    out = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+    out = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel() == 0:
         return out
     from fastdiff.ops.conv2d import winograd_native

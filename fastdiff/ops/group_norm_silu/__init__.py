@@ -16,7 +16,7 @@ from torch import Tensor
 from fastdiff.checks import check_dense, check_int
 from fastdiff.ops.backend import choose, why_missing
 from fastdiff.ops.group_norm_silu.planes import dense_channels, memory_format, walkable
-from fastdiff.ops.registry import LIBRARY, register, traced
+from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 
 # A call's backend where its caller left the choice: native where the device's kernel serves the call, and faster than
 # Triton's, or else another.
@@ -56,6 +56,10 @@ def group_norm_silu(
     """
     _check(x, weight, bias, groups, eps, x2, add, silu)
     backend = _backend(backend, x)
+    if transformed():
+        from fastdiff.ops.group_norm_silu.reference import group_norm_silu as reference
+
+        return reference(x, x2, add, weight, bias, groups, eps, silu).to(x.dtype)
     tensors = (x, x2, add, weight, bias)
     if traced(*tensors) or (torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])):
         return torch.ops.fastdiff.group_norm_silu(x, x2, add, weight, bias, groups, eps, silu, backend)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdiff.checks import DTYPES, check_device, check_int, check_shape
 from fastdiff.noise import NoiseKey, noise_key
 from fastdiff.ops.backend import choose
-from fastdiff.ops.registry import register, traced
+from fastdiff.ops.registry import register, traced, transformed
 
 
 def randn(
@@ -56,7 +56,7 @@ def randn(
             raise ValueError(f"memory_format must be one of a tensor of {len(shape)} dimensions; got {memory_format}")
     target = check_device(device)
     key = noise_key(shape[0], target, seed, seeds, sample_offset)
-    backend = choose(backend, target.type)
+    backend = "reference" if transformed() else choose(backend, target.type)
     out = torch.empty(shape, dtype=dtype, device=target, memory_format=memory_format)
     if traced(out):
         values: Tensor = torch.ops.fastdiff.randn(shape, *key.tensors(shape[0], target), draw, stream, dtype, backend)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastdiff.checks import DTYPES, check_int
 from fastdiff.noise import NoiseKey, noise_key
 from fastdiff.ops.backend import choose
-from fastdiff.ops.registry import LIBRARY, register, traced
+from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 from fastdiff.ops.update.checks import check_given, check_guidance, check_sequence, check_state, split_outputs
 from fastdiff.ops.update.operands import Operands
 from fastdiff.plan.plan import COLUMNS, SLOTS, Plan
@@ -131,7 +131,7 @@ def update(
     if model_dtype is not None:
         wants += WANTS_INPUT + (DTYPES.index(model_dtype) << 8)
     tensors = (x, *several, *given.values())
-    needs_grad = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+    needs_grad = transformed() or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors]))
     if needs_grad or x.dtype == torch.float64:
         if backend not in ("auto", "reference"):
             why = "float64" if x.dtype == torch.float64 else "autograd"
@@ -141,6 +141,8 @@ def update(
     run: Callable[..., list[Tensor]] = _compute
     who: tuple[Any, ...] = (key,)
     if traced(*tensors) and not needs_grad:
+        if torch._C._is_tracing():
+            raise RuntimeError("update cannot be recorded by torch.jit.trace, which knows no lists of optional tensors")
         run, who = torch.ops.fastdiff.update, key.tensors(shape[0], device)
     written = run(
         x, list(several), variance, plan.table(weights), row, wants, *who, anchor, list(slots), noise, gain, clip,

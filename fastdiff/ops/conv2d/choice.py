@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fastdiff.ops import native, triton_support
@@ -12,13 +13,14 @@ from fastdiff.ops.conv2d.geometry import Geometry
 from fastdiff.ops.packed import onednn
 
 PAD = ((1, 1), (1, 1))
-# Products of a call on a CPU up to which blocked weights do not pay: oneDNN takes 50 µs before it begins.
+# Products on a CPU up to which torch's own kernel was faster for one image: oneDNN takes 50 µs before it begins.
 FEW = 1 << 21
 
 
 def select(
-    x: Tensor, weight: Tensor, geometry: Geometry, inputs: Sequence[Tensor], residual: bool, exact: bool, backend: str
-) -> str:
+    x: Tensor, weight: Tensor, geometry: Geometry, inputs: Sequence[Tensor], pointwise: Sequence[Tensor],
+    residual: bool, exact: bool, backend: str,
+) -> str:  # fmt: skip
     """"winograd", "gemm", "phases", "product" (of matrices), "blocked" (by oneDNN), "plain" (torch's own) or
     "reference".
     """
@@ -30,7 +32,7 @@ def select(
         if backend == "native":
             raise RuntimeError(f"backend='native' cannot serve this conv2d: {_why_not_native(x)}")
     if backend in ("auto", "triton"):
-        if _by_gemm(x, weight, geometry, inputs, residual, exact, backend == "triton"):
+        if _by_gemm(x, weight, geometry, inputs, pointwise, residual, exact, backend == "triton"):
             return "gemm"
         if backend == "triton":
             raise RuntimeError(f"backend='triton' cannot serve this conv2d: {_why_not_triton(x)}")
@@ -39,14 +41,13 @@ def select(
         summed = not exact and weight.shape[2:] == (3, 3) and geometry == Geometry(padding=PAD, upsample=True)
         # cuDNN's transposed convolution may add in any order, so that a result would not have the same bits twice.
         return "phases" if summed and x.device.type == "cpu" else "plain"
-    products = x.shape[0] * weight.numel() * geometry.size(x, weight)[0] * geometry.size(x, weight)[1]
-    if x.device.type == "cpu":
-        if pointwise and (str(x.dtype) == "torch.float32"):
-            return "product"
-        if onednn(x) and geometry.groups == 1 and geometry.symmetric is not None and products > FEW:
-            return "blocked"
+    if x.device.type != "cpu":
+        return "product" if pointwise else "plain"
+    rows, columns = geometry.size(x, weight)
+    single = x.shape[0] == 1 and geometry.groups == 1  # of one image torch's own kernel unfolds the windows
+    if not onednn(x) or geometry.symmetric is None or (single and rows * columns * weight.numel() <= FEW):
         return "plain"
-    return "product" if pointwise else "plain"
+    return "product" if pointwise and x.dtype == torch.float32 else "blocked"
 
 
 def _by_winograd(x: Tensor, weight: Tensor, geometry: Geometry, exact: bool, named: bool) -> bool:
@@ -58,17 +59,14 @@ def _by_winograd(x: Tensor, weight: Tensor, geometry: Geometry, exact: bool, nam
 
 
 def _by_gemm(
-    x: Tensor, weight: Tensor, g: Geometry, inputs: Sequence[Tensor], residual: bool, exact: bool, named: bool
-) -> bool:
-    if not g.plain or (g.upsample and (exact or g.padding != PAD)) or len(inputs) > 2:
+    x: Tensor, weight: Tensor, geometry: Geometry, inputs: Sequence[Tensor], pointwise: Sequence[Tensor],
+    residual: bool, exact: bool, named: bool,
+) -> bool:  # fmt: skip
+    if (exact and geometry.upsample) or x.dtype not in native.DTYPES:
         return False
-    if x.dtype not in native.DTYPES or any(t.shape[1] % gemm.STEP for t in inputs):
+    if triton_support.why_missing(x.device.type) is not None or not gemm.computes(weight, geometry, pointwise):
         return False
-    if not gemm.computes(weight, g.stride[0], g.upsample) or (g.upsample and inputs):
-        return False
-    if named:
-        return triton_support.why_missing(x.device.type) is None
-    return gemm.suits(x, weight, inputs=inputs, residual=residual, stride=g.stride[0], upsample=g.upsample)
+    return named or gemm.suits(x, weight, geometry, inputs=inputs, residual=residual)
 
 
 def _why_not_native(x: Tensor) -> str:
