@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff import textbook
-from fastdiff.acceleration import network as fast
+from fastdiff.acceleration.network import network_of
 
 CIFAR10 = {
     "sample_size": 32,
@@ -62,7 +62,7 @@ def accelerated(model: nn.Module) -> nn.Module:
 
 
 def tolerance(model: nn.Module) -> float:
-    return 1e-3 if fast.of(model).context.dtype == torch.float32 else 0.05
+    return 1e-3 if network_of(model).dtype == torch.float32 else 0.05
 
 
 def seeded(call: Callable[[], Tensor]) -> Tensor:

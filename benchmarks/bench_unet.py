@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastdiff
-from fastdiff.acceleration import network as fast
 from fastdiff.acceleration.attention import Attention
-from fastdiff.acceleration.blocks import DiffusersUp, Resnet, Up, Upsample
-from fastdiff.acceleration.convolutions import Conv
-from fastdiff.acceleration.layers import GroupNorm, LayerNorm, Linear
-from fastdiff.acceleration.module import Fast
+from fastdiff.acceleration.blocks import CrossAttentionUp, DiffusersUp, Downsample, Resnet, Up, Upsample
+from fastdiff.acceleration.known import KNOWN
+from fastdiff.acceleration.layers import Conv, GroupNorm, LayerNorm, Linear, Sequential
+from fastdiff.acceleration.module import StandIn
+from fastdiff.acceleration.network import computes_bfloat16, install, network_of
 
 CELEBA256 = CIFAR10 | {
     "sample_size": 256,
@@ -86,7 +86,7 @@ def turns(
 
     def turn(model: nn.Module) -> Callable[[], Tensor]:
         p = next(p for p in model.parameters() if p.ndim == 4)
-        known = isinstance(model, torch._dynamo.OptimizedModule) or fast.of(model) is None
+        known = isinstance(model, torch._dynamo.OptimizedModule) or network_of(model) is None
         layout = torch.channels_last if known and not p.is_contiguous() else torch.contiguous_format
         mine, kwargs = x.to(p.dtype).contiguous(memory_format=layout), {k: v.to(p.dtype) for k, v in more.items()}
 
@@ -213,10 +213,11 @@ def targets(name: str, batch: int, bf16: bool) -> list[dict[str, Any]]:
     return found
 
 
+BLOCKS = (GroupNorm, Sequential, Resnet, Up, DiffusersUp, CrossAttentionUp, Downsample)
 # The stand-ins that each part adds, and whether convolutions still are computed as they stand.
-PARTS: dict[str, tuple[tuple[type[Fast], ...], bool]] = {
+PARTS: dict[str, tuple[tuple[type[StandIn], ...], bool]] = {
     "+ packed weights": ((Conv, Linear, LayerNorm), True),
-    "+ fused blocks: GroupNorm with SiLU, embedding, skip; residuals": ((GroupNorm, Resnet, Up, DiffusersUp), True),
+    "+ fused blocks: GroupNorm with SiLU, embedding, skip; residuals": (BLOCKS, True),
     "+ attention without layout copies": ((Attention,), True),
     **({} if GPU else {"+ 3×3 convolutions by Winograd's products": ((), False)}),
     "fastdiff": ((Upsample,), False),
@@ -232,18 +233,18 @@ def test_ablation(contest, device, diffusers, batch):
     if diffusers is None:
         pytest.skip("diffusers is not installed")
     model = network("CIFAR-10", device)
-    dtype = fast.native_dtype(model)
+    dtype = torch.bfloat16 if computes_bfloat16(model) else torch.float32
     x, t, more = inputs("CIFAR-10", batch, device)
     models = {"diffusers' default: float32": model}
     models["+ channels_last"] = formed(model, torch.float32, torch.channels_last)
     if dtype != torch.float32:
         models[f"+ {text(dtype)}"] = formed(model, dtype, torch.channels_last)
     eager = list(models)
-    kinds: tuple[type[Fast], ...] = ()
+    kinds: tuple[type[StandIn], ...] = ()
     for name, (parts, exact) in PARTS.items():
         kinds += parts
         models[name] = copy.deepcopy(model)
-        fast.put(models[name], dtype, kinds, exact)
+        install(models[name], dtype, exact, {known: kind for known, kind in KNOWN.items() if kind in kinds})
     with torch.no_grad():
         right = model(x, t).sample
     calls = turns(models, x, t, more)
