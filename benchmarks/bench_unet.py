@@ -123,7 +123,7 @@ def test_step(contest, device, diffusers, name, batch):
     x, t, more = inputs(name, batch, device)
     last, first = torch.channels_last, torch.contiguous_format
     models = {BFLOAT16: accelerated(model), "diffusers' default: float32": model}
-    bf16 = fast.of(models[BFLOAT16]).context.dtype == torch.bfloat16  # else it takes minutes a step
+    bf16 = network_of(models[BFLOAT16]).dtype == torch.bfloat16  # else it takes minutes a step
     dtypes = [torch.float32, torch.bfloat16] if bf16 else [torch.float32]
     # Several dtypes and layouts, but where they would fill the memory or take too long.
     several = name == "CIFAR-10" or (name.startswith("Celeb") and not GPU)
