@@ -7,12 +7,19 @@
 //
 // two dimensions are one after the other. In an image doubled by its nearest neighbours d1 = d2, so m2 is nothing: 9
 // multiplications a tile. The sums over channels are, for each of the 16 (or 9) points, a matrix product of tiles x
-// channels and channels x features. A block of tiles is transformed, multiplied by 32 features (a panel) at a time and
-// transformed back while all of it is in the core's cache. A result's bits depend on nothing but its window: neither on
-// its place in a block nor on the threads.
+// channels and channels x features.
 //
-// Weights lie as [panels, points, 2, channels, 16], the last panel filled with zeros; pairs of bfloat16 channels side
-// by side, [panels, points, 2, channels / 2, 16, 2].
+// A block of tiles is transformed once; its numbers are read once for each panel of 32 features. float32 weights lie in
+// memory as they are, 9 numbers each, and are transformed kSum channels at a time into the core's cache, where all
+// tiles of the block use them: a network at batch 1 reads its weights from memory, and 9 numbers come faster than 16.
+// The products of kSum channels are summed in registers and these sums are added up: the rounding error of n terms
+// added in blocks of s grows as sqrt(s + n / s), where that of one running sum grows as sqrt(n). A result's bits depend
+// on nothing but its window: neither on its place in a block nor on the threads.
+//
+// Weights lie as [panels, channels, 9, 32], the last panel filled with zeros. Pairs of bfloat16 channels, whose
+// products round the transformed numbers, are transformed when they are packed: [panels, points, 2, channels / 2, 16,
+// 2].
+#include <atomic>
 #include <memory>
 
 #include "cpu/entry.h"
@@ -29,7 +36,11 @@ constexpr int kPanel = 32;               // features
 constexpr int kHalf = kPanel / 2;        // of them, whose weights are side by side: a cache line
 constexpr int kWords = 16;               // of 4 bytes, one or two channels each, that lie side by side: a chunk
 constexpr int kRows = W >= 16 ? 12 : 6;  // tiles that are multiplied at once: with two vectors each the registers' fill
+constexpr int64_t kSum = 64 / kWords;    // chunks of float32 numbers that are summed in registers
+constexpr int64_t kBlock = 2 << 20;      // bytes of a block of tiles' float32 numbers
 constexpr int64_t kCached = 8 << 20;     // bytes of weights that are expected to stay in a shared cache
+
+constexpr int64_t kLine = 64;  // bytes of a cache line
 
 enum Product { kFloats, kPairs, kPairsByFloats };
 
@@ -65,16 +76,15 @@ FASTDIFF_HD F load_words(const void* at) {
     return words;
 }
 
-// m[r] = the product of row r, whose chunks are at v[r], and 2 W features. The sums stay in registers: their loops are
-// unrolled, and nothing takes their address.
+// m[r] = the product of row r, whose chunks are kRows apart at v, and 2 W features; added to m[r] where `more`. The
+// sums stay in registers: their loops are unrolled, and nothing takes their address.
 template <int R, Product kProduct>
-__attribute__((noinline)) void multiply(const uint32_t* v, int64_t chunk_stride, const uint32_t* u, int64_t chunks,
+__attribute__((noinline)) void multiply(const uint32_t* v, const uint32_t* u, int64_t other, int64_t chunks, bool more,
                                         float* m) {
-    const int64_t other = W < kHalf ? W : chunks * kWords * kHalf;
     F low[R], high[R];
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) low[r] = high[r] = F{};
-    for (int64_t chunk = 0; chunk < chunks; ++chunk, v += chunk_stride)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk, v += kRows * kWords)
         for (int word = 0; word < kWords; ++word, u += kHalf) {
             const F first = load_words(u), second = load_words(u + other);
 #pragma GCC unroll 12
@@ -86,23 +96,28 @@ __attribute__((noinline)) void multiply(const uint32_t* v, int64_t chunk_stride,
         }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
+        if (more) low[r] = load_words(m + r * kPanel) + low[r], high[r] = load_words(m + r * kPanel + W) + high[r];
         memcpy(m + r * kPanel, &low[r], sizeof(F));
         memcpy(m + r * kPanel + W, &high[r], sizeof(F));
     }
 }
 
+// Of one point: v is [groups of kRows tiles, all chunks, kRows, words], u [2, chunks, words, 16], m [tiles, 32].
 template <Product kProduct>
-void multiply_rows(const uint32_t* v, int64_t chunk_stride, const uint32_t* u, int64_t chunks, int64_t rows, float* m) {
-    const int64_t words = chunks * kWords;
-    for (int lane = 0; lane < kPanel; lane += 2 * W)
-        for (int64_t row = 0; row < rows; row += kRows) {
-            const int64_t left = rows - row;
-            const auto function = left > kRows * 2 / 3 ? multiply<kRows, kProduct>
-                                  : left > kRows / 3   ? multiply<kRows * 2 / 3, kProduct>
-                                                       : multiply<kRows / 3, kProduct>;
-            function(v + row * kWords, chunk_stride, u + lane / kHalf * words * kHalf + lane % kHalf, chunks,
-                     m + row * kPanel + lane);
-        }
+void multiply_rows(const uint32_t* v, int64_t group, const uint32_t* u, int64_t chunks, int64_t rows, bool more,
+                   float* m, const char* next, int64_t next_bytes) {
+    const int64_t step = next_bytes / ((rows + kRows - 1) / kRows);
+    const int64_t half = chunks * kWords * kHalf, other = W < kHalf ? W : half;
+    for (int64_t row = 0; row < rows; row += kRows, v += group, m += kRows * kPanel) {
+        const int64_t left = rows - row;
+        const auto function = left > kRows * 2 / 3 ? multiply<kRows, kProduct>
+                              : left > kRows / 3   ? multiply<kRows * 2 / 3, kProduct>
+                                                   : multiply<kRows / 3, kProduct>;
+        for (int64_t i = 0; i < step; i += kLine) __builtin_prefetch(next + i, 0, 2);  // to the second cache
+        next += step;
+        for (int lane = 0; lane < kPanel; lane += 2 * W)
+            function(v, u + lane / kHalf * half + lane % kHalf, other, chunks, more, m + lane);
+    }
 }
 
 // Of both dimensions: the numbers that a tile is made from, and the points that it is multiplied at.
@@ -124,12 +139,44 @@ FASTDIFF_HD void from_points(F a, F b, F c, F d, F& first, F& second) {
 
 struct Work {
     Params p;
+    uint64_t call;                        // differs from call to call
     int64_t rows, columns;                // tiles of an image
-    int64_t tiles, block, parts, panels;  // tiles of all, of a block; parts that the panels are dealt to
-    int64_t chunks, plane, product;       // of a tile's numbers; words of a point's numbers, and of its products
+    int64_t tiles, block, parts, panels;  // tiles of all, of a block; parts that the panels are distributed to
+    int64_t chunks, sum;                  // of a tile's numbers; of them, those that are summed in registers
+    int64_t group, slice, plane;  // words of kRows tiles' numbers that are summed at once, of all tiles', of all
+    int64_t product;              // numbers, at a point; words of their products
 };
 
-// A tile's numbers at all points, to v: [points, chunks, tiles, words].
+// Weights of `channels` channels, [channels, 9, 32], at all points, to u: [points, 2, channels, 16], whose points are
+// `point` words apart.
+template <bool kUp>
+void transform_weights(const float* weights, int64_t channels, int64_t plane, float* u) {
+    constexpr int S = kSide<kUp>;
+    const auto store_row = [plane](F a, F b, F c, float* to) {
+        const F outer = a + c, sum = (outer + b) * 0.5f, difference = (outer - b) * 0.5f;
+        memcpy(to, &a, sizeof(F));
+        memcpy(to + plane, &sum, sizeof(F));
+        if (!kUp) memcpy(to + 2 * plane, &difference, sizeof(F));
+        memcpy(to + (S - 1) * plane, &c, sizeof(F));
+    };
+    for (int64_t c = 0; c < channels; ++c, weights += 9 * kPanel)
+#pragma GCC unroll 1
+        for (int lane = 0; lane < kPanel; lane += W) {
+            const float* const g = weights + lane;
+            float* const to = u + (lane / kHalf * channels + c) * kHalf + lane % kHalf;
+            const F a0 = load_words(g), a1 = load_words(g + kPanel), a2 = load_words(g + 2 * kPanel);
+            const F b0 = load_words(g + 3 * kPanel), b1 = load_words(g + 4 * kPanel), b2 = load_words(g + 5 * kPanel);
+            const F c0 = load_words(g + 6 * kPanel), c1 = load_words(g + 7 * kPanel), c2 = load_words(g + 8 * kPanel);
+            const F outer0 = a0 + c0, outer1 = a1 + c1, outer2 = a2 + c2;
+            store_row(a0, a1, a2, to);
+            store_row((outer0 + b0) * 0.5f, (outer1 + b1) * 0.5f, (outer2 + b2) * 0.5f, to + S * plane);
+            if (!kUp) store_row((outer0 - b0) * 0.5f, (outer1 - b1) * 0.5f, (outer2 - b2) * 0.5f, to + 2 * S * plane);
+            store_row(c0, c1, c2, to + (S - 1) * S * plane);
+        }
+}
+
+// A tile's numbers at all points, to v: [points, sums, groups of kRows tiles, chunks of a sum, kRows,
+// words].
 template <int D, bool kPairs, bool kUp>
 FASTDIFF_HD void transform(const Work& work, int64_t tile, const char* zeros, uint32_t* v) {
     constexpr int S = kSide<kUp>, V = kPairs ? 2 : 1, kSize = D == kFloat32 ? 4 : 2;
@@ -144,7 +191,8 @@ FASTDIFF_HD void transform(const Work& work, int64_t tile, const char* zeros, ui
             const int64_t at = ((b * p.height + y) * p.width + x) * p.channels * kSize;
             pixels[i][j] = inside ? static_cast<const char*>(p.x) + at : zeros;
         }
-    for (int64_t chunk = 0; chunk < work.chunks; ++chunk, v += work.block * kWords)
+    for (int64_t chunk = 0; chunk < work.chunks; ++chunk) {
+        uint32_t* const to = v + chunk / work.sum * work.slice + chunk % work.sum * kRows * kWords;
         for (int word = 0; word < kWords; word += W) {
             F d[4][4][V];
             for (int i = 0; i < S; ++i)
@@ -156,9 +204,10 @@ FASTDIFF_HD void transform(const Work& work, int64_t tile, const char* zeros, ui
             }
             for (int i = 0; i < S; ++i)
                 for (int j = 0; j < S; ++j)
-                    store_tile<kPairs ? kBFloat16 : kFloat32, V, false>(v + (i * S + j) * work.plane + word, 0, 0,
+                    store_tile<kPairs ? kBFloat16 : kFloat32, V, false>(to + (i * S + j) * work.plane + word, 0, 0,
                                                                         d[i][j]);
         }
+    }
 }
 
 // A tile's products at all points, [points, tiles, 32], to a panel of its results.
@@ -197,7 +246,6 @@ FASTDIFF_HD void transform_back(const Work& work, int64_t tile, int64_t panel, c
 uint32_t* scratch(size_t words) {
     static thread_local std::unique_ptr<char[]> memory;
     static thread_local size_t size = 0;
-    constexpr size_t kLine = 64;
     if (size < words * 4) {
         memory.reset();
         memory.reset(new char[words * 4 + kLine]);
@@ -209,22 +257,50 @@ uint32_t* scratch(size_t words) {
 template <int D, Product kProduct, bool kUp>
 void range(const void* context, int64_t first_unit, int64_t last_unit) {
     constexpr int64_t kPoints = kSide<kUp> * kSide<kUp>;
+    constexpr bool kTransforms = kProduct == kFloats;  // weights, too
     const Work& work = *static_cast<const Work*>(context);
-    const int64_t words = work.chunks * kWords;
-    uint32_t* const v = scratch(kPoints * (work.plane + work.product) + words);
+    const int64_t words = work.chunks * kWords, sums = (work.chunks + work.sum - 1) / work.sum;
+    // Words of a sum's weights in memory and, at one point and at all, transformed: again an odd number of lines.
+    const int64_t raw = work.sum * kWords * kPanel * 9;
+    const int64_t plane = work.sum * kWords * kPanel + (kTransforms ? kWords : 0), block = kPoints * plane;
+    const int64_t held_words = kTransforms ? block : 0;
+    uint32_t* const v = scratch(kPoints * (work.plane + work.product) + held_words + words);
     float* const m = reinterpret_cast<float*>(v + kPoints * work.plane);
-    char* const zeros = reinterpret_cast<char*>(v + kPoints * (work.plane + work.product));
-    memset(zeros, 0, words * 4);
+    float* const held = m + kPoints * work.product;
+    char* const zeros = reinterpret_cast<char*>(held + held_words);
+    const float* const weights = static_cast<const float*>(work.p.weights);
+    const auto channels = [&](int64_t sum) { return std::min(work.sum, work.chunks - sum * work.sum) * kWords; };
+    // What the scratch holds since this thread's last range: units of the same tiles need no second transform.
+    static thread_local uint64_t call = 0;
+    static thread_local int64_t tiles_held = 0;
+    if (call != work.call) memset(zeros, 0, words * 4);
     for (int64_t unit = first_unit; unit < last_unit; ++unit) {
         const int64_t first = unit / work.parts * work.block, count = std::min(work.block, work.tiles - first);
         const int64_t part = unit % work.parts;
-        for (int64_t t = 0; t < count; ++t)
-            transform<D, kProduct != kFloats, kUp>(work, first + t, zeros, v + t * kWords);
+        if (call != work.call || tiles_held != first)
+            for (int64_t t = 0; t < count; ++t)
+                transform<D, !kTransforms, kUp>(work, first + t, zeros,
+                                                v + t / kRows * work.group + t % kRows * kWords);
+        call = work.call, tiles_held = first;
         for (int64_t panel = part * work.panels / work.parts; panel < (part + 1) * work.panels / work.parts; ++panel) {
-            const uint32_t* u = static_cast<const uint32_t*>(work.p.weights) + panel * kPoints * words * kPanel;
-            for (int point = 0; point < kPoints; ++point)
-                multiply_rows<kProduct>(v + point * work.plane, work.block * kWords, u + point * words * kPanel,
-                                        work.chunks, count, m + point * work.product);
+            for (int64_t sum = 0; sum < sums; ++sum) {
+                const uint32_t* u = static_cast<const uint32_t*>(work.p.weights) + panel * block;
+                const char* next = nullptr;
+                int64_t next_bytes = 0;
+                if (kTransforms) {
+                    const float* const from = weights + panel * words * kPanel * 9 + sum * raw;
+                    transform_weights<kUp>(from, channels(sum), plane, held);
+                    u = reinterpret_cast<const uint32_t*>(held);
+                    const float* const end = weights + work.panels * words * kPanel * 9;
+                    const float* const after = from + channels(sum) * kPanel * 9;
+                    next = reinterpret_cast<const char*>(after);
+                    next_bytes = std::min<int64_t>(raw, end - after) * 4 / kPoints;
+                }
+                for (int point = 0; point < kPoints; ++point)
+                    multiply_rows<kProduct>(v + point * work.plane + sum * work.slice, work.group, u + point * plane,
+                                            channels(sum) / kWords, count, sum > 0, m + point * work.product,
+                                            next + point * next_bytes, next_bytes);
+            }
             for (int64_t t = 0; t < count; ++t) transform_back<D, kUp>(work, first + t, panel, m + t * kPanel);
         }
     }
@@ -257,14 +333,26 @@ void winograd_conv(const WinogradConvParams& params, int threads) {
     work.tiles = p.batch * work.rows * work.columns;
     work.panels = (p.features + kPanel - 1) / kPanel;
     work.chunks = p.channels / (p.pairs ? 2 * kWords : kWords);
-    const int64_t points = p.upsample ? 9 : 16, weights = work.panels * points * work.chunks * kWords * kPanel * 4;
-    // The fewer tiles a block has, the more of it stays in the nearest cache, and the oftener weights are read.
-    work.block = weights > kCached ? 48 : 12;
+    work.sum = p.pairs ? work.chunks : work.chunks <= 2 * kSum ? work.chunks : kSum;
+    const int64_t points = p.upsample ? 9 : 16, tile = points * work.chunks * kWords * 4;
+    const int64_t weights = work.panels * kPanel * tile;
+    // Pairs read their weights at every block of tiles: it is small, so that its numbers stay in the nearest cache,
+    // unless weights come from afar. float32 weights are transformed at every block: it is large, as far as its numbers
+    // fit a thread's share of the last cache.
+    if (p.pairs)
+        work.block = weights > kCached ? 48 : 12;
+    else
+        work.block = std::clamp<int64_t>(kBlock / tile, 48, 192) / kRows * kRows;
+    work.block = std::min(work.block, work.tiles);
     const int64_t blocks = (work.tiles + work.block - 1) / work.block;
     while (blocks * work.parts < 4 * threads && work.parts * 2 <= work.panels) work.parts *= 2;
+    work.group = work.sum * kRows * kWords;
+    work.slice = (work.block + kRows - 1) / kRows * work.group;
     // An odd number of cache lines, so that the points' planes do not meet in the same sets of the cache.
-    work.plane = (work.chunks * work.block | 1) * kWords;
+    work.plane = ((work.chunks + work.sum - 1) / work.sum * work.slice / kWords | 1) * kWords;
     work.product = work.block * kPanel + kWords;
+    static std::atomic<uint64_t> calls{0};
+    work.call = ++calls;
     const int64_t macs = points * work.block * p.channels * p.features / work.parts;
     parallel_for(blocks * work.parts, 1, threads, range_of(p), &work, std::max<int64_t>(1, macs / 400'000));
 }

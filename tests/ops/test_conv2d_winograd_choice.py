@@ -97,5 +97,6 @@ def test_where_it_is_taken(monkeypatch):
 def test_packed_is_what_it_says(simd):
     packed = pack(torch.zeros(48, 32, 3, 3), upsample=True)
     assert isinstance(packed, Packed)
-    assert packed.weights.shape == (2, 9, 2, 32, 16)
+    assert packed.weights.shape == (2, 32, 9, 32)
+    assert packed.weights.dtype == torch.float32
     assert packed[1:] == (torch.float32, 32, 48, True)
