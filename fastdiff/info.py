@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import os
 import platform
 
 import torch
 
 from fastdiff.ops import native
-from fastdiff.ops.attention.backends import choice
-from fastdiff.ops.backend import BACKENDS, VARIABLE, choose, why_missing
-from fastdiff.ops.conv2d.winograd import suits
+from fastdiff.ops.backend import FUSED, TABLES, VARIABLE, chip_of, choose, entry_for, why_missing
 
-OPERATIONS = ("randn", "add_noise", "update", "group_norm_silu", "conv_epilogue")
-# What serves on a GPU by the shapes of a call, not by the operation alone.
-MIXED = (
-    "  group_norm_silu: native for large or narrow groups that fit a block, else triton",
-    "  conv in an accelerated network: triton where it was faster than the library on an H100, else the library",
-)
+OPERATIONS = ("randn", "add_noise", "update", "conv_epilogue")  # without a table
 
 
 def info() -> None:
@@ -40,36 +32,22 @@ def report() -> str:
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         try:
             lines += [f"{op + ' on ' + device:<25} {choose('auto', device, op)}" for op in OPERATIONS]
-            if device == "cuda":
-                lines += MIXED
-            else:
-                lines += _winograd()
-            lines += _attention(device)
+            for op in TABLES:
+                lines += _table(op, torch.device(device))
         except (RuntimeError, ValueError) as error:
             lines.append(f"on {device}: {error}")
-        for backend in BACKENDS:
+        for backend in FUSED:
             reason = why_missing(backend, device)
             if reason is not None:
                 lines.append(f"  no {backend}: {reason}")
     return "\n".join(lines)
 
 
-def _attention(device: str) -> list[str]:
-    """A line for each run of head sizes that take the same backend for the same reason."""
-    lines: list[str] = []
-    for size, keys in itertools.product((16, 40, 64, 128, 256, 512), (77, 1024)):
-        backend, why = choice(device, torch.bfloat16, size, keys)
-        line = f"{'attention on ' + device:<25} {backend} ({why})"
-        if line not in lines:
-            lines.append(line)
-    return lines
-
-
-def _winograd() -> list[str]:
-    weight = torch.empty(64, 64, 3, 3)
-    dtypes = [str(d).removeprefix("torch.") for d in native.DTYPES if suits(torch.empty(1, 64, 8, 8, dtype=d), weight)]
-    served = f"native (winograd_conv) of {', '.join(dtypes)} from 32 channels on, else " if dtypes else ""
-    return [f"  3x3 conv in an accelerated network: {served}the library"]
+def _table(op: str, device: torch.device) -> list[str]:
+    """An operation's rules on a device, in the order in which they are asked."""
+    entry = entry_for(op, device)
+    head = f"{op + ' on ' + device.type:<25} by choice.json for {chip_of(device)} ({entry.source}):"
+    return [head, *(f"  {rule}" for rule in entry.rules)]
 
 
 def _built() -> str:

@@ -7,27 +7,40 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdiff.ops import triton_support
-from fastdiff.ops.attention import attention, backends, choice
+from fastdiff.ops import backend, triton_support
+from fastdiff.ops.attention import KERNELS, attention, triton_impl
+from fastdiff.ops.backend import Entry, Rule, select
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CUDA = torch.device("cuda", 0)
+
+
+def chosen(dtype: torch.dtype, head: int, keys: int = 1024, device: torch.device = CUDA) -> str:
+    return select("attention", "auto", device, {"bits": 8 * dtype.itemsize, "head": head, "keys": keys}, KERNELS)
 
 
 def test_the_choice(monkeypatch):
     monkeypatch.setattr(triton_support, "why_missing", lambda device_type: None)
-    monkeypatch.setattr(backends, "_chip", lambda: "unknown")
-    assert choice("cpu", torch.float32, 512)[0] == "torch"
+    monkeypatch.setattr(backend, "chip_of", lambda device: "unknown")
+    assert chosen(torch.float32, 512, device=torch.device("cpu")) == "torch"
     for dtype, D in itertools.product(DTYPES, range(1, 513)):
-        name, why = choice("cuda", dtype, D)
-        assert name == ("torch" if D <= 128 or dtype == torch.float32 else "triton")
-        assert "not a measurement" in why
+        assert chosen(dtype, D) == ("torch" if D <= 128 or dtype == torch.float32 else "triton")
+    assert "not a measurement" in backend.entry_for("attention", CUDA).source
     monkeypatch.setattr(triton_support, "why_missing", lambda device_type: "triton is not installed")
-    assert choice("cuda", torch.float16, 512) == ("torch", "triton is not installed")
+    assert chosen(torch.float16, 512) == "torch"
+
+
+def test_the_h100(monkeypatch):
+    monkeypatch.setattr(triton_support, "why_missing", lambda device_type: None)
+    monkeypatch.setattr(backend, "chip_of", lambda device: "sm_90")
+    for dtype, D, keys in itertools.product(DTYPES, range(1, 513), (1, 77, 128, 129, 1024)):
+        ours = dtype != torch.float32 and (D <= 16 or (D <= 48 and keys <= 128) or D > 128)
+        assert chosen(dtype, D, keys) == ("triton" if ours else "torch")
 
 
 def test_tiles():
     """All of a head's channels are multiplied: at once, or ``depth`` at a time, whatever a program's columns are."""
-    tables = json.loads(Path(backends.__file__).with_name("tiles.json").read_text())
+    tables = json.loads(Path(triton_impl.__file__).with_name("tiles.json").read_text())
     for chip in tables.keys() - {"about", "columns"}:
         for sizes in tables[chip].values():
             for name, tiles in sizes.items():
@@ -38,15 +51,14 @@ def test_tiles():
 
 def test_an_entry_of_a_chip(monkeypatch):
     monkeypatch.setattr(triton_support, "why_missing", lambda device_type: None)
-    entry = {"source": "tested", "16-bit": [[64, 80, "triton"], [512, 0, "torch"]], "32-bit": [[512, 0, "torch"]]}
-    monkeypatch.setattr(backends, "_table", lambda: {"sm_42": entry})
-    monkeypatch.setattr(backends, "_chip", lambda: "sm_42")
-    backends.tabulated.cache_clear()
-    assert choice("cuda", torch.float16, 64, 80) == ("triton", "heads of up to 64 channels, up to 80 keys; tested")
-    assert choice("cuda", torch.float16, 64, 81) == ("torch", "heads of up to 512 channels; tested")
-    assert choice("cuda", torch.bfloat16, 65, 1)[0] == "torch"
-    assert choice("cuda", torch.float32, 64)[0] == "torch"
-    backends.tabulated.cache_clear()
+    rules = (Rule("triton", {"bits": (16, 16), "head": (0, 64), "keys": (0, 80)}), Rule("torch", {}))
+    monkeypatch.setattr(backend, "table", lambda op: {"sm_42": Entry(rules, "tested")})
+    monkeypatch.setattr(backend, "chip_of", lambda device: "sm_42")
+    assert chosen(torch.float16, 64, 80) == "triton"
+    assert chosen(torch.float16, 64, 81) == "torch"
+    assert chosen(torch.bfloat16, 65, 1) == "torch"
+    assert chosen(torch.float32, 64) == "torch"
+    assert [str(rule) for rule in rules] == ["triton where bits = 16, head ≤ 64, keys ≤ 80", "torch"]
 
 
 @pytest.mark.parametrize("name", ["", "auto", "native", "torch", "reference", "triton"])
@@ -55,9 +67,6 @@ def test_the_variable(seed, monkeypatch, name):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     q, k, v = (torch.randn(1, 2, n, 8) for n in (40, 30, 30))
     expected = name if name in ("reference", "triton") else "torch"
-    chosen, why = choice("cpu", torch.float32, 8)
-    assert chosen == expected
-    assert ("FASTDIFF_BACKEND" in why) == (name in backends.BACKENDS)
     if name == "triton":
         with pytest.raises(RuntimeError, match=r"FASTDIFF_BACKEND.*TRITON_INTERPRET"):
             attention(q, k, v)

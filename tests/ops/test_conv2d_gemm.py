@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.ops import backend as backends
 from fastdiff.ops import conv2d
-from fastdiff.ops.conv2d.gemm import computes, pack, suits
+from fastdiff.ops.conv2d.choice import select
+from fastdiff.ops.conv2d.gemm import computes, pack
 from fastdiff.ops.conv2d.geometry import Geometry, geometry_of
 
 
@@ -22,7 +24,9 @@ def test_the_formula(seed):
     expected = F.conv2d(x, w, b, padding=1) + residual
     for image, weight in zip(inputs, pointwise, strict=True):
         expected = expected + torch.einsum("bchw,nc->bnhw", image, weight[:, :, 0, 0])
-    torch.testing.assert_close(conv2d(x, w, b, padding=1, inputs=inputs, pointwise=pointwise, residual=residual), expected)
+    torch.testing.assert_close(
+        conv2d(x, w, b, padding=1, inputs=inputs, pointwise=pointwise, residual=residual), expected
+    )
     padded = F.conv2d(F.pad(x, (0, 1, 0, 1)), w, stride=2)
     torch.testing.assert_close(conv2d(x, w, stride=2, padding=((0, 1), (0, 1))), padded)
     torch.testing.assert_close(conv2d(x, w, stride=2, padding=1), F.conv2d(x, w, stride=2, padding=1))
@@ -56,7 +60,7 @@ def test_pack_refuses(weight, options, what):
 def test_without_triton(seed, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     x, weight, point = torch.randn(2, 64, 6, 6), torch.randn(8, 64, 3, 3), torch.randn(8, 64, 1, 1)
-    with pytest.raises(RuntimeError, match="cannot serve this conv2d: Triton has no CPU kernels"):
+    with pytest.raises(RuntimeError, match="cannot serve this conv2d on cpu: Triton has no CPU kernels"):
         conv2d(x, weight, padding=1, inputs=[x], pointwise=[point], backend="triton")
     with pytest.raises(ValueError, match="no gradients"):
         conv2d(x.requires_grad_(), weight, padding=1, backend="triton")
@@ -81,18 +85,21 @@ def test_where_it_is_taken(monkeypatch):
     def image(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.empty(shape, dtype=dtype).as_subclass(Claims)
 
-    w = torch.empty(256, 256, 3, 3)
-    assert not suits(torch.empty(1, 256, 8, 8, dtype=torch.bfloat16), w, windows())
+    def suits(x, geometry, inputs=(), residual=False) -> bool:
+        points = [torch.empty(256, t.shape[1], 1, 1) for t in inputs]
+        return select(x, torch.empty(256, 256, 3, 3), geometry, inputs, points, residual, False, "auto") == "gemm"
+
+    assert not suits(torch.empty(1, 256, 8, 8, dtype=torch.bfloat16), windows())
     monkeypatch.setattr("fastdiff.ops.triton_support.why_missing", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert not suits(image(1, 256, 8, 8), w, windows())
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert suits(image(1, 256, 8, 8), w, windows())
-    assert not suits(image(1, 256, 8, 8, dtype=torch.float32), w, windows())
+    monkeypatch.setattr(backends, "chip_of", lambda device: "sm_80")
+    assert not suits(image(1, 256, 8, 8), windows())
+    monkeypatch.setattr(backends, "chip_of", lambda device: "sm_90")
+    assert suits(image(1, 256, 8, 8), windows())
+    assert not suits(image(1, 256, 8, 8, dtype=torch.float32), windows())
     large = image(64, 256, 16, 16)
-    assert not suits(large, w, windows())
-    assert suits(large, w, windows(), residual=True)
-    assert suits(large, w, windows(), inputs=[large])
-    assert suits(large, w, windows(stride=2))
-    assert suits(large, w, windows(upsample=True))
+    assert not suits(large, windows())
+    assert suits(large, windows(), residual=True)
+    assert suits(large, windows(), inputs=[large])
+    assert suits(large, windows(stride=2))
+    assert suits(large, windows(upsample=True))
     assert not computes(torch.empty(8, 3, 3, 3), windows())

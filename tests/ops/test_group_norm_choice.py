@@ -7,7 +7,8 @@ import torch
 from group_norm_native_cases import image
 from group_norm_terms import textbook
 
-from fastdiff.ops.group_norm_silu import NATIVE_OR, group_norm_silu, native_impl, triton_impl
+from fastdiff.ops import backend as backends
+from fastdiff.ops.group_norm_silu import KERNELS, group_norm_silu, native_impl, triton_impl
 from fastdiff.ops.group_norm_silu import _compute as compute
 
 _C = pytest.importorskip("fastdiff._C", reason="the extension is not built")
@@ -77,11 +78,12 @@ def test_what_serves_instead(monkeypatch):
         call("native", x)
     with pytest.raises(RuntimeError, match="of the weather"):
         group_norm_silu(x, None, None, 2, backend="native")
-    torch.testing.assert_close(call(NATIVE_OR, x), expected)  # the reference: there is no Triton for the CPU
+    torch.testing.assert_close(call("auto", x), expected)  # the reference: there is no Triton for the CPU
     ran = []
     monkeypatch.setattr(triton_impl, "group_norm_silu", lambda out, *rest: ran.append(out))
     monkeypatch.setattr("fastdiff.ops.backend.triton_support.why_missing", lambda device: None)
-    out = call(NATIVE_OR, x)
+    monkeypatch.setattr(backends, "table", lambda op, gpu=backends.table("group_norm_silu")["gpu"]: {"cpu": gpu})
+    out = call("auto", x)
     assert ran[0] is out
     monkeypatch.setenv("FASTDIFF_BACKEND", "native")
     group_norm_silu(x, None, None, 2)
@@ -93,10 +95,10 @@ def test_what_serves_instead(monkeypatch):
     [(256, 32, torch.bfloat16, False), (512, 32, torch.bfloat16, False), (256, 16, torch.bfloat16, False),
      (512, 16, torch.bfloat16, True), (256, 16, torch.float32, True), (256, 8, torch.bfloat16, True)],
 )  # fmt: skip
-def test_which_is_faster(channels, side, dtype, slower):
+def test_which_is_faster(monkeypatch, channels, side, dtype, slower):
     """Triton for small groups and for those that fill sectors, in every batch alike; a CPU has no choice."""
-    for batch in (1, 64):
-        x = image(batch, channels, (side, side), dtype, "cpu")
-        params = native_impl.parameters(x, x, None, None, None, None, 32, 1e-5, True, True)
-        assert native_impl.slower(params, torch.device("cuda")) is slower
-        assert not native_impl.slower(params, torch.device("cpu"))
+    monkeypatch.setattr(backends, "why_missing", lambda *_: None)
+    monkeypatch.setattr(backends, "chip_of", lambda device: "sm_90")
+    facts = {"pixels": side * side, "bytes": channels // 32 * dtype.itemsize}
+    for device, name in (("cuda", "triton" if slower else "native"), ("cpu", "native")):
+        assert backends.select("group_norm_silu", "auto", torch.device(device), facts, KERNELS) == name

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.checks import check_dense
-from fastdiff.ops.attention.backends import check, choice, choose
+from fastdiff.ops.backend import check_backend, select
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 from fastdiff.ops.view import overlaps
 
-__all__ = ["attention", "bind", "choice"]
+__all__ = ["attention", "bind"]
 
 LARGEST = 512  # channels of a head
+KERNELS = {"triton": "triton", "torch": "torch", "reference": "reference"}
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -82,7 +82,7 @@ def _check_all(q: Tensor, k: Tensor, v: Tensor, scale: float | None, backend: st
         raise TypeError(f"scale must be a number or None; got {type(scale).__name__}")
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale}")
-    check(backend)
+    check_backend("attention", backend, tuple(KERNELS))
     return scale
 
 
@@ -110,11 +110,11 @@ def _compute(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Ten
 
 
 def _bind(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Call:
-    # Chosen here and not before, since torch.compile could not trace the look into choice.json.
-    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-        backend = choose(backend, q.device, q.dtype, q.shape[3], k.shape[2])
     if q.numel() == 0:
         return lambda q, k, v: _fake(q)
+    # Chosen here and not before, since torch.compile could not trace the look into choice.json.
+    facts = {"bits": 8 * q.element_size(), "head": q.shape[3], "keys": k.shape[2]}
+    backend = select("attention", backend, q.device, facts, KERNELS)
     if backend == "triton":
         from fastdiff.ops.attention import triton_impl
 

@@ -1,4 +1,4 @@
-"""Which kernel computes a convolution."""
+"""Which kernel computes a convolution: what each of them can, and the facts that choice.json speaks of."""
 
 from __future__ import annotations
 
@@ -7,75 +7,71 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdiff.ops import native, triton_support
+from fastdiff.ops import backend as backends
+from fastdiff.ops import native
 from fastdiff.ops.conv2d import gemm, winograd
 from fastdiff.ops.conv2d.geometry import Geometry
 from fastdiff.ops.packed import onednn
 
 PAD = ((1, 1), (1, 1))
-# Products on a CPU up to which torch's own kernel was faster for one image: oneDNN takes 50 µs before it begins.
-FEW = 1 << 21
+KERNELS = {
+    "winograd": "native", "gemm": "triton", "phases": "torch", "product": "torch", "blocked": "torch",
+    "plain": "torch", "reference": "reference",
+}  # fmt: skip
 
 
 def select(
     x: Tensor, weight: Tensor, geometry: Geometry, inputs: Sequence[Tensor], pointwise: Sequence[Tensor],
     residual: bool, exact: bool, backend: str,
 ) -> str:  # fmt: skip
-    """"winograd", "gemm", "phases", "product" (of matrices), "blocked" (by oneDNN), "plain" (torch's own) or
-    "reference".
-    """
-    if backend == "reference":
-        return "reference"
-    if backend in ("auto", "native"):
-        if _by_winograd(x, weight, geometry, exact, backend == "native"):
-            return "winograd"
-        if backend == "native":
-            raise RuntimeError(f"backend='native' cannot serve this conv2d: {_why_not_native(x)}")
-    if backend in ("auto", "triton"):
-        if _by_gemm(x, weight, geometry, inputs, pointwise, residual, exact, backend == "triton"):
-            return "gemm"
-        if backend == "triton":
-            raise RuntimeError(f"backend='triton' cannot serve this conv2d: {_why_not_triton(x)}")
-    pointwise = weight.shape[2:] == (1, 1) and geometry == Geometry()
-    if geometry.upsample:
-        summed = not exact and weight.shape[2:] == (3, 3) and geometry == Geometry(padding=PAD, upsample=True)
+    """One of KERNELS, for arguments as ``conv2d`` has them."""
+
+    def refusal(kernel: str) -> str | None:
+        return None if _computes(kernel, x, weight, geometry, pointwise, exact) else REASONS[kernel]
+
+    facts = facts_of(x, weight, geometry, len(inputs), residual)
+    return backends.select("conv2d", backend, x.device, facts, KERNELS, refusal)
+
+
+REASONS = {
+    "winograd": "it is for 3×3 windows that keep the size, not exact, features that are a multiple of 16, and channels",
+    "gemm": f"it is for windows of 1×1 and 3×3 pixels, and channels that are a multiple of {gemm.STEP}",
+    "phases": "it is for doubled images and 3×3 windows on a CPU, not exact",
+    "product": "it is for windows of one pixel",
+    "blocked": "oneDNN does not serve it",
+}
+
+
+def _computes(
+    kernel: str, x: Tensor, weight: Tensor, geometry: Geometry, pointwise: Sequence[Tensor], exact: bool
+) -> bool:
+    keeps = weight.shape[2:] == (3, 3) and geometry == Geometry(padding=PAD, upsample=geometry.upsample)
+    if kernel == "winograd":
+        return keeps and not exact and x.device.type == "cpu" and winograd.computes(weight, x.dtype)
+    if kernel == "gemm":
+        summed = exact and geometry.upsample
+        return not summed and x.dtype in native.DTYPES and gemm.computes(weight, geometry, pointwise)
+    if kernel == "phases":
         # cuDNN's transposed convolution may add in any order, so that a result would not have the same bits twice.
-        return "phases" if summed and x.device.type == "cpu" else "plain"
-    if x.device.type != "cpu":
-        return "product" if pointwise else "plain"
+        return keeps and geometry.upsample and not exact and x.device.type == "cpu"
+    if kernel == "product":
+        return weight.shape[2:] == (1, 1) and geometry == Geometry()
+    if kernel == "blocked":
+        return onednn(x) and geometry.symmetric is not None and not geometry.upsample
+    return True
+
+
+def facts_of(x: Tensor, weight: Tensor, geometry: Geometry, inputs: int, residual: bool) -> dict[str, float]:
+    """The numbers of a call that choice.json's bounds speak of."""
+    batch, _, height, width = x.shape
     rows, columns = geometry.size(x, weight)
-    single = x.shape[0] == 1 and geometry.groups == 1  # of one image torch's own kernel unfolds the windows
-    if not onednn(x) or geometry.symmetric is None or (single and rows * columns * weight.numel() <= FEW):
-        return "plain"
-    return "product" if pointwise and x.dtype == torch.float32 else "blocked"
-
-
-def _by_winograd(x: Tensor, weight: Tensor, geometry: Geometry, exact: bool, named: bool) -> bool:
-    if x.device.type != "cpu" or exact or geometry != Geometry(padding=PAD, upsample=geometry.upsample):
-        return False
-    if isinstance(native.extension(), str) or not winograd.computes(weight, x.dtype):
-        return False
-    return named or winograd.suits(x, weight, upsample=geometry.upsample)
-
-
-def _by_gemm(
-    x: Tensor, weight: Tensor, geometry: Geometry, inputs: Sequence[Tensor], pointwise: Sequence[Tensor],
-    residual: bool, exact: bool, named: bool,
-) -> bool:  # fmt: skip
-    if (exact and geometry.upsample) or x.dtype not in native.DTYPES:
-        return False
-    if triton_support.why_missing(x.device.type) is not None or not gemm.computes(weight, geometry, pointwise):
-        return False
-    return named or gemm.suits(x, weight, geometry, inputs=inputs, residual=residual)
-
-
-def _why_not_native(x: Tensor) -> str:
-    if x.device.type != "cpu":
-        return f"there is no native kernel for {x.device.type} devices"
-    missing = native.extension()
-    return missing if isinstance(missing, str) else "it is for 3×3 windows that keep the size, and not exact; see pack"
-
-
-def _why_not_triton(x: Tensor) -> str:
-    missing = triton_support.why_missing(x.device.type)
-    return missing or f"it is for windows of 1×1 and 3×3 and channels that are a multiple of {gemm.STEP}"
+    pixels, features = batch * rows * columns, len(weight)
+    tiles = (height + 1) // 2 * ((width + 1) // 2)
+    module = native.extension()
+    matrix = x.dtype == torch.bfloat16 and not isinstance(module, str) and module.cpu_bfloat16() == "matrix"
+    return {
+        "bits": 8 * x.element_size(), "batch": batch, "groups": geometry.groups, "stride": geometry.stride[0],
+        "upsample": geometry.upsample, "inputs": inputs, "residual": residual, "numbers": pixels * features,
+        "products": pixels * weight.numel(), "narrow": min(weight.shape[:2]), "tiles": tiles,
+        "share": 16 * tiles / (9 * height * width), "matrix": matrix,
+    }  # fmt: skip

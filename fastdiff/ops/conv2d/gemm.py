@@ -1,6 +1,6 @@
 """conv2d as one Triton kernel on a GPU: the convolution, the pointwise ones and the residual, in one pass.
 
-``pack`` lays weights out once, gemm_triton.py computes, and ``suits`` says where that was faster than the library's
+``pack`` lays weights out once, gemm_triton.py computes; choice.json says where that was faster than the library's
 convolution and a pass after it.
 """
 
@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.ops import triton_support
 from fastdiff.ops.conv2d.geometry import Geometry
 from fastdiff.ops.conv2d.phases import presum
 from fastdiff.ops.packed import bias_of
 
-FEW = 1 << 21  # numbers of an output, up to which the library's kernels do not fill a large GPU
 STEP = 64  # channels that the kernel multiplies at a time
 
 
@@ -81,29 +79,6 @@ def computes(weight: Tensor, geometry: Geometry, pointwise: Sequence[Tensor] = (
     except ValueError:
         return False
     return True
-
-
-def suits(
-    x: Tensor,
-    weight: Tensor,
-    geometry: Geometry,
-    *,
-    inputs: Sequence[Tensor] = (),
-    residual: bool = False,
-) -> bool:
-    """Whether the kernel was faster for such images than the library's convolution and a pass after it.
-
-    Measured on an H100 with torch 2.11, cuDNN 9.19 and triton 3.6; other chips, and float32, take the library's. The
-    kernel's share is what the library is slow at: outputs of few tiles, windows that step or grow, sums of several
-    convolutions, and a residual, which would take another pass.
-    """
-    if not x.is_cuda or x.dtype == torch.float32 or triton_support.why_missing("cuda") is not None:
-        return False
-    if torch.version.hip or torch.cuda.get_device_capability(x.device) != (9, 0):
-        return False
-    stride = geometry.stride[0]
-    pixels = x.shape[0] * x.shape[2] * x.shape[3] // stride**2
-    return pixels * len(weight) <= FEW or bool(inputs) or residual or stride == 2 or geometry.upsample
 
 
 def _check(weight: Tensor, pointwise: Sequence[Tensor], geometry: Geometry) -> None:

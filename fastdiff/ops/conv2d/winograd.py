@@ -189,20 +189,10 @@ def computes(weight: Tensor, dtype: torch.dtype) -> bool:
 
 
 def suits(x: Tensor, weight: Tensor, *, upsample: bool = False) -> bool:
-    """Whether ``packed_winograd_conv`` was faster for such images than oneDNN's convolution.
+    """Whether choice.json takes ``packed_winograd_conv`` for such images."""
+    from fastdiff.ops.conv2d.choice import PAD, Geometry, select
 
-    Measured on a CPU with AVX-512 and AVX512_BF16, in that form and in AVX2's. Small images of odd sizes waste
-    results, few channels leave too few products for the transforms that they take; and AMX multiplies bfloat16 faster
-    than the rest of a core can transform it.
-    """
-    module = native.extension()
-    if isinstance(module, str) or not computes(weight, x.dtype) or module.cpu_simd() == "portable":
-        return False
-    if x.dtype == torch.bfloat16 and module.cpu_bfloat16() == "matrix":
-        return False
-    height, width = x.shape[2:]
-    tiles = (height + 1) // 2 * ((width + 1) // 2)
-    return min(weight.shape[:2]) >= 32 and (upsample or (tiles > 1 and 9 * height * width >= 24 * tiles))
+    return select(x, weight, Geometry(padding=PAD, upsample=upsample), (), (), False, False, "auto") == "winograd"
 
 
 def _pairs(dtype: torch.dtype) -> bool:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from fastdiff.checks import check_dense, check_int
-from fastdiff.ops.backend import choose, why_missing
+from fastdiff.ops import native
+from fastdiff.ops.backend import check_backend, select
+from fastdiff.ops.group_norm_silu import native_impl
 from fastdiff.ops.group_norm_silu.planes import dense_channels, memory_format, walkable
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 
-# A call's backend where its caller left the choice: native where the device's kernel serves the call, and faster than
-# Triton's, or else another.
-NATIVE_OR = "native or another"
+KERNELS = {"native": "native", "triton": "triton", "reference": "reference"}
 Call = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
@@ -55,7 +55,7 @@ def group_norm_silu(
         TypeError, ValueError: for arguments outside these ranges. RuntimeError: for a backend that cannot run here.
     """
     _check(x, weight, bias, groups, eps, x2, add, silu)
-    backend = _backend(backend, x)
+    check_backend("group_norm_silu", backend)
     if transformed():
         from fastdiff.ops.group_norm_silu.reference import group_norm_silu as reference
 
@@ -93,13 +93,8 @@ def bind(
         As ``group_norm_silu``.
     """
     _check(x, weight, bias, groups, eps, x2, add, silu)
-    return _bind(x, x2, add, weight, bias, groups, eps, silu, _backend(backend, x))
-
-
-def _backend(backend: str, x: Tensor) -> str:
-    """The named backend, or NATIVE_OR where the choice is left to the layout."""
-    chosen = choose(backend, x.device.type, "group_norm_silu")
-    return NATIVE_OR if chosen == "native" and backend == "auto" else chosen
+    check_backend("group_norm_silu", backend)
+    return _bind(x, x2, add, weight, bias, groups, eps, silu, backend)
 
 
 def _check(
@@ -166,12 +161,6 @@ def _bind(
 ) -> Call:  # fmt: skip
     if x.numel() == 0 and (x2 is None or x2.numel() == 0):
         return lambda x, x2=None, add=None: _fake(x, x2)
-    if backend == "reference":
-        from fastdiff.ops.group_norm_silu.reference import group_norm_silu as reference
-
-        return lambda x, x2=None, add=None: _fake(x, x2).copy_(
-            reference(x, x2, add, weight, bias, groups, eps, silu)
-        )
     # Where there is one pixel, both formats are the same memory, and its channels are what is dense.
     format = memory_format(x)
     last = format == torch.channels_last or x.shape[2:].numel() == 1
@@ -189,24 +178,32 @@ def _bind(
 
 
 def _bind_walked(arguments: tuple[Any, ...], backend: str) -> Call:
-    """The call of native_impl's or triton_impl's arguments."""
-    device = arguments[0].device
-    if backend in ("native", NATIVE_OR):
-        from fastdiff.ops.group_norm_silu import native_impl
-
+    """The call of native_impl's or triton_impl's arguments, or of the reference."""
+    out, x, x2, add, weight, bias, groups, eps, silu, _ = arguments
+    device = out.device
+    params = None
+    if native.missing(device.type, "group_norm_silu") is None:
         params = native_impl.parameters(*arguments)
-        reason = native_impl.refusal(params, device)
-        triton = backend == NATIVE_OR and why_missing("triton", device.type) is None
-        if reason is None and not (triton and native_impl.slower(params, device)):
-            return native_impl.bind(params, arguments, lambda: _bind_walked(arguments, "triton"))
-        if backend == "native":
-            raise RuntimeError(f"backend='native' cannot serve this group_norm_silu on {device.type}: {reason}")
-        if not triton:
-            _, x, x2, add, weight, bias, groups, eps, silu, _ = arguments
-            return _bind(x, x2, add, weight, bias, groups, eps, silu, "reference")
-    from fastdiff.ops.group_norm_silu import triton_impl
+    size = out.shape[1] // groups * out.element_size()
+    kernel = select(
+        "group_norm_silu", backend, device, {"pixels": out.shape[2:].numel(), "bytes": size}, KERNELS,
+        lambda kernel: native_impl.refusal(params, device) if kernel == "native" else None,
+    )  # fmt: skip
+    if kernel == "native":
+        return native_impl.bind(params, arguments, lambda: _bind_walked(arguments, "triton"))
+    if kernel == "triton":
+        from fastdiff.ops.group_norm_silu import triton_impl
 
-    return triton_impl.bind(*arguments)
+        return triton_impl.bind(*arguments)
+    from fastdiff.ops.group_norm_silu.reference import group_norm_silu as reference
+
+    shape, strides = out.shape, out.stride()
+
+    def by_reference(x: Tensor, x2: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+        out = torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
+        return out.copy_(reference(x, x2, add, weight, bias, groups, eps, silu))
+
+    return by_reference
 
 
 def _fake(x: Tensor, x2: Tensor | None, *rest: Any) -> Tensor:

@@ -54,15 +54,6 @@ def refusal(params, device: torch.device) -> str | None:
     return plan if isinstance(plan, str) else None
 
 
-def slower(params, device: torch.device) -> bool:
-    """Whether Triton's kernel was faster for such shapes: small groups, and those that fill a GPU's sectors of memory.
-
-    Measured on an H100; the batch takes no part, so that a sample's bits do not depend on it.
-    """
-    size = (params.channels + params.channels2) // params.groups * (4 if params.dtype == 0 else 2)  # bytes a pixel
-    return device.type == "cuda" and not (params.pixels >= 1024 or (params.pixels >= 256 and size < 32))
-
-
 def bind(params, arguments: tuple[Any, ...], otherwise: Callable[[], Any]):  # -> call(x, x2, add) -> out
     """A call for tensors of the layout that ``parameters`` were made of; threads may share it.
 
