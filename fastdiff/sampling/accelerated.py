@@ -1,0 +1,35 @@
+"""What a run asks of ``fastdiff.acceleration``: the only file of sampling that knows how a network was accelerated."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from torch import Tensor
+
+from fastdiff.acceleration import network
+
+
+def planned_embeddings(model: Any, times: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+    """An accelerated network's time embeddings of a plan's timesteps [rows], all at once, and their tensors.
+
+    The first ``.at(row)`` is a context in which the network's call takes those of one row; None where it has none.
+    """
+    accelerated = network.of(model)
+    planned = None if accelerated is None else accelerated.rows(times)
+    return planned, () if planned is None else (planned.emb, planned.projected)
+
+
+def is_accelerated(model: Any) -> bool:
+    """Whether a module itself was accelerated; a compiled one runs what it traced."""
+    return network.of(model) is not None
+
+
+def fingerprint(model: Any) -> Hashable:
+    """What differs once a module or one inside it is accelerated, restored, or written to."""
+    return tuple((accelerated.number, accelerated.stamp()) for accelerated in network.all_of(model))
+
+
+def kept_weights(model: Any) -> list[Any]:
+    """The packed weights of accelerated networks, and those they stand for: a graph holds the addresses of both."""
+    return [accelerated.kept_weights() for accelerated in network.all_of(model)]
