@@ -21,11 +21,16 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of networks, and of w
 
 def check_finite_number(name: str, value: Any) -> float:
     """``value`` itself if it is a number (of numpy's kinds, too) that float64 holds; else TypeError or ValueError."""
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    check_real(name, value)
     if not is_finite(value):
         raise ValueError(f"{name} must be finite; got {shown(value)}")
     return value
+
+
+def check_real(name: str, value: Any) -> None:
+    """Raises TypeError for what is no number; numpy's kinds are, too."""
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
 
 
 def check_positive(name: str, value: Any) -> float:

@@ -11,7 +11,8 @@ import fastdiff
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.sampling.request import Request
 from fastdiff.sampling.stepper import Stepper, plain_tensors
-from fastdiff.schedules.spacing import gathered
+from fastdiff.schedules.level import Level
+from fastdiff.schedules.spacing import gathered, levels
 
 SEED_VARIABLE = "FASTDIFF_TEST_SEED"
 SEED = int(os.environ.get(SEED_VARIABLE) or int.from_bytes(os.urandom(4), "little") >> 1)
@@ -110,8 +111,15 @@ def history_plan() -> Plan:
 
 
 def planned(sampler: Any, schedule: Any, steps: int | None = None, **options: Any) -> Plan:
-    """A sampler's plan, fields of its ``Spacing`` given beside the other options as tests list them."""
+    """A sampler's plan, fields of its ``Spacing`` given beside the other options, and ``ve`` for the schedule's states."""
+    if "ve" in options and sampler is not fastdiff.samplers.lms:
+        schedule = schedule.as_ve() if options.pop("ve") else schedule
     return sampler(schedule, steps, **gathered(options))
+
+
+def spaced(schedule: Any, steps: int | None = None, *, ve: bool = False, **options: Any) -> list[Level]:
+    """The levels of a ``Spacing`` given by its fields."""
+    return levels(schedule.as_ve() if ve else schedule, steps, **gathered(options))
 
 
 def prepared(model: Any, shape: tuple[int, ...], **options: Any) -> Stepper:

@@ -20,10 +20,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fastdiff.checks import check_finite_number, check_int, is_finite
+from fastdiff.checks import check_finite_number, check_int, check_real, is_finite
 
 TERMS = ("x", "anchor", "x0", "m", "slot0", "slot1", "slot2", "z", "g")
 SLOTS = 4
+
+
+_NUMBERS = ("t", "alpha", "sigma", "p", "q", "scale", "c_in", "log_variance[0]", "log_variance[1]")
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,22 @@ class Row:
     reads_terms: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("t", "alpha", "sigma", "p", "q", "scale", "c_in"):
-            check_finite_number(name, getattr(self, name))
+        if self.log_variance is not None:
+            if not isinstance(self.log_variance, (tuple, list)) or len(self.log_variance) != 2:
+                raise ValueError(f"log_variance must be a pair (log_min, log_max) or None; got {self.log_variance!r}")
+            object.__setattr__(self, "log_variance", tuple(self.log_variance))
+        numbers = (self.t, self.alpha, self.sigma, self.p, self.q, self.scale, self.c_in, *(self.log_variance or ()))
+        for name, value in zip(_NUMBERS, numbers, strict=False):
+            check_real(name, value)
+        if not all(map(is_finite, numbers)):
+            raise ValueError(f"t, alpha, sigma, p, q, scale, c_in and log_variance must be finite; got {numbers}")
         if self.x is None:
             raise TypeError("x must be a mapping of coefficients; got NoneType")
         if isinstance(self.reads, str) or not isinstance(self.reads, Sequence):
             raise TypeError(f"reads must be a tuple of slots' numbers; got {type(self.reads).__name__}")
-        if len(self.reads) > 3:
-            raise ValueError(f"reads must name at most three of the slots 0 … {SLOTS - 1}; got {self.reads!r}")
-        for slot in self.reads:
-            check_int("an entry of reads", slot, 0, SLOTS - 1)
+        slots = [check_int(f"reads[{i}]", slot, -(1 << 63), 1 << 63) for i, slot in enumerate(self.reads)]
+        if len(slots) > 3 or not all(0 <= slot < SLOTS for slot in slots):
+            raise ValueError(f"reads must name at most three of the slots 0 … {SLOTS - 1}; got {self.reads}")
         if (self.write is None) != (self.slot is None):
             raise ValueError("slot and write go together: give both or neither")
         if self.write is not None:
@@ -84,12 +93,6 @@ class Row:
         check_int("stream", self.stream, 0, (1 << 24) - 1)  # the device's table is float32
         if not isinstance(self.calls_model, bool):
             raise TypeError(f"calls_model must be a bool; got {type(self.calls_model).__name__}")
-        if self.log_variance is not None:
-            if not isinstance(self.log_variance, (tuple, list)) or len(self.log_variance) != 2:
-                raise ValueError(f"log_variance must be a pair (log_min, log_max) or None; got {self.log_variance!r}")
-            for value in self.log_variance:
-                check_finite_number("log_variance", value)
-            object.__setattr__(self, "log_variance", tuple(self.log_variance))
         if self.variance is not None and check_finite_number("variance", self.variance) < 0:
             raise ValueError(f"variance must be finite and not negative; got {self.variance}")
         if isinstance(self.clip, bool) or not isinstance(self.clip, (int, float)):
@@ -100,7 +103,7 @@ class Row:
         for name, coefficients in (("x", self.x), ("anchor", self.anchor), ("slot", self.slot)):
             if coefficients is not None:
                 read |= self._read_by(name, coefficients)
-        object.__setattr__(self, "reads", tuple(self.reads))
+        object.__setattr__(self, "reads", tuple(slots))
         object.__setattr__(self, "reads_terms", frozenset(read))
         if not self.calls_model and (self.q or "m" in read):
             raise ValueError("a row without a network call has no m: q and the coefficients of m must be 0")

@@ -5,13 +5,12 @@ import math
 
 import pytest
 import torch
-from helpers import dummy, dummy_sample
+from helpers import dummy, dummy_sample, planned
 from torch import Tensor
 
 import fastdiff
 from fastdiff import NoiseSchedule, samplers
 from fastdiff.plan.plan import Plan
-from fastdiff.sampling.stepper import State
 from fastdiff.schedules.timesteps import select
 
 LINEAR = NoiseSchedule.linear()
@@ -147,7 +146,7 @@ def test_the_same_timesteps_as_diffusers(spacing):
 
 def test_listed_timesteps():
     for name in ("ddpm", "ddim"):
-        plan = getattr(samplers, name)(LINEAR, timesteps=(900, 37, 5))
+        plan = planned(getattr(samplers, name), LINEAR, timesteps=(900, 37, 5))
         assert plan.timesteps == (900, 37, 5)
         # Every row starts at the level where the one before it ended.
         for row in plan:
@@ -155,9 +154,9 @@ def test_listed_timesteps():
             assert row.alpha**2 + row.sigma**2 == pytest.approx(1)
     for bad in ((), (5, 5), (5, 6), (1000, 3), (3, -1)):
         with pytest.raises(ValueError, match="timesteps"):
-            samplers.ddpm(LINEAR, timesteps=bad)
+            planned(samplers.ddpm, LINEAR, timesteps=bad)
     with pytest.raises(ValueError, match="steps"):
-        samplers.ddim(LINEAR, 4, timesteps=(3, 2))
+        planned(samplers.ddim, LINEAR, 4, timesteps=(3, 2))
 
 
 # ---- identities
@@ -244,7 +243,7 @@ def test_stored_numbers(sampler, steps, prediction, expected):
     got = fastdiff.sample(
         dummy, x.shape, sampler=sampler, steps=steps, prediction=prediction, clip=1.0,
         noise_fn=lambda stream, draw, shape: torch.randn(shape, generator=generator),
-        resume=State(x, None, None, (None,) * 4, 0),
+        x_T=x,
     )  # fmt: skip
     assert float(got.abs().sum()) == pytest.approx(expected, abs=1e-2)
 
@@ -274,7 +273,7 @@ def test_stored_numbers(sampler, steps, prediction, expected):
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
 def test_refuses(name, arguments, error, names):
     with pytest.raises(error, match=names):
-        getattr(samplers, name)(LINEAR, **arguments)
+        planned(getattr(samplers, name), LINEAR, **arguments)
 
 
 def test_refuses_its_own():

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import Affine, assert_same_bits, half
+from helpers import Affine, assert_same_bits, half, planned
 from samplers_multistep import walk
 
 import fastdiff
@@ -51,7 +51,7 @@ def test_few_steps(name, schedule):
             where = {"sigmas": [0.9 - 0.2 * i for i in range(steps)] + [0.0]}
         elif isinstance(schedule, EDMSchedule):
             where = {"sigmas": [80.0 / 10**i for i in range(steps)] + [0.0]}
-        plan = getattr(samplers, name)(schedule, prediction="sample", **where)
+        plan = planned(getattr(samplers, name), schedule, prediction="sample", **where)
         *_, last = walk(plan, torch.ones(1, 2, dtype=torch.float64), lambda x, row, i: x * 0.0, [torch.zeros(1, 2)] * 9)
         assert float(last.abs().max()) <= 1.0
 
@@ -70,7 +70,7 @@ def test_half_precision_network(seed, name):
 def test_what_rows_read_and_write():
     """C3: three slots read at most; nothing is written that no later row reads."""
     for name in NAMES:
-        plan = getattr(samplers, name)(VP, 9, **FULL.get(name, {}))
+        plan = planned(getattr(samplers, name), VP, 9, **FULL.get(name, {}))
         for i, row in enumerate(plan):
             assert len(row.reads) <= 3
             assert all(row.uses(f"slot{k}") for k in range(len(row.reads))), (name, i)
@@ -128,10 +128,10 @@ def test_what_rows_read_and_write():
 )
 def test_bad_input(name, options, error, message):
     with pytest.raises(error, match=message):
-        getattr(samplers, name)(VP, **{"steps": 10, **options})
+        planned(getattr(samplers, name), VP, **{"steps": 10, **options})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_epsilon_names_no_image_without_signal(name):
     with pytest.raises(ValueError, match="ᾱ"):
-        getattr(samplers, name)(VP.rescale_zero_terminal_snr(), 10)
+        planned(getattr(samplers, name), VP.rescale_zero_terminal_snr(), 10)

@@ -51,7 +51,7 @@ def test_the_loop_thresholds_as_diffusers(seed, ratio, maximum):
         thresholding=True, dynamic_thresholding_ratio=ratio, sample_max_value=maximum, clip_sample=False
     )
     m = torch.randn(SHAPE) * torch.tensor([0.1, 1.0, 4.0]).view(3, 1, 1, 1)
-    plan = fastdiff.samplers.ddim(LINEAR, 1, timesteps=[600.0])
+    plan = fastdiff.samplers.ddim(LINEAR, 1, spacing=fastdiff.Spacing(timesteps=[600.0]))
     state = next(iter(fastdiff.sample_iter(lambda x, t: m, SHAPE, sampler=plan, thresholding=(ratio, maximum))))
     x, bar = fastdiff.randn(SHAPE), float(LINEAR.alphas_cumprod[600])
     expected = scheduler._threshold_sample((x - math.sqrt(1 - bar) * m) / math.sqrt(bar))
