@@ -42,7 +42,7 @@ def ddim_inverse(
         prediction: what the network predicts (``schedules.level.x0_terms``); "sample" names no noise in a clean image
             and needs ``Spacing(final="sigma_min")``; "edm" and "score" are scaled for one σ, and are refused.
         clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is leading.
+        spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
 
     Raises:
         TypeError, ValueError: for arguments outside these.

@@ -32,7 +32,7 @@ def repaint(
         schedule: a NoiseSchedule of T steps; any schedule where ``eta`` is given.
         steps: how many timesteps to visit, all T by default; the paper takes 250.
         prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is leading.
+        spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
         jump_length, jump_n_sample: j and r of the paper (``resampled``).
         eta: DDIM's η; None takes DDPM, as the paper does, with ``variance``, by default "fixed_small".
 

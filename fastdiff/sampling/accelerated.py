@@ -11,12 +11,12 @@ from fastdiff.acceleration import network
 
 
 def planned_embeddings(model: Any, times: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
-    """An accelerated network's time embeddings of a plan's timesteps [rows], all at once, and their tensors.
+    """An accelerated network's time embeddings of a plan's timesteps [rows, batch], all at once, and their tensors.
 
     The first ``.at(row)`` is a context in which the network's call takes those of one row; None where it has none.
     """
     accelerated = network.of(model)
-    planned = None if accelerated is None else accelerated.rows(times)
+    planned = None if accelerated is None or times.shape[1] == 0 else accelerated.rows(times[:, 0])
     return planned, () if planned is None else (planned.emb, planned.projected)
 
 

@@ -34,11 +34,11 @@ _failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator still points to th
 
 @contextmanager
 def stepping(run: Stepper) -> Iterator[Callable[[int], None]]:
-    """What runs a row of ``run``: a graph's replay where one can be had, else ``run.step``."""
+    """What runs a row of ``run``: a graph's replay where one can be had, else ``run.checked_step``."""
     cuda_graph = run.request.cuda_graph
     captured = None if cuda_graph is False or not run.rows else _lease(run, cuda_graph)
     if captured is None:
-        yield run.step
+        yield run.checked_step
         return
     try:
         captured.load(run)

@@ -182,7 +182,7 @@ def _states(stepper: Stepper) -> Iterator[State]:
         yield state
         for row in _bar(stepper):
             with plain_tensors():
-                stepper.step(row)
+                stepper.checked_step(row)
                 state = stepper.state(row + 1)
             if stepper.request.callback is not None:
                 stepper.request.callback(state)

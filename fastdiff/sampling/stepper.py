@@ -147,7 +147,7 @@ class Stepper:
             and self.guidance.calls == 1
             and self.plan.shows_x
         )
-        self.planned, b.embeddings = planned_embeddings(self.network.model, b.times[:, 0])
+        self.planned, b.embeddings = planned_embeddings(self.network.model, b.times)
         self.net_in = b.x
         if not self.shares_x:
             stacked = (self.batch * self.guidance.calls, *b.x.shape[1:])
@@ -189,7 +189,7 @@ class Stepper:
             self.stack()
 
     def step(self, index: int) -> None:
-        """Run row ``index`` eagerly. On a CPU it raises FloatingPointError where a network output is not finite."""
+        """Run row ``index`` eagerly."""
         row = self.plan.rows[index]
         update = self.update if row.calls_model else self.change
         if row.calls_model:
@@ -203,6 +203,10 @@ class Stepper:
         update(index)
         if self.guidance.calls > 1:
             self.stack()
+
+    def checked_step(self, index: int) -> None:
+        """``step``; on a CPU, where that waits for nothing, FloatingPointError for a network output not finite."""
+        self.step(index)
         if self.network.device.type == "cpu":
             self.check_finite(index + 1)
 

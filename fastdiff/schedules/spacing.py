@@ -109,14 +109,14 @@ def levels(
         schedule: a NoiseSchedule, EDMSchedule or FlowSchedule, or another ``Schedule``.
         steps: network calls; None visits all T of a NoiseSchedule.
         spacing: a ``Spacing`` or its name.
-        default: the name that stands for none; the schedule's own where there is no default.
+        default: the name that stands for none where the schedule has a table; else the schedule's own.
 
     Raises:
         TypeError, ValueError: naming the argument; also where two levels coincide.
     """
     check_schedule(schedule)
     spacing = Spacing.of(spacing)
-    name = spacing.name or default or schedule.default_spacing
+    name = spacing.name or (default if schedule.table_length is not None else None) or schedule.default_spacing
     final = spacing.final or "zero"
     if spacing.steps_offset and (spacing.lists or name != "leading" or schedule.table_length is None):
         raise ValueError(

@@ -131,7 +131,7 @@ def test_starting_noise():
         plan = planned(getattr(samplers, name), LINEAR, 5)
         assert plan.init_sigma == plan[0].sigma == pytest.approx(math.sqrt(1 / float(LINEAR.alphas_cumprod[999]) - 1))
         z = fastdiff.randn((1, 4), seed=3)
-        first = next(iter(fastdiff.sample_iter(lambda x, t: x, (1, 4), sampler=plan, seed=3)))
+        _, first, *_ = fastdiff.sample_iter(lambda x, t: x, (1, 4), sampler=plan, seed=3)
         # x_T = σ z; a network that echoes its input c_in·x says ε = z c_in σ.
         row = plan[0]
         torch.testing.assert_close(first.x0, z * row.sigma * (1 - row.sigma * row.c_in), rtol=1e-5, atol=1e-2)

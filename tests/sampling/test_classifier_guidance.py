@@ -219,7 +219,7 @@ def test_what_cond_fn_is_given(seed):
     states = list(fastdiff.sample_iter(network, SHAPE, cond_fn=cond_fn, **options))
     assert_same_bits(states[-1].x, fastdiff.sample(network, SHAPE, **options))
     for i, (x, t, labels) in enumerate(seen):
-        assert_same_bits(x, states[i - 1].x if i else fastdiff.randn(SHAPE, seed=seed) * plan.init_sigma)
+        assert_same_bits(x, states[i].x if i else fastdiff.randn(SHAPE, seed=seed) * plan.init_sigma)
         assert_same_bits((x * plan[i].c_in).bfloat16(), shown[i][0][:3])
         assert_same_bits(t, shown[i][1][:3])
         assert labels is y

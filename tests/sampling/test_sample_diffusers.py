@@ -8,7 +8,6 @@ import torch
 from helpers import assert_same_bits, dummy, dummy_sample
 
 import fastdiff
-from fastdiff.sampling.stepper import State
 
 diffusers = pytest.importorskip("diffusers")
 SHAPE = (3, 3, 8, 8)
@@ -17,8 +16,10 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 def step(x, output, row, generator=None, **arguments):
     """Row ``row`` alone, from x, with a network that returns ``output``."""
-    state = State(x, None, None, (None,) * 4, row)
-    states = fastdiff.sample_iter(lambda x, t: output, x.shape, resume=state, generator=generator, **arguments)
+    states = fastdiff.sample_iter(
+        lambda x, t: output, x.shape, x_T=x, start_step=row, generator=generator, **arguments
+    )
+    next(states)
     return next(states)
 
 
