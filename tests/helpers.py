@@ -111,7 +111,7 @@ def history_plan() -> Plan:
 
 
 def planned(sampler: Any, schedule: Any, steps: int | None = None, **options: Any) -> Plan:
-    """A sampler's plan, fields of its ``Spacing`` given beside the other options, and ``ve`` for the schedule's states."""
+    """A sampler's plan, fields of its ``Spacing`` and ``ve`` (the schedule's states) beside its options."""
     if "ve" in options and sampler is not fastdiff.samplers.lms:
         schedule = schedule.as_ve() if options.pop("ve") else schedule
     return sampler(schedule, steps, **gathered(options))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -194,9 +195,7 @@ def _table(plan: Plan, guidance: tuple[float, ...], interval: tuple[float, float
 
 
 @lru_cache(maxsize=64)
-def _device_table(
-    plan: Plan, guidance: tuple[float, ...], interval: tuple[float, float] | None
-) -> torch.Tensor:
+def _device_table(plan: Plan, guidance: tuple[float, ...], interval: tuple[float, float] | None) -> torch.Tensor:
     table = plan.table(guidance, interval)
     rounded = table.to(torch.float32)
     beyond = rounded.isinf() & table.isfinite()
@@ -215,8 +214,10 @@ def guidance_weights(scale: float | Sequence[float]) -> tuple[float, ...]:
     is no guidance). A pair (s_T, s_I): outputs e(∅,∅), e(I,∅), e(I,T) of InstructPix2Pix (Brooks et al. 2023,
     Equation 3). Raises ValueError where a scale is not finite.
     """
-    several = isinstance(scale, Sequence) and not isinstance(scale, str)
-    scales = tuple(map(_scale, scale)) if several else (_scale(scale),)
+    if isinstance(scale, Sequence) and not isinstance(scale, str):
+        scales = tuple(map(_scale, scale))
+    else:
+        scales = (_scale(scale),)
     if len(scales) == 1:
         return (1.0 - scales[0], scales[0])
     if len(scales) == 2:
@@ -225,7 +226,7 @@ def guidance_weights(scale: float | Sequence[float]) -> tuple[float, ...]:
     raise ValueError(f"guidance_scale must be a number or a pair; got {len(scales)} numbers")
 
 
-def _scale(scale: float) -> float:
+def _scale(scale: Any) -> float:
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"guidance_scale must be a number or a pair of numbers; got {scale!r}")
     return float(check_finite_number("guidance_scale", scale))

@@ -141,9 +141,7 @@ def _number(name: str, value: Any) -> float:
 # ---- the table
 
 
-def table_text(
-    rows: Sequence[Row], name: str, init_sigma: float, learned_variance: bool, at_most: int = LINES
-) -> str:
+def table_text(rows: Sequence[Row], name: str, init_sigma: float, learned_variance: bool, at_most: int = LINES) -> str:
     """An aligned table: of each row its level, x̂_0 = p·x + q·m, the coefficients of x', its noise, and what it keeps.
 
     A column that would be the same in every row stands in the heading or is left out. Slots are named by their numbers.

@@ -47,7 +47,8 @@ def dpm_multistep(
         steps: network calls; None visits every timestep of a NoiseSchedule.
         prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
-        order: 1 (DDIM), 2 or 3: row i reads the outputs of rows i − 1 and i − 2. The first rows, and one that leaves or reaches an infinite λ, have less.
+        order: 1 (DDIM), 2 or 3: row i reads the outputs of rows i − 1 and i − 2. The first rows, and one that leaves
+            or reaches an infinite λ, have less.
         algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε.
         solver_type: order 2's slope weighs half the step ("midpoint": Lu et al. 2022b, Algorithm 2) or is integrated
             ("heun"). Under both, order 3 is the published one, which has half of its quadratic's integral and therefore

@@ -1,4 +1,4 @@
-"""DPM-Solver (Lu et al. 2022a), which integrates ε: ``dpm_singlestep`` or ``dpm_multistep`` with some arguments decided."""
+"""DPM-Solver (Lu et al. 2022a), which integrates ε: ``dpm_singlestep`` or ``dpm_multistep``, some arguments decided."""
 
 from __future__ import annotations
 

@@ -164,4 +164,3 @@ def make_row(
 def init_sigma(first: Level) -> float:
     """The scale of x_T: σ_max for VE states, 1 for those whose variance stays near 1."""
     return first.sigma if first.alpha == 1 else 1.0
-

@@ -56,7 +56,7 @@ def resolve_plan(
     for item in sorted(options.items()):
         key += (*item, type(item[1]))
     try:
-        return _remembered(sampler, steps, type(steps), schedule, *key)
+        return _remembered(sampler, steps, str(type(steps)), schedule, *key)
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
@@ -64,7 +64,7 @@ def resolve_plan(
 
 
 @lru_cache(maxsize=32)
-def _remembered(sampler: str, steps: Any, _: type, schedule: Any, *key: Any) -> Plan:
+def _remembered(sampler: str, steps: Any, _: str, schedule: Any, *key: Any) -> Plan:
     # A thousand rows take as long as a hundred steps of the loop; runs that differ by seed share them. The types are
     # part of the key because 1 == True == 1.0.
     return _plan(sampler, steps, schedule, dict(zip(key[::3], key[1::3], strict=True)))

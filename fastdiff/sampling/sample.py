@@ -70,9 +70,9 @@ def sample(
     Args:
         model: the network.
         shape: [B, …] of the images.
-        sampler: a name of ``fastdiff.samplers``; a function of (schedule, steps, **options) that returns a ``Plan``, given
-            those of the options below that were given; or a Plan, which fixes the next eight arguments, which must then
-            be left out.
+        sampler: a name of ``fastdiff.samplers``; a function of (schedule, steps, **options) that returns a ``Plan``,
+            given those of the options below that were given; or a Plan, which fixes the next eight arguments, which
+            must then be left out.
         steps: network calls; None visits every timestep.
         schedule: a NoiseSchedule or a name; None is "linear", β from 1e-4 to 0.02 over T = 1000.
         prediction: what the network predicts: "epsilon" (the default), "v_prediction" or "sample".
@@ -81,8 +81,8 @@ def sample(
             None is the sampler's own.
         eta: DDIM's η in [0, 1], by default 0.
         clip: the bound of |x̂_0|, None for none; 1.0 is usual for images in [−1, 1].
-        sampler_options: further keywords of the sampler's function, such as ``order``, or fields of its ``Spacing``, such
-            as ``timesteps``.
+        sampler_options: further keywords of the sampler's function, such as ``order``, or fields of its ``Spacing``,
+            such as ``timesteps``.
         seed: by default 0. Image i of seed s is the same image whatever the batch, the device or the backend.
         seeds: one seed an image instead. sample_offset: the first image's number.
         generator: a torch.Generator, or one an image: torch's own noise, drawn as diffusers draws it.
@@ -90,7 +90,8 @@ def sample(
         x_T: the state [B, …] at the plan's first row, or at row ``start_step``, in place of noise: used as it is, and
             stream 0 is not drawn. DDIM's inverse gives one (``samplers.ddim_inverse``).
         x_init: clean images [B, …] to start from, noised to row ``start_step`` (image-to-image).
-        start_step: the first row to run, with x_init or x_T: one of ``Plan.entries``, which read no earlier row's history.
+        start_step: the first row to run, with x_init or x_T: one of ``Plan.entries``, which read no earlier row's
+            history.
         resume: a ``State`` of an earlier run of the same plan and arguments, to go on from.
         strength: in place of start_step, in [0, 1]: the last int(steps·strength) steps are run, as diffusers counts
             them; 1 starts from noise at x_T's level, 0 returns x_init.
@@ -107,8 +108,9 @@ def sample(
             is called once, with model_kwargs. ``schedule.sigma_at(t)`` is a timestep's σ/α.
         thresholding: dynamic thresholding's ratio, 0.995 in Imagen, or (ratio, maximum): each image's |x̂_0| is clamped
             to its quantile s, 1 ≤ s ≤ maximum, and divided by s; in place of clip.
-        cond_fn: cond_fn(x, t, **model_kwargs) -> ∇ log p(y | x_t), like x: classifier guidance (``classifier_guidance``). x is
-            the float32 state itself, not scaled by c_in, t as the network has it; gradients are on. Runs eagerly.
+        cond_fn: cond_fn(x, t, **model_kwargs) -> ∇ log p(y | x_t), like x: classifier guidance
+            (``classifier_guidance``). x is the float32 state itself, not scaled by c_in, t as the network has it;
+            gradients are on. Runs eagerly.
         device, model_dtype: where the network is and what it takes; read from its parameters by default.
         backend: "auto", "native", "triton" or "reference".
         cuda_graph: "auto", True or False: replay the whole step as one CUDA graph (``sampling.graph``).
@@ -121,8 +123,8 @@ def sample(
     Raises:
         TypeError, ValueError: before any work, naming the argument, what it is and what it should be; or from the
             network's first call, if it returns the wrong shape or dtype.
-        FloatingPointError: the output of the network, of cond_fn or of noise_fn was not finite; names the row (on a GPU,
-            after the last one). So was the last state, where a plan's numbers lead beyond float32.
+        FloatingPointError: the output of the network, of cond_fn or of noise_fn was not finite; names the row (on a
+            GPU, after the last one). So was the last state, where a plan's numbers lead beyond float32.
     """
     with plain_tensors():
         request = Request.of(

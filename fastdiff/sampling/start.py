@@ -1,4 +1,4 @@
-"""Where a run begins: noise, a given state, a noised image (image-to-image), an earlier run; and inpainting's images."""
+"""Where a run begins: noise, a given state, a noised image (image-to-image), an earlier run; inpainting's images."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ class FlowSchedule(Schedule):
 
         μ is base_shift at base_tokens and max_shift at max_tokens; the tokens are the latents' patches.
         """
-        for name, value in (("tokens", tokens), ("base_tokens", base_tokens), ("max_tokens", max_tokens)):
-            check_positive(name, value)
+        for name, count in (("tokens", tokens), ("base_tokens", base_tokens), ("max_tokens", max_tokens)):
+            check_positive(name, count)
         for name, value in (("base_shift", base_shift), ("max_shift", max_shift)):
             check_number(name, value, -100.0, 100.0)
         if base_tokens == max_tokens:
@@ -112,7 +112,6 @@ class FlowSchedule(Schedule):
     def sigma_at(self, t: float) -> float:
         """The σ that the network's t = T·σ stands for."""
         return t / self.T
-
 
     def level(self, t: float) -> Level:
         """The level at which the network is told t = T·σ."""

@@ -74,7 +74,7 @@ class NoiseSchedule(Schedule):
     default_spacing = "trailing"
 
     @property
-    def table_length(self) -> int:  # type: ignore[override]
+    def table_length(self) -> int:
         """T."""
         return len(self)
 
@@ -252,17 +252,17 @@ class VESchedule(Schedule):
     default_spacing = NoiseSchedule.default_spacing
 
     @property
-    def table_length(self) -> int:  # type: ignore[override]
+    def table_length(self) -> int:
         """T."""
         return len(self.table)
 
     @property
-    def sigma_min(self) -> float:  # type: ignore[override]
+    def sigma_min(self) -> float:
         """The table's."""
         return self.table.sigma_min
 
     @property
-    def sigma_max(self) -> float:  # type: ignore[override]
+    def sigma_max(self) -> float:
         """The table's."""
         return self.table.sigma_max
 

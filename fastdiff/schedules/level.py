@@ -1,6 +1,6 @@
 """A level is where a sampler stops; a schedule knows its levels; a prediction type is what a network's output means.
 
-A sampler stops at a list of levels and every network's output is linear in (x, x̂_0, ε), so a sampler needs no more than this
+A sampler stops at a list of levels and every network's output is linear in (x, x̂_0, ε), so it needs no more than this
 page to serve VP states (x = √ᾱ x_0 + √(1−ᾱ) ε), VE states (x = x_0 + σ ε), EDM's preconditioning and flow matching.
 """
 
@@ -52,16 +52,26 @@ class Schedule(ABC):
 
     Attributes:
         default_spacing: the ``Spacing`` of samplers that have none of their own.
-        table_length: how many timesteps the process has, where it is discrete; None where it is continuous.
         whole_timesteps: whether a network is told whole numbers, to which ``Spacing.quantize`` may round.
-        sigma_min, sigma_max: the least and the largest σ.
     """
 
     default_spacing: str = "karras"
-    table_length: int | None = None
     whole_timesteps: bool = True
-    sigma_min: float
-    sigma_max: float
+
+    @property
+    @abstractmethod
+    def sigma_min(self) -> float:
+        """The least σ."""
+
+    @property
+    @abstractmethod
+    def sigma_max(self) -> float:
+        """The largest σ."""
+
+    @property
+    def table_length(self) -> int | None:
+        """How many timesteps the process has, where it is discrete; None where it is continuous."""
+        return None
 
     @abstractmethod
     def at(self, sigma: float) -> Level:

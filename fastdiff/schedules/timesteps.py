@@ -19,6 +19,7 @@ def select(T: int, steps: int | None, spacing: str, steps_offset: int = 0) -> li
     Halves round to even.
     """
     check_choice("spacing", spacing, SPACINGS)
+    chosen: list[float]
     count = T if steps is None else check_int("steps", steps, 1, T)
     gap = (T - 1) / (count - 1) if count > 1 else 0.0
     if spacing == "leading":

@@ -70,7 +70,9 @@ def test_k_diffusion(seed, name, walk, prediction):
     if "timestep_spacing" in walk:
         # And by our own names of the same walks.
         spacing, offset = walk["timestep_spacing"], walk.get("steps_offset", 0)
-        named = planned(getattr(samplers, name), SCALED, 10, prediction=prediction, spacing=spacing, steps_offset=offset)
+        named = planned(
+            getattr(samplers, name), SCALED, 10, prediction=prediction, spacing=spacing, steps_offset=offset
+        )
         assert len(named) == len(plan)
         for a, b in zip(named, plan, strict=True):
             assert (a.t, a.sigma) == pytest.approx((b.t, b.sigma), rel=1e-4, abs=0.02)
@@ -98,7 +100,9 @@ def test_flow_euler(seed):
     for shift in (1.0, 3.0):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
         scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])  # as the pipelines of SD 3 and FLUX.1 call it
-        compare(scheduler, planned(samplers.euler, FlowSchedule(shift), prediction="flow_prediction", **lists(scheduler)))
+        compare(
+            scheduler, planned(samplers.euler, FlowSchedule(shift), prediction="flow_prediction", **lists(scheduler))
+        )
         compare(scheduler_again(scheduler), samplers.euler(FlowSchedule(shift), 4, prediction="flow_prediction"))
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.825)
@@ -117,7 +121,9 @@ def test_flow_heun(seed):
         scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
         # Short steps: (x − x̂_0)/σ' of the second row loses h/2σ' times float32's precision, in theirs and in ours.
         scheduler.set_timesteps(40)
-        compare(scheduler, planned(samplers.heun, FlowSchedule(shift), prediction="flow_prediction", **lists(scheduler, 2)))
+        compare(
+            scheduler, planned(samplers.heun, FlowSchedule(shift), prediction="flow_prediction", **lists(scheduler, 2))
+        )
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])

@@ -31,9 +31,7 @@ def test_resumed_is_straight_and_backends_agree(seed, name):
     straight = fastdiff.sample(model, shape, backend="reference", **options)
     assert bool(straight.isfinite().all())
     for cut in (0, 1, 2, 4):
-        state = next(
-            itertools.islice(fastdiff.sample_iter(model, shape, backend="reference", **options), cut, None)
-        )
+        state = next(itertools.islice(fastdiff.sample_iter(model, shape, backend="reference", **options), cut, None))
         assert_same_bits(fastdiff.sample(model, shape, backend="reference", resume=state, **options), straight)
     assert_same_bits(fastdiff.sample(model, (2, *shape[1:]), backend="reference", **options), straight[:2])
     pytest.importorskip("fastdiff._C", reason="the extension is not built")

@@ -244,7 +244,9 @@ class LMSDiscreteScheduler(ScaledStepping, theirs.LMSDiscreteScheduler):
     _has_history = True
 
     def _plan(self, start: int, *options: Any) -> Plan:
-        return lms(self._schedule(), prediction=self.config.prediction_type, order=options[0], spacing=self._spacing(start))
+        return lms(
+            self._schedule(), prediction=self.config.prediction_type, order=options[0], spacing=self._spacing(start)
+        )
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, order: int = 4, return_dict: bool = True

@@ -183,9 +183,7 @@ class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
         (timestep,) = options
         initial = float(self.initial_alpha_cumprod)
         spacing = self._spacing(self._steps.times[::-1], initial) if timestep is None else self._pair(timestep, initial)
-        return ddim_inverse(
-            self._schedule(), prediction=self.config.prediction_type, clip=self._clip, spacing=spacing
-        )
+        return ddim_inverse(self._schedule(), prediction=self.config.prediction_type, clip=self._clip, spacing=spacing)
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at this timestep, from the one before it; arguments and results are diffusers'."""
