@@ -10,21 +10,26 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.sampling.graph import stepping
-from fastdiff.sampling.model import evaluating
-from fastdiff.sampling.sample import _prepare
-from fastdiff.sampling.stepper import Run
+from fastdiff.sampling.model import eval_mode
+from fastdiff.sampling.request import Request
+from fastdiff.sampling.stepper import Stepper
 
 
-def prepared(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[str, Tensor]) -> Run:
+def prepared(
+    model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[str, Tensor], graph: bool = False
+) -> Stepper:
     """What ``fastdiff.sample`` makes of its arguments before its first row: DDPM of ``number`` steps."""
     schedule = fastdiff.NoiseSchedule.linear(number)
     arguments = inspect.signature(fastdiff.sample).bind(
-        model, shape, schedule=schedule, clip=1.0, seed=1, model_kwargs=kwargs
+        model, shape, schedule=schedule, clip=1.0, seed=1, model_kwargs=kwargs, cuda_graph=graph
     )
     arguments.apply_defaults()
-    run = _prepare(**arguments.arguments, keeps_x0=False)
-    run.first_input()
-    return run
+    return Stepper(Request.of(*arguments.args, **arguments.kwargs))
+
+
+def on_gpu(model: nn.Module) -> bool:
+    """Whether a model's steps are captured."""
+    return next(model.parameters()).device.type == "cuda"
 
 
 def steps(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[str, Tensor]) -> Callable[[], None]:
@@ -32,8 +37,8 @@ def steps(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[st
 
     def rows() -> Iterator[None]:
         while True:
-            run = prepared(model, shape, number, kwargs)
-            with evaluating(model), stepping(run, run.network.device.type == "cuda") as step:
+            run = prepared(model, shape, number, kwargs, on_gpu(model))
+            with eval_mode(model), stepping(run) as step:
                 for index in range(number):
                     step(index)
                     yield
@@ -50,8 +55,8 @@ def steps(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[st
 @torch.no_grad()
 def first_step(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[str, Tensor]) -> Tensor:
     """The state after the first step of ``steps``."""
-    run = prepared(model, shape, number, kwargs)
-    with evaluating(model), stepping(run, run.network.device.type == "cuda") as step:
+    run = prepared(model, shape, number, kwargs, on_gpu(model))
+    with eval_mode(model), stepping(run) as step:
         step(0)
     return run.x
 
@@ -60,6 +65,6 @@ def first_step(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: di
 def eager_step(model: nn.Module, shape: tuple[int, ...], number: int, kwargs: dict[str, Tensor]) -> Tensor:
     """The same state, run eagerly."""
     run = prepared(model, shape, number, kwargs)
-    with evaluating(model):
+    with eval_mode(model):
         run.step(0)
     return run.x

@@ -41,8 +41,8 @@ import fastdiff
 from fastdiff import EDMSchedule, FlowSchedule, NoiseSchedule, Plan, Row
 from fastdiff.samplers import SAMPLERS
 from fastdiff.samplers.lcm import distilled_timesteps
-from fastdiff.schedules.level import Level
-from fastdiff.schedules.spacing import Schedule
+from fastdiff.schedules.level import Level, Schedule
+from fastdiff.schedules.spacing import Spacing
 
 STEPS = (10, 20, 40, 80, 160, 320, 640)
 FITTED = (1e-11, 1e-2)
@@ -163,8 +163,10 @@ def exact_walk(
     ratios = high + (LOW - high) * share if case.even else high * (LOW / high) ** share
     ratios[-1] = LOW
     sigmas = [float(r / (1 + r) if process == "flow" else r) for r in ratios]
-    plan = SAMPLERS[case.sampler](schedule, sigmas=sigmas, prediction=prediction, **case.options, **case.whole)
-    end = schedule.at(sigmas[0 if case.sampler == "ddim_inverse" else -1], ve=plan[0].alpha == 1)
+    options = {**case.options, **case.whole}
+    plan = SAMPLERS[case.sampler](schedule, spacing=Spacing(sigmas=sigmas), prediction=prediction, **options)
+    states = schedule.as_ve() if plan[0].alpha == 1 else schedule
+    end = states.at(sigmas[0 if case.sampler == "ddim_inverse" else -1])
     return plan, end
 
 

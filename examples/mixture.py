@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff import EDMSchedule, FlowSchedule, NoiseSchedule, Plan, Row
-from fastdiff.schedules.spacing import Schedule
+from fastdiff.schedules.level import Schedule
 
 Array = NDArray[np.float64]
 Predictor = Callable[[Array, float, float], tuple[Array, Array]]

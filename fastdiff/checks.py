@@ -8,13 +8,67 @@ import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of networks, and of what the kernels read and write
+
+# ---- numbers
+
+
+def check_finite_number(name: str, value: Any) -> float:
+    """``value`` itself if it is a number (of numpy's kinds, too) that float64 holds; else TypeError or ValueError."""
+    check_real(name, value)
+    if not is_finite(value):
+        raise ValueError(f"{name} must be finite; got {shown(value)}")
+    return value
+
+
+def check_real(name: str, value: Any) -> None:
+    """Raises TypeError for what is no number; numpy's kinds are, too."""
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+
+
+def check_positive(name: str, value: Any) -> float:
+    """``value`` itself if it is a finite number above 0; else TypeError or ValueError naming it."""
+    if not check_finite_number(name, value) > 0:
+        raise ValueError(f"{name} must be positive and finite; got {value}")
+    return value
+
+
+def is_finite(value: Any) -> bool:
+    """Whether float64 holds a number: an int beyond it is not finite."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """A number in a message; an int of hundreds of digits is not written out."""
+    return f"an int of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >= 1 << 64 else str(value)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises ValueError for a tensor that holds NaN or infinity. Waits for the device."""
+    if not all_finite(tensor):
+        raise ValueError(f"{name} must be finite; it holds NaN or infinity")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity. On a CPU by numpy: torch's threads hang in a forked child."""
+    if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
+        return bool(np.isfinite(tensor.detach().numpy()).all())
+    return bool(tensor.isfinite().all())
+
+
+# ---- ints, floats in a range, choices, shapes, devices
 
 
 def check_int(name: str, value: object, low: int, high: int) -> int:
@@ -25,7 +79,7 @@ def check_int(name: str, value: object, low: int, high: int) -> int:
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     number = value.__index__()
     if not low <= number <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}]; got {number}")
+        raise ValueError(f"{name} must be in [{low}, {high}]; got {shown(number)}")
     return number
 
 
@@ -33,10 +87,10 @@ def check_number(name: str, value: float, low: float, high: float | None = None)
     """``value`` as a float in [low, high], or finite and at least low; else TypeError or ValueError naming it."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if high is None and not low <= value < math.inf:
-        raise ValueError(f"{name} must be finite and at least {low:g}; got {value}")
-    if high is not None and not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {value}")
+    if high is None and not (is_finite(value) and low <= value):
+        raise ValueError(f"{name} must be finite and at least {low:g}; got {shown(value)}")
+    if high is not None and not (low <= value <= high and (value == math.inf or is_finite(value))):
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {shown(value)}")
     return float(value)
 
 
@@ -46,9 +100,9 @@ def check_clip(clip: float | None) -> float:
         return math.inf
     if isinstance(clip, bool) or not isinstance(clip, (int, float)):
         raise TypeError(f"clip must be a number or None; got {type(clip).__name__}")
-    if math.isnan(clip) or clip <= 0:
+    if not clip > 0:
         raise ValueError(f"clip must be positive; got {clip}")
-    return float(clip)
+    return float(clip) if is_finite(clip) else math.inf  # an int beyond float64 bounds nothing
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -85,10 +139,13 @@ def check_device(device: torch.device | str | None) -> torch.device:
     """The device, by default torch's; ValueError for one that this machine lacks."""
     if device is None:
         return torch.empty(0).device  # torch.get_default_device() cannot be traced by torch.compile
+    if not isinstance(device, (str, int, torch.device)) or isinstance(device, bool):
+        raise TypeError(f"device must be a torch.device, its name or a number; got {type(device).__name__}")
     try:
         target = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}: {error}") from error
+    except (RuntimeError, ValueError, OverflowError) as error:
+        told = shown(device) if isinstance(device, int) else repr(device)
+        raise ValueError(f"device is {told}: {error}") from error
     # torch wraps an index beyond 127 around to a negative one.
     if target.type == "cuda" and not 0 <= (target.index or 0) < torch.cuda.device_count():
         raise ValueError(f"device is {device!r}, but torch finds {torch.cuda.device_count()} CUDA devices here")

@@ -187,7 +187,7 @@ def plan(
 ) -> None:
     """Show a sampler as the table of numbers that it is: what each step does to the state."""
     from fastdiff.files import check_writable
-    from fastdiff.sampling.sample import resolve_plan
+    from fastdiff.samplers.resolve import resolve_plan
     from fastdiff.schedules.discrete import NoiseSchedule
 
     for path, suffix in ((plot, ".png"), (json, ".json")):

@@ -59,6 +59,10 @@ def noise_key(
         return NoiseKey(seed, sample_offset)
     if isinstance(seeds, str) or not isinstance(seeds, (Sequence, Tensor)):
         raise TypeError(f"seeds must be a sequence of ints; got {type(seeds).__name__}")
+    if isinstance(seeds, Tensor) and (seeds.layout != torch.strided or seeds.is_meta or seeds.is_quantized):
+        raise TypeError("seeds must be a sequence of ints, or a dense tensor of them")
+    if isinstance(seeds, Tensor) and seeds.ndim != 1:
+        raise ValueError(f"seeds must have one entry a sample, {batch}; got a tensor of shape {list(seeds.shape)}")
     values = seeds.tolist() if isinstance(seeds, Tensor) else list(seeds)
     if len(values) != batch:
         raise ValueError(f"seeds must have one entry a sample, {batch}; got {len(values)}")

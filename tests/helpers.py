@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.plan.plan import Plan, Row
-from fastdiff.sampling.sample import _prepare
-from fastdiff.sampling.stepper import Run
+from fastdiff.sampling.request import Request
+from fastdiff.sampling.stepper import Stepper, plain_tensors
+from fastdiff.schedules.level import Level
+from fastdiff.schedules.spacing import gathered, levels
 
 SEED_VARIABLE = "FASTDIFF_TEST_SEED"
 SEED = int(os.environ.get(SEED_VARIABLE) or int.from_bytes(os.urandom(4), "little") >> 1)
@@ -108,8 +110,21 @@ def history_plan() -> Plan:
     return Plan(tuple(rows))
 
 
-def prepared(model: Any, shape: tuple[int, ...], **options: Any) -> Run:
-    """The Run that ``fastdiff.sample`` would make, not started."""
+def planned(sampler: Any, schedule: Any, steps: int | None = None, **options: Any) -> Plan:
+    """A sampler's plan, fields of its ``Spacing`` and ``ve`` (the schedule's states) beside its options."""
+    if "ve" in options and sampler is not fastdiff.samplers.lms:
+        schedule = schedule.as_ve() if options.pop("ve") else schedule
+    return sampler(schedule, steps, **gathered(options))
+
+
+def spaced(schedule: Any, steps: int | None = None, *, ve: bool = False, **options: Any) -> list[Level]:
+    """The levels of a ``Spacing`` given by its fields."""
+    return levels(schedule.as_ve() if ve else schedule, steps, **gathered(options))
+
+
+def prepared(model: Any, shape: tuple[int, ...], **options: Any) -> Stepper:
+    """The Stepper that ``fastdiff.sample`` would make, not started."""
     bound = inspect.signature(fastdiff.sample).bind(model, shape, **options)
     bound.apply_defaults()
-    return _prepare(**bound.arguments, keeps_x0=False)
+    with plain_tensors():
+        return Stepper(Request.of(*bound.args, **bound.kwargs))

@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from helpers import dummy
+from helpers import assert_same_bits, dummy
 from torch import nn
 
 import fastdiff
 from fastdiff import textbook
-from fastdiff.sampling.stepper import State
 
 LINEAR = fastdiff.NoiseSchedule.linear()
 
@@ -108,8 +107,9 @@ def test_the_loops_use_no_kernel(monkeypatch):
 
 def test_one_step_from_the_same_state(seed):
     x = torch.randn(2, 3, 4, 4)
-    state = State(x, None, None, (None,) * 4, 300)
     z = torch.randn(2, 3, 4, 4)
-    ours = next(fastdiff.sample_iter(dummy, x.shape, resume=state, clip=1.0, noise_fn=lambda *a: z)).x
+    states = fastdiff.sample_iter(dummy, x.shape, x_T=x, start_step=300, clip=1.0, noise_fn=lambda *a: z)
+    assert_same_bits(next(states).x, x)
+    ours = next(states).x
     theirs = textbook.ddpm_step(x, dummy(x, torch.full((2,), 699)), 699, LINEAR, noise=z, clip=1.0)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1.0, float(x.abs().max())))

@@ -11,9 +11,7 @@ from torch import Tensor
 from fastdiff.checks import DTYPES, check_device, check_shape
 from fastdiff.noise import INITIAL
 from fastdiff.ops.backend import choose
-from fastdiff.plan.plan import SLOTS
 from fastdiff.sampling.noise_source import NoiseFunction, resolve_noise_source
-from fastdiff.sampling.stepper import State
 
 SOURCES = ("seed", "seeds", "sample_offset", "generator", "noise_fn")
 
@@ -45,9 +43,7 @@ def run_from(
     def randn(stream: int, draw: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, dtype=x.dtype, device=x.device)
 
-    nothing = x.new_zeros(()).expand(x.shape)
-    start = State(x, None, nothing, (nothing,) * SLOTS, 0)
-    given = dict(resume=start, device=x.device, model_dtype=x.dtype, **options)  # a name given twice is a TypeError
+    given = dict(x_T=x, device=x.device, model_dtype=x.dtype, **options)  # a name given twice is a TypeError
     if not has_source(options):
         given["noise_fn"] = randn if noise_fn is None else noise_fn
     return given

@@ -17,6 +17,7 @@ from fastdiff.samplers import ddim, ddpm
 from fastdiff.sampling.sample import sample as run
 from fastdiff.sampling.sample import sample_iter
 from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.spacing import Spacing
 
 PREDICTIONS = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
 READ = (
@@ -56,8 +57,8 @@ def sample(diffusion: Any, batch_size: int = 16, return_all_timesteps: bool = Fa
     arguments = run_from(x, shape, options)
     if not (diffusion.self_condition or return_all_timesteps):
         return diffusion.unnormalize(run(model, shape, sampler=plan, **arguments))
-    states = [x]
-    for state in sample_iter(model, shape, sampler=plan, **arguments):
+    states = list[Tensor]()
+    for state in sample_iter(model, shape, sampler=plan, **arguments):  # the first is x itself
         states = [*states, state.x] if return_all_timesteps else [state.x]
         if diffusion.self_condition:
             earlier[0] = state.x0
@@ -86,4 +87,5 @@ def plan_of(diffusion: Any) -> Plan:
         torch.linspace(-1, len(schedule) - 1, diffusion.sampling_timesteps + 1, device="cpu").int().tolist()[:0:-1]
     )
     eta = float(diffusion.ddim_sampling_eta)
-    return ddim(schedule, timesteps=visited, prediction=prediction, clip=1.0, eta=eta, use_clipped_model_output=True)
+    spacing = Spacing(timesteps=visited)
+    return ddim(schedule, spacing=spacing, prediction=prediction, clip=1.0, eta=eta, use_clipped_model_output=True)

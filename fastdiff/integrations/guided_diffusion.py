@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from fastdiff.integrations.common import initial, run_from
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import ddim, ddpm
 from fastdiff.sampling.sample import sample, sample_iter
-from fastdiff.sampling.stepper import State
+from fastdiff.sampling.state import State
 from fastdiff.schedules.discrete import NoiseSchedule
 
 PREDICTIONS = {"EPSILON": "epsilon", "START_X": "sample"}
@@ -140,4 +141,4 @@ def _dicts(arguments: dict[str, Any], moved: list[Tensor]) -> Iterator[dict[str,
         assert x0 is not None
         return {"sample": state.x, "pred_xstart": x0 + row.sigma**2 / row.alpha * moved[0] if moved else x0}
 
-    return map(shown, sample_iter(**arguments))
+    return map(shown, islice(sample_iter(**arguments), 1, None))  # not the state before the first step

@@ -34,6 +34,7 @@ from fastdiff.plan.plan import Plan
 from fastdiff.sampling.noise_source import NoiseFunction
 from fastdiff.sampling.sample import sample, sample_iter
 from fastdiff.schedules.continuous import EDMSchedule
+from fastdiff.schedules.spacing import Spacing
 
 Model = Callable[..., Tensor]
 Arguments = Mapping[str, Any] | None
@@ -145,7 +146,7 @@ def _sample(sampler: Callable[..., Plan], given: dict[str, Any], **own: Any) -> 
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1:
         raise TypeError(f"sigmas must be a tensor of one dimension; got {sigmas!r}")
     # The network is shown x itself and told σ.
-    plan = sampler(EDMSchedule(), prediction="sample", sigmas=sigmas.tolist(), **own, **given)
+    plan = sampler(EDMSchedule(), prediction="sample", spacing=Spacing(sigmas=sigmas.tolist()), **own, **given)
     plan = replace(plan, rows=tuple(replace(row, t=row.sigma, c_in=1.0) for row in plan))
     steps = _steps(plan)
 
@@ -161,8 +162,9 @@ def _sample(sampler: Callable[..., Plan], given: dict[str, Any], **own: Any) -> 
     arguments = dict(sampler=plan, model_kwargs=extra_args, progress=show, **run_from(x, x.shape, options, noise))
     if callback is None:
         return sample(denoise, x.shape, **arguments).to(x.dtype)
-    before = x
-    for state in sample_iter(denoise, x.shape, **arguments):
+    before, states = x, sample_iter(denoise, x.shape, **arguments)
+    next(states)  # x itself
+    for state in states:
         row, i = plan[state.row - 1], steps[state.row - 1]
         if row.calls_model and not row.uses("anchor"):
             hat = sigmas.new_tensor(row.sigma)  # beyond sigmas[i] where there was churn

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fastdiff.integrations.common import initial, run_from
 from fastdiff.plan.plan import Plan, Row
+from fastdiff.sampling.model import eval_mode
 from fastdiff.sampling.sample import sample_iter
-from fastdiff.sampling.stepper import evaluating
 
 
 def samples(
@@ -108,6 +108,6 @@ def plan_of(sigmas: Iterable[Any], gam: float = 1.0, mu: float = 0.0) -> Plan:
 
 
 def _images(model: Any, states: Iterator[Any]) -> Iterator[Tensor]:
-    with evaluating(model):
-        for state in states:
+    with eval_mode(model):
+        for state in islice(states, 1, None):  # the first is the given state
             yield state.x

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from fastdiff.files import atomic_write, check_writable
-from fastdiff.plan.plan import TERMS, Plan
+from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import TERMS
 from fastdiff.plan.text import named
 
 

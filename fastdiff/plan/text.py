@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
 import msgspec
 
 from fastdiff.files import parse_json
-from fastdiff.plan.plan import TERMS, Plan, Row
+from fastdiff.plan.row import TERMS, Row
 
 FORMAT = "fastdiff.plan"
 VERSION = 1
-SHOWN = 40  # rows of a printed table; of a longer plan the middle is left out
+LINES = 40  # rows of a printed table; of a longer plan the middle is left out
 
 # ---- JSON: a row is an object of its fields; one that is absent has Row's default (an infinite clip, say)
 
 
-def to_json(plan: Plan) -> str:
+def to_json(rows: Sequence[Row], name: str, init_sigma: float, learned_variance: bool) -> str:
     """The plan as a JSON object, one line a row. Python writes the shortest digits that read back as the same float."""
     head = {
         "format": FORMAT,
         "version": VERSION,
-        "name": plan.name,
-        "init_sigma": plan.init_sigma,
-        "learned_variance": plan.learned_variance,
+        "name": name,
+        "init_sigma": init_sigma,
+        "learned_variance": learned_variance,
     }
     lines = [f"  {json.dumps(key)}: {_dump(value)}," for key, value in head.items()]
-    rows = ",\n".join(f"    {_dump(_changed(row))}" for row in plan)
-    return "\n".join(["{", *lines, '  "rows": [', rows, "  ]", "}", ""])
+    entries = ",\n".join(f"    {_dump(_changed(row))}" for row in rows)
+    return "\n".join(["{", *lines, '  "rows": [', entries, "  ]", "}", ""])
 
 
-def from_json(text: str | bytes) -> Plan:
-    """The plan that ``to_json`` wrote; ValueError says what is wrong with anything else, and where ($.rows[3].clip)."""
+def from_json(text: str | bytes) -> dict[str, Any]:
+    """A plan's arguments as ``to_json`` wrote them; ValueError says what is wrong with anything else, and where
+    ($.rows[3].clip).
+    """
     if not isinstance(text, (str, bytes)):
         raise TypeError(f"text must be str or bytes; got {type(text).__name__}")
     try:
@@ -59,7 +61,8 @@ def from_json(text: str | bytes) -> Plan:
             rows.append(Row(**values))
         except ValueError as error:
             raise ValueError(f"the plan does not fit its format: {error} - at `$.rows[{i}]`") from None
-    return Plan(tuple(rows), content["name"], content["init_sigma"], content["learned_variance"])
+    names = ("name", "init_sigma", "learned_variance")
+    return {"rows": tuple(rows), **{name: content[name] for name in names}}
 
 
 _FIELDS = [field for field in fields(Row) if field.init]
@@ -95,22 +98,23 @@ def _plain(value: Any) -> Any:
 # ---- the table
 
 
-def table_text(plan: Plan, shown: int = SHOWN) -> str:
+def table_text(rows: Sequence[Row], name: str, init_sigma: float, learned_variance: bool, at_most: int = LINES) -> str:
     """An aligned table: of each row its level, x̂_0 = p·x + q·m, the coefficients of x', its noise, and what it keeps.
 
     A column that would be the same in every row stands in the heading or is left out. Slots are named by their numbers.
     """
-    columns = _columns(plan)
-    numbers = list(range(len(plan)))
-    if len(plan) > shown:
-        numbers = [*numbers[: shown // 2], *numbers[len(plan) - shown // 2 :]]
+    columns = _columns(rows)
+    numbers = list(range(len(rows)))
+    if len(rows) > at_most:
+        numbers = [*numbers[: at_most // 2], *numbers[len(rows) - at_most // 2 :]]
     cells = [[title for title, _ in columns]]
-    cells += [[content(i, plan[i]) for _, content in columns] for i in numbers]
+    cells += [[content(i, rows[i]) for _, content in columns] for i in numbers]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(_aligned(line, widths, columns)) for line in cells]
-    if len(plan) > shown:
-        lines.insert(1 + shown // 2, f"{'⋮'.rjust(widths[0])}  {len(plan) - len(numbers)} more rows")
-    return "\n".join([_heading(plan), "", *(line.rstrip() for line in lines)])
+    if len(rows) > at_most:
+        lines.insert(1 + at_most // 2, f"{'⋮'.rjust(widths[0])}  {len(rows) - len(numbers)} more rows")
+    heading = _heading(rows, name, init_sigma, learned_variance)
+    return "\n".join([heading, "", *(line.rstrip() for line in lines)])
 
 
 def _aligned(line: list[str], widths: list[int], columns: list[tuple[str, Any]]) -> list[str]:
@@ -119,42 +123,42 @@ def _aligned(line: list[str], widths: list[int], columns: list[tuple[str, Any]])
     return [cell.ljust(width) if title == "keeps" else cell.rjust(width) for cell, width, (title, _) in padded]
 
 
-def _heading(plan: Plan) -> str:
-    calls = sum(row.calls_model for row in plan)
-    parts = [_count(len(plan), "row"), _count(calls, "network call"), f"x_T = {_short(plan.init_sigma)} z"]
-    for name in ("clip", "scale", "c_in", "stream"):
-        values = {getattr(row, name) for row in plan}
-        if len(values) == 1 and values != {_DEFAULTS[name]}:
-            parts.append(f"{name} {_short(values.pop())}")
-    if plan.learned_variance:
+def _heading(rows: Sequence[Row], name: str, init_sigma: float, learned_variance: bool) -> str:
+    calls = sum(row.calls_model for row in rows)
+    parts = [_count(len(rows), "row"), _count(calls, "network call"), f"x_T = {_short(init_sigma)} z"]
+    for field in ("clip", "scale", "c_in", "stream"):
+        values = {getattr(row, field) for row in rows}
+        if len(values) == 1 and values != {_DEFAULTS[field]}:
+            parts.append(f"{field} {_short(values.pop())}")
+    if learned_variance:
         parts.append("learned variance")
-    return f"{plan.name}: {', '.join(parts)}"
+    return f"{name}: {', '.join(parts)}"
 
 
 _DEFAULTS = {"clip": math.inf, "scale": 1.0, "c_in": 1.0, "stream": 1}
 
 
-def _columns(plan: Plan) -> list[tuple[str, Callable[[int, Row], str]]]:
+def _columns(rows: Sequence[Row]) -> list[tuple[str, Callable[[int, Row], str]]]:
     """Titles, and the cell of a row."""
     columns: list[tuple[str, Callable[[int, Row], str]]] = [
         ("row", lambda i, row: str(i)),
         ("t", lambda i, row: _short(row.t)),
     ]
-    if any(row.alpha != 1 for row in plan):
+    if any(row.alpha != 1 for row in rows):
         columns.append(("alpha", lambda i, row: _short(row.alpha)))
     columns.append(("sigma", lambda i, row: _short(row.sigma)))
     for name in ("c_in", "clip", "scale", "stream"):
-        if len({getattr(row, name) for row in plan}) > 1:
+        if len({getattr(row, name) for row in rows}) > 1:
             columns.append((name, lambda i, row, name=name: _short(getattr(row, name))))  # type: ignore[misc]
     columns.append(("call", lambda i, row: "yes" if row.calls_model else "no"))
     columns += [("p", lambda i, row: _blank(row.p)), ("q", lambda i, row: _blank(row.q))]
-    of_row = [named(row, row.x) for row in plan]
+    of_row = [named(row, row.x) for row in rows]
     order = [*TERMS[:4], *(f"slot {k}" for k in range(4)), "g", "z"]
     for term in order:
         if any(coefficients.get(term) for coefficients in of_row):
             title = "noise" if term == "z" else f"·{term}"
             columns.append((title, lambda i, row, term=term: _blank(of_row[i].get(term, 0.0))))  # type: ignore[misc]
-    if any(row.anchor is not None or row.slot is not None for row in plan):
+    if any(row.anchor is not None or row.slot is not None for row in rows):
         columns.append(("keeps", lambda i, row: _keeps(row)))
     return columns
 

@@ -10,18 +10,9 @@ from fastdiff.samplers.deis import deis
 from fastdiff.samplers.dpm2 import dpm2, dpm2_ancestral
 from fastdiff.samplers.dpm_multistep import dpm_multistep
 from fastdiff.samplers.dpm_singlestep import dpm_singlestep
-from fastdiff.samplers.dpm_solver import (
-    dpm_solver_2,
-    dpm_solver_3,
-    dpmpp_1s,
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    dpmpp_2s,
-    dpmpp_2s_ancestral,
-    dpmpp_3m,
-    dpmpp_3m_sde,
-    dpmpp_sde,
-)
+from fastdiff.samplers.dpm_solver import dpm_solver_2, dpm_solver_3
+from fastdiff.samplers.dpmpp import dpmpp_1s, dpmpp_2m, dpmpp_2s, dpmpp_2s_ancestral, dpmpp_3m
+from fastdiff.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from fastdiff.samplers.euler import euler
 from fastdiff.samplers.euler_ancestral import euler_ancestral
 from fastdiff.samplers.heun import heun

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
 from fastdiff.checks import check_clip, check_number
-from fastdiff.plan.plan import Plan, Row
-from fastdiff.schedules.continuous import EDMSchedule
-from fastdiff.schedules.level import epsilon_terms, x0_terms
-from fastdiff.schedules.spacing import Schedule, levels
+from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import Row
+from fastdiff.samplers.exponential import init_sigma
+from fastdiff.schedules.level import Schedule, epsilon_terms, x0_terms
+from fastdiff.schedules.spacing import Spacing, levels
 
 
 def ddim(
@@ -19,20 +19,21 @@ def ddim(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
-    spacing: str = "leading",
+    spacing: str | Spacing | None = None,
     eta: float = 0.0,
     use_clipped_model_output: bool = False,
-    **walk: Any,
 ) -> Plan:
     """x' = α' x̂_0 + √(σ'² − σ_z²) ε + σ_z z, σ_z = η σ' √(1 − (σ' α / α' σ)²) (Equations 12 and 16).
 
     Primes are the next level's; the last level is free of noise.
 
     Args:
-        schedule, steps, prediction, clip, spacing: as for ``ddpm``; any schedule will do.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
         eta: 0 ≤ η ≤ 1.
         use_clipped_model_output: take ε from the clipped x̂_0, (x − α x̂_0)/σ, rather than from the network.
-        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.
@@ -40,8 +41,8 @@ def ddim(
     check_number("eta", eta, 0, 1)
     bound = check_clip(clip)
     rows = []
-    points = levels(schedule, steps, spacing=spacing, **walk)
-    for here, there in pairwise(points):
+    stops = levels(schedule, steps, spacing, default="leading")
+    for here, there in pairwise(stops):
         p, q = x0_terms(prediction, here)
         noise = 0.0
         if here.sigma and there.alpha:
@@ -55,6 +56,4 @@ def ddim(
         x["x0"] = x.get("x0", 0.0) + there.alpha
         x["z"] = noise
         rows.append(Row(t=here.t, alpha=here.alpha, sigma=here.sigma, c_in=here.c_in, x=x, clip=bound, p=p, q=q))
-    # A VP state's variance is 1 at the start, and a flow's; EDM's x_T is σ_max z.
-    start = points[0].sigma if isinstance(schedule, EDMSchedule) else 1.0
-    return Plan(tuple(rows), name="ddim", init_sigma=start)
+    return Plan(tuple(rows), name="ddim", init_sigma=init_sigma(stops[0]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 from fastdiff.checks import check_clip
-from fastdiff.plan.plan import Plan, Row
-from fastdiff.schedules.level import epsilon_terms, x0_terms
-from fastdiff.schedules.spacing import Schedule, levels
+from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import Row
+from fastdiff.schedules.level import Schedule, epsilon_terms, x0_terms
+from fastdiff.schedules.spacing import Spacing, levels
 
 
 def ddim_inverse(
@@ -17,8 +17,7 @@ def ddim_inverse(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
-    spacing: str = "leading",
-    **walk: Any,
+    spacing: str | Spacing | None = None,
 ) -> Plan:
     """x' = α' x̂_0 + σ' ε over the levels of ``ddim``, from the last to the first (Song et al. 2021, Section 4.3).
 
@@ -29,17 +28,21 @@ def ddim_inverse(
     A plan to be started from images, without noise::
 
         latents = fastdiff.sample(model, x.shape, sampler=ddim_inverse(schedule, 50), x_init=x)
-        again = fastdiff.sample(model, x.shape, sampler=ddim(schedule, 50),
-                                resume=State(latents, None, None, (None,) * 4, 0))
+        again = fastdiff.sample(model, x.shape, sampler=ddim(schedule, 50), x_T=latents)
 
-    The result is the state at the walk's noisiest level. Under final="sigma_min" the walk starts at the schedule's
-    least σ, to which ``x_init`` would be noised: hand the image over by ``resume``, as above, instead.
+    The result is the state at the noisiest level, from which any sampler goes on that has the same states. Under
+    ``Spacing(final="sigma_min")`` the plan starts at the schedule's least σ, to which ``x_init`` would be noised: hand
+    the image over as ``x_T``, too, where it is to be taken for the state there.
 
-    ε is the network's (``levels.epsilon_terms``) and not (x − α x̂_0)/σ, since σ is 0 at the start.
+    ε is the network's (``schedules.level.epsilon_terms``) and not (x − α x̂_0)/σ, since σ is 0 at the start.
 
     Args:
-        schedule, steps, prediction, clip, spacing, walk: as for ``ddim``. prediction "sample" names no noise in a clean
-            image and needs final="sigma_min"; "edm" and "score" are scaled for one σ, and are refused.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``); "sample" names no noise in a clean image
+            and needs ``Spacing(final="sigma_min")``; "edm" and "score" are scaled for one σ, and are refused.
+        clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
 
     Raises:
         TypeError, ValueError: for arguments outside these.
@@ -49,9 +52,9 @@ def ddim_inverse(
         raise ValueError(
             f"ddim_inverse takes no prediction={prediction!r}: the state's σ is not what the network is told"
         )
-    points = levels(schedule, steps, spacing=spacing, **walk)[::-1]
+    stops = levels(schedule, steps, spacing, default="leading")[::-1]
     rows = []
-    for here, there in pairwise(points):
+    for here, there in pairwise(stops):
         p, q = x0_terms(prediction, here)
         epsilon = epsilon_terms(prediction, here)
         if not epsilon:

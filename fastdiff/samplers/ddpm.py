@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from fastdiff.checks import check_clip
-from fastdiff.plan.plan import Plan, Row
-from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import Row
+from fastdiff.schedules.discrete import NoiseSchedule, check_table
 from fastdiff.schedules.level import x0_terms
-from fastdiff.schedules.spacing import levels
+from fastdiff.schedules.spacing import Spacing, levels
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
@@ -20,34 +20,30 @@ def ddpm(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
-    spacing: str = "leading",
+    spacing: str | Spacing | None = None,
     variance: str = "fixed_small",
-    **walk: Any,
 ) -> Plan:
     """x' = √ᾱ_p β/(1 − ᾱ)·x̂_0 + √α (1 − ᾱ_p)/(1 − ᾱ)·x + σ z, with α = ᾱ/ᾱ_p, β = 1 − α (Equation 7).
 
     ᾱ_p belongs to the next timestep of the list and is 1 after the last, where no noise is added.
 
     Args:
-        schedule: the noise schedule, T steps.
+        schedule: a NoiseSchedule of T steps.
         steps: how many timesteps to visit, all T by default.
-        prediction: what the network predicts (``levels.x0_terms``).
-        clip: the bound of |x̂_0|, None for none.
-        spacing: which timesteps (``schedules.spacing``).
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is leading.
         variance: σ² = β̃ = (1 − ᾱ_p)/(1 − ᾱ)·β (fixed_small), β (fixed_large), or what the network says in a second
             half of its channels v: between the two (learned_range: Nichol & Dhariwal 2021, Equation 15), or exp(v)
             (learned, as the code of that paper has it; diffusers' "learned" is √v, which no negative v has).
-        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.
     """
-    if variance not in VARIANCES:
+    if not isinstance(variance, str) or variance not in VARIANCES:
         raise ValueError(f"variance is {variance!r}; it must be one of {', '.join(VARIANCES)}")
-    if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
+    check_table(schedule)
     bound = check_clip(clip)
-    *visited, end = levels(schedule, steps, spacing=spacing, **walk)
+    *visited, end = levels(schedule, steps, spacing, default="leading")
     bars = [level.alpha**2 for level in visited]
     following = [*bars[1:], end.alpha**2]
     betas = [1 - bar / bar_p if bar_p else 1.0 for bar, bar_p in zip(bars, following, strict=True)]

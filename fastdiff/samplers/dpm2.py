@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
 from fastdiff.checks import check_clip, check_number
-from fastdiff.plan.plan import Plan, Row
+from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import Row
 from fastdiff.samplers.euler_ancestral import down_and_up
-from fastdiff.samplers.stages import Churn, call, level_at, moved
-from fastdiff.schedules.continuous import FlowSchedule
-from fastdiff.schedules.level import Level
-from fastdiff.schedules.spacing import Schedule, levels
+from fastdiff.samplers.stages import Churn, call, moved, rounded
+from fastdiff.schedules.level import Level, Schedule, check_schedule
+from fastdiff.schedules.spacing import Spacing, levels
 
 
 def dpm2(
@@ -21,11 +20,11 @@ def dpm2(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
-    **walk: Any,
 ) -> Plan:
     """A step by the slope half-way in ln σ (Lu et al. 2022, DPM-Solver-2 with r = ½; Karras et al. 2022, Appendix C).
 
@@ -33,23 +32,27 @@ def dpm2(
         second row, at σ_m: x' = anchor + (σ' − σ)(x − x̂_0)/σ_m
 
     A last step to σ' = 0 is Euler's, one row. n steps are so 2n − 1 network calls. The timestep of σ_m lies between two
-    indices unless ``quantize`` rounds it. Schedules, states and x_T are ``euler``'s.
+    indices unless ``Spacing.quantize`` rounds it. Schedules, states and x_T are ``euler``'s.
 
     Args:
-        schedule, prediction, clip, s_churn, s_tmin, s_tmax, s_noise, walk: as for ``euler``.
-        steps: steps, not network calls.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: steps, not network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
+        s_churn, s_tmin, s_tmax, s_noise: EDM's stochasticity: where s_tmin ≤ σ ≤ s_tmax, noise s_noise·√(σ̂² − σ²) is
+            added before a step, σ̂ = (1 + min(s_churn/steps, √2 − 1)) σ, in a row of its own without a network call.
 
     Raises:
         TypeError, ValueError: for arguments outside these.
     """
     bound, churn = check_clip(clip), Churn(s_churn, s_tmin, s_tmax, s_noise)
-    quantize = bool(walk.get("quantize"))
-    points = levels(schedule, steps, ve=True, **walk)
+    schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize
+    stops = levels(schedule, steps, spacing)
     rows: list[Row] = []
-    for here, there in pairwise(points):
-        added, here = churn.raise_noise(schedule, here, len(points) - 1, quantize)
+    for here, there in pairwise(stops):
+        added, here = churn.raise_noise(schedule, here, len(stops) - 1, quantize)
         rows += [*added, *_step(schedule, here, there, there.sigma, 0.0, prediction, bound, quantize)]
-    return Plan(tuple(rows), name="dpm2", init_sigma=points[0].sigma)
+    return Plan(tuple(rows), name="dpm2", init_sigma=stops[0].sigma)
 
 
 def dpm2_ancestral(
@@ -58,30 +61,34 @@ def dpm2_ancestral(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     eta: float = 1.0,
     s_noise: float = 1.0,
-    **walk: Any,
 ) -> Plan:
     """``dpm2``'s step to σ_down, and noise back up to σ' in its second row (k-diffusion; ``euler_ancestral``'s σs).
 
     Args:
         schedule: a NoiseSchedule or EDMSchedule; a flow's states are not x_0 + σ ε.
-        steps, prediction, clip, walk: as for ``dpm2``. eta, s_noise: as for ``euler_ancestral``.
+        steps: steps, not network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
+        eta: 0 ≤ η ≤ 1, the share of noise. s_noise: a factor of the noise that is added, 0 or more.
 
     Raises:
         TypeError, ValueError: for arguments outside these.
     """
-    if isinstance(schedule, FlowSchedule):
-        raise ValueError("dpm2_ancestral takes no FlowSchedule; take euler_ancestral or dpm2")
     bound = check_clip(clip)
     check_number("eta", eta, 0, 1)
     check_number("s_noise", s_noise, 0)
-    points = levels(schedule, steps, ve=True, **walk)
+    schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize
+    stops = levels(schedule, steps, spacing)
+    if stops[0].alpha != 1:
+        raise ValueError("dpm2_ancestral takes no FlowSchedule; take euler_ancestral or dpm2")
     rows: list[Row] = []
-    for here, there in pairwise(points):
+    for here, there in pairwise(stops):
         down, up = down_and_up(here, there, eta)
-        rows += _step(schedule, here, there, down, s_noise * up, prediction, bound, bool(walk.get("quantize")))
-    return Plan(tuple(rows), name="dpm2_ancestral", init_sigma=points[0].sigma)
+        rows += _step(schedule, here, there, down, s_noise * up, prediction, bound, quantize)
+    return Plan(tuple(rows), name="dpm2_ancestral", init_sigma=stops[0].sigma)
 
 
 def _step(
@@ -96,7 +103,7 @@ def _step(
 ) -> list[Row]:
     if down == 0:
         return [call(here, prediction, clip, moved(here, there.alpha, 0.0) | {"z": noise})]
-    middle = level_at(schedule, math.sqrt(here.sigma * down), quantize)
+    middle = rounded(schedule.at(math.sqrt(here.sigma * down)), quantize)
     share = (down - here.sigma) / middle.sigma
     first = call(here, prediction, clip, moved(here, middle.alpha, middle.sigma), {"x": 1.0})
     second = call(middle, prediction, clip, {"anchor": 1.0, "x": share, "x0": -share, "z": noise})

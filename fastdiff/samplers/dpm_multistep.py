@@ -5,8 +5,6 @@ The formulas stand in ``samplers.exponential``. The last output or two come from
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastdiff.checks import check_choice, check_clip, check_int, check_number
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers.exponential import (
@@ -20,8 +18,8 @@ from fastdiff.samplers.exponential import (
     noise_step,
     past,
 )
-from fastdiff.schedules.level import Level
-from fastdiff.schedules.spacing import Schedule, levels
+from fastdiff.schedules.level import Level, Schedule
+from fastdiff.schedules.spacing import Spacing, levels
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver")
 SOLVER_TYPES = ("midpoint", "heun", "exact")
@@ -33,6 +31,7 @@ def dpm_multistep(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     order: int = 2,
     algorithm: str = "dpmsolver++",
     solver_type: str = "midpoint",
@@ -40,13 +39,16 @@ def dpm_multistep(
     euler_at_final: bool = False,
     eta: float = 0.0,
     s_noise: float = 1.0,
-    **walk: Any,
 ) -> Plan:
     """Multistep DPM-Solver(++) of any order, in every form of today's libraries; ``dpm_solver`` names them.
 
     Args:
-        schedule, steps, prediction, clip: as for ``ddim``. Row i reads the outputs of rows i − 1 and i − 2.
-        order: 1 (DDIM), 2 or 3. The first rows, and one that leaves or reaches an infinite λ, have less.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
+        order: 1 (DDIM), 2 or 3: row i reads the outputs of rows i − 1 and i − 2. The first rows, and one that leaves
+            or reaches an infinite λ, have less.
         algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε.
         solver_type: order 2's slope weighs half the step ("midpoint": Lu et al. 2022b, Algorithm 2) or is integrated
             ("heun"). Under both, order 3 is the published one, which has half of its quadratic's integral and therefore
@@ -57,7 +59,6 @@ def dpm_multistep(
             by η h (k-diffusion's η); for ε the drift and the noise's variance grow by the share η.
         s_noise: a factor of the noise. It is drawn by (stream, row); a Brownian tree's noise also depends on σ,
             so that images of different steps resemble one another there: here they do not.
-        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these; where ε must leave a level without signal, or is to end
@@ -69,19 +70,19 @@ def dpm_multistep(
     check_number("eta", eta, 0, 1)
     check_number("s_noise", s_noise, 0)
     bound, noise_form = check_clip(clip), algorithm == "dpmsolver"
-    points = levels(schedule, steps, **walk)
-    count = len(points) - 1
-    orders = warm_up(points, order)
+    stops = levels(schedule, steps, spacing)
+    count = len(stops) - 1
+    orders = warm_up(stops, order)
     if lower_order_final and count < 15:
         orders = [min(n, count - i) for i, n in enumerate(orders)]
-    if euler_at_final or points[-1].sigma == 0:
+    if euler_at_final or stops[-1].sigma == 0:
         orders[-1] = 1
 
     rows = []
     for i, (reads, write) in enumerate(history([n - 1 for n in orders])):
-        here, there, used = points[i], points[i + 1], orders[i] - 1
+        here, there, used = stops[i], stops[i + 1], orders[i] - 1
         rule = "published" if used == 2 and solver_type != "exact" else solver_type
-        nodes = [node(points[i - k], here, there) for k in range(1, used + 1)]
+        nodes = [node(stops[i - k], here, there) for k in range(1, used + 1)]
         if noise_form:
             step = noise_step(here, there, used, rule, eta)
         else:
@@ -90,10 +91,10 @@ def dpm_multistep(
         output = model_terms(noise_form, prediction, here, bound)
         x = blend((step.keep, {"x": 1.0}), (now, output), *past(before), (step.noise * s_noise, {"z": 1.0}))
         rows.append(make_row(here, prediction, bound, x, slot=output, reads=reads, write=write))
-    return Plan(tuple(rows), name="dpm_multistep", init_sigma=init_sigma(points[0]))
+    return Plan(tuple(rows), name="dpm_multistep", init_sigma=init_sigma(stops[0]))
 
 
-def warm_up(points: list[Level], order: int) -> list[int]:
+def warm_up(stops: list[Level], order: int) -> list[int]:
     """The order that each step's history allows; an output at a level without signal is of no use to a later step."""
-    useless = 0 if points[0].alpha else 1
-    return [min(order, max(1, i + 1 - useless)) for i in range(len(points) - 1)]
+    useless = 0 if stops[0].alpha else 1
+    return [min(order, max(1, i + 1 - useless)) for i in range(len(stops) - 1)]

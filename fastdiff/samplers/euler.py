@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
 from fastdiff.checks import check_clip
-from fastdiff.plan.plan import Plan, Row
+from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import Row
 from fastdiff.samplers.stages import Churn, call, moved
-from fastdiff.schedules.spacing import Schedule, levels
+from fastdiff.schedules.level import Schedule, check_schedule
+from fastdiff.schedules.spacing import Spacing, levels
 
 
 def euler(
@@ -18,11 +19,11 @@ def euler(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
-    **walk: Any,
 ) -> Plan:
     """x' = x + (σ' − σ)(x − x̂_0)/σ (Karras et al. 2022, Algorithm 2 without its lines 9 to 11).
 
@@ -32,19 +33,20 @@ def euler(
     Args:
         schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``levels.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         s_churn, s_tmin, s_tmax, s_noise: EDM's stochasticity: noise added before a step, in a row of its own, which
             makes no network call. The network then sees the noised state at its level, as Algorithm 2 has it
             (diffusers shows it the state before the noise).
-        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.
     """
     bound, churn = check_clip(clip), Churn(s_churn, s_tmin, s_tmax, s_noise)
-    points = levels(schedule, steps, ve=True, **walk)
+    schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize
+    stops = levels(schedule, steps, spacing)
     rows: list[Row] = []
-    for here, there in pairwise(points):
-        added, here = churn.raise_noise(schedule, here, len(points) - 1, bool(walk.get("quantize")))
+    for here, there in pairwise(stops):
+        added, here = churn.raise_noise(schedule, here, len(stops) - 1, quantize)
         rows += [*added, call(here, prediction, bound, moved(here, there.alpha, there.sigma))]
-    return Plan(tuple(rows), name="euler", init_sigma=points[0].sigma)
+    return Plan(tuple(rows), name="euler", init_sigma=stops[0].sigma)

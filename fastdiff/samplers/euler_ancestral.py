@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
 from fastdiff.checks import check_clip, check_number
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers.stages import call, moved
-from fastdiff.schedules.level import Level
-from fastdiff.schedules.spacing import Schedule, levels
+from fastdiff.schedules.level import Level, Schedule, check_schedule
+from fastdiff.schedules.spacing import Spacing, levels
 
 
 def euler_ancestral(
@@ -19,9 +18,9 @@ def euler_ancestral(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     eta: float = 1.0,
     s_noise: float = 1.0,
-    **walk: Any,
 ) -> Plan:
     """x' = α' x̂_0 + σ_down ε + s_noise σ_up z, σ_up = η σ' √(1 − (σ' α/α' σ)²), σ_down² = σ'² − σ_up².
 
@@ -29,7 +28,10 @@ def euler_ancestral(
     Equation 16) on rescaled states; a flow's follow from the same equation. η = 0 is ``euler``.
 
     Args:
-        schedule, steps, prediction, clip, walk: as for ``euler``.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         eta: 0 ≤ η ≤ 1. s_noise: a factor of the noise that is added, 0 or more.
 
     Raises:
@@ -38,12 +40,12 @@ def euler_ancestral(
     bound = check_clip(clip)
     check_number("eta", eta, 0, 1)
     check_number("s_noise", s_noise, 0)
-    points = levels(schedule, steps, ve=True, **walk)
+    stops = levels(check_schedule(schedule).as_ve(), steps, spacing)
     rows = []
-    for here, there in pairwise(points):
+    for here, there in pairwise(stops):
         down, up = down_and_up(here, there, eta)
         rows.append(call(here, prediction, bound, moved(here, there.alpha, down) | {"z": s_noise * up}))
-    return Plan(tuple(rows), name="euler_ancestral", init_sigma=points[0].sigma)
+    return Plan(tuple(rows), name="euler_ancestral", init_sigma=stops[0].sigma)
 
 
 def down_and_up(here: Level, there: Level, eta: float) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fastdiff.plan.plan import Row
+from fastdiff.plan.row import Row
 from fastdiff.schedules.level import Level, epsilon_terms, x0_terms
 
 
@@ -164,6 +164,3 @@ def make_row(
 def init_sigma(first: Level) -> float:
     """The scale of x_T: σ_max for VE states, 1 for those whose variance stays near 1."""
     return first.sigma if first.alpha == 1 else 1.0
-
-
-# ---- checks

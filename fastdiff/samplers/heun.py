@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
 from fastdiff.checks import check_clip
-from fastdiff.plan.plan import Plan, Row
+from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import Row
 from fastdiff.samplers.stages import Churn, call, moved
-from fastdiff.schedules.spacing import Schedule, levels
+from fastdiff.schedules.level import Schedule, check_schedule
+from fastdiff.schedules.spacing import Spacing, levels
 
 
 def heun(
@@ -18,11 +19,11 @@ def heun(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
-    **walk: Any,
 ) -> Plan:
     """Euler's step to σ', and from the start again with the mean of both slopes (Karras et al. 2022, Algorithm 2).
 
@@ -33,17 +34,22 @@ def heun(
     Euler's, one row. n steps are so 2n − 1 network calls. Schedules, states and x_T are ``euler``'s.
 
     Args:
-        schedule, prediction, clip, s_churn, s_tmin, s_tmax, s_noise, walk: as for ``euler``.
-        steps: steps, not network calls.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: steps, not network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
+        s_churn, s_tmin, s_tmax, s_noise: EDM's stochasticity: where s_tmin ≤ σ ≤ s_tmax, noise s_noise·√(σ̂² − σ²) is
+            added before a step, σ̂ = (1 + min(s_churn/steps, √2 − 1)) σ, in a row of its own without a network call.
 
     Raises:
         TypeError, ValueError: for arguments outside these.
     """
     bound, churn = check_clip(clip), Churn(s_churn, s_tmin, s_tmax, s_noise)
-    points = levels(schedule, steps, ve=True, **walk)
+    schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize
+    stops = levels(schedule, steps, spacing)
     rows: list[Row] = []
-    for here, there in pairwise(points):
-        added, here = churn.raise_noise(schedule, here, len(points) - 1, bool(walk.get("quantize")))
+    for here, there in pairwise(stops):
+        added, here = churn.raise_noise(schedule, here, len(stops) - 1, quantize)
         first = moved(here, there.alpha, there.sigma)
         if there.sigma == 0:
             rows += [*added, call(here, prediction, bound, first)]
@@ -52,4 +58,4 @@ def heun(
         anchor = {"x": 1 + half / here.sigma, "x0": -half / here.sigma}
         second = {"anchor": 1.0, "x": half / there.sigma, "x0": -half / there.sigma}
         rows += [*added, call(here, prediction, bound, first, anchor), call(there, prediction, bound, second)]
-    return Plan(tuple(rows), name="heun", init_sigma=points[0].sigma)
+    return Plan(tuple(rows), name="heun", init_sigma=stops[0].sigma)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 from fastdiff.checks import check_clip, check_int, check_number
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers.stages import call
-from fastdiff.schedules.discrete import NoiseSchedule
-from fastdiff.schedules.spacing import levels
+from fastdiff.schedules.discrete import NoiseSchedule, check_table
+from fastdiff.schedules.level import Level
+from fastdiff.schedules.spacing import Spacing, levels
 
 
 def lcm(
@@ -19,10 +20,10 @@ def lcm(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     original_inference_steps: int = 50,
     timestep_scaling: float = 10.0,
     sigma_data: float = 0.5,
-    **walk: Any,
 ) -> Plan:
     """f = c_skip x + c_out x̂_0; x' = α' f + σ' z, which is f at the clean end (Luo et al. 2023, Algorithm 3).
 
@@ -30,12 +31,13 @@ def lcm(
     f(x, 0) = x of consistency models (Song et al. 2023, Appendix C). ``clip`` bounds x̂_0, before c_out.
 
     Args:
-        schedule: a NoiseSchedule. prediction, clip: as for ``ddim``.
+        schedule: a NoiseSchedule.
         steps: network calls, at most original_inference_steps; None is all of them.
-        original_inference_steps: the timesteps that the network was distilled on, of which the walk takes some
-            (``distilled_timesteps``), unless spacing, timesteps or sigmas say otherwise.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the network's own timesteps.
+        original_inference_steps: the timesteps that the network was distilled on, of which some are visited
+            (``lcm.distilled_timesteps``), unless ``spacing`` says otherwise.
         timestep_scaling, sigma_data: of the boundary condition, as the network was distilled.
-        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.
@@ -43,9 +45,9 @@ def lcm(
     check_number("timestep_scaling", timestep_scaling, 0)
     check_number("sigma_data", sigma_data, 1e-6)
     bound = check_clip(clip)
-    points = distilled_levels(schedule, steps, original_inference_steps, walk)
+    stops = distilled_levels(schedule, steps, original_inference_steps, Spacing.of(spacing))
     rows = []
-    for here, there in pairwise(points):
+    for here, there in pairwise(stops):
         tau = timestep_scaling * here.t
         size = math.hypot(tau, sigma_data)
         skip, out = (sigma_data / size) ** 2, tau / size
@@ -54,13 +56,12 @@ def lcm(
     return Plan(tuple(rows), name="lcm")
 
 
-def distilled_levels(schedule: NoiseSchedule, steps: int | None, original: int, walk: dict[str, Any]) -> list[Any]:
-    """The levels of a distilled network's walk: its own timesteps unless ``walk`` chooses."""
-    if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
-    if all(walk.get(name) is None for name in ("spacing", "timesteps", "sigmas")):
-        walk = walk | {"timesteps": distilled_timesteps(len(schedule), steps, original)}
-    return levels(schedule, steps, **walk)
+def distilled_levels(schedule: NoiseSchedule, steps: int | None, original: int, spacing: Spacing) -> list[Level]:
+    """The levels that a distilled network stops at: its own timesteps unless ``spacing`` chooses."""
+    check_table(schedule)
+    if spacing.name is None and not spacing.lists:
+        spacing = replace(spacing, timesteps=distilled_timesteps(len(schedule), steps, original))
+    return levels(schedule, steps, spacing)
 
 
 def distilled_timesteps(T: int, steps: int | None, original: int) -> list[int]:

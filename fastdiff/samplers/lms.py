@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastdiff.checks import check_clip, check_int
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers.exponential import blend, history, init_sigma, make_row, model_terms, past, weights
-from fastdiff.schedules.spacing import Schedule, levels
+from fastdiff.schedules.level import Schedule, check_schedule
+from fastdiff.schedules.spacing import Spacing, levels
 
 
 def lms(
@@ -16,37 +15,39 @@ def lms(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     order: int = 4,
     ve: bool = True,
-    **walk: Any,
 ) -> Plan:
     """x'/α' = x/α + ∫ ε dρ over ρ = σ/α, ε the polynomial in ρ through the last ``order`` outputs, integrated exactly.
 
     In k-diffusion's states x_0 + σ ε this is dx/dσ = ε, and ε their derivative d.
 
     Args:
-        schedule, steps, prediction, clip: as for ``ddim``.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: 1 (Euler) to 4; row i has at most i + 1.
         ve: k-diffusion's states; False has those of the schedule, with the same images.
-        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these; where the first level has no signal.
     """
     check_int("order", order, 1, 4)
     bound = check_clip(clip)
-    points = levels(schedule, steps, ve=ve, **walk)
-    if points[0].alpha == 0:
-        raise ValueError("lms walks σ/α, which is infinite where ᾱ is 0; take sigmas that start lower")
+    stops = levels(check_schedule(schedule).as_ve() if ve else schedule, steps, spacing)
+    if stops[0].alpha == 0:
+        raise ValueError("lms steps in σ/α, which is infinite where ᾱ is 0; take sigmas that start lower")
     rows = []
-    spans = [min(i, order - 1) for i in range(len(points) - 1)]
+    spans = [min(i, order - 1) for i in range(len(stops) - 1)]
     for i, (reads, write) in enumerate(history(spans)):
-        here, there = points[i], points[i + 1]
+        here, there = stops[i], stops[i + 1]
         width = there.ratio - here.ratio
-        nodes = [(points[i - k].ratio - here.ratio) / width for k in range(1, spans[i] + 1)]
+        nodes = [(stops[i - k].ratio - here.ratio) / width for k in range(1, spans[i] + 1)]
         integrals = weights(nodes, [1 / (k + 1) for k in range(spans[i] + 1)])
         now, *before = (there.alpha * width * value for value in integrals)
         output = model_terms(True, prediction, here, bound)
         x = blend((there.alpha / here.alpha, {"x": 1.0}), (now, output), *past(before))
         rows.append(make_row(here, prediction, bound, x, slot=output, reads=reads, write=write))
-    return Plan(tuple(rows), name="lms", init_sigma=init_sigma(points[0]))
+    return Plan(tuple(rows), name="lms", init_sigma=init_sigma(stops[0]))

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 from fastdiff.checks import check_choice, check_clip
-from fastdiff.plan.plan import Plan, Row
+from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import Row
 from fastdiff.samplers.exponential import blend, init_sigma, make_row, model_terms
-from fastdiff.schedules.discrete import NoiseSchedule
-from fastdiff.schedules.level import Level, epsilon_terms
-from fastdiff.schedules.spacing import Schedule, levels
+from fastdiff.schedules.level import Level, Schedule, epsilon_terms
+from fastdiff.schedules.spacing import Spacing, levels
 
 # Adams & Bashforth's weights of the newest output, the one before it, … at equal steps, whatever the steps are.
 ADAMS_BASHFORTH = (
@@ -28,9 +28,9 @@ def pndm(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     skip_prk_steps: bool = True,
     averages: str = "epsilon",
-    **walk: Any,
 ) -> Plan:
     """x' = (α'/α) x + (σ' − α' σ/α) e, with e = (55 e_i − 59 e_{i−1} + 37 e_{i−2} − 9 e_{i−3})/24 (Equations 11, 12).
 
@@ -39,11 +39,15 @@ def pndm(
     three steps of a Runge–Kutta rule, four calls each (Equation 13), give the first outputs.
 
     Args:
-        schedule, steps, prediction, clip: as for ``ddim``. PLMS makes one call more than ``steps``, Runge–Kutta nine
-            more; the levels between two of the walk lie halfway in t, rounded down between two integers.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: None visits every timestep of a NoiseSchedule. PLMS makes one network call more than ``steps``,
+            Runge–Kutta nine more; levels between two stops lie halfway in t, rounded down between two integers.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM. Latent
+            diffusion ends at ``Spacing(final="sigma_min")``.
+        skip_prk_steps: start with Heun's rule; False starts with Runge–Kutta's, as in the paper.
         averages: "epsilon": e is a combination of predicted ε, as published. "output": of the network's outputs as
             they are, turned to ε by the current x, as diffusers does; the same for prediction="epsilon".
-        walk: more about the levels (``schedules.spacing.levels``). Latent diffusion ends at final="sigma_min".
 
     Raises:
         TypeError, ValueError: for arguments outside these; fewer than 4 steps with the Runge–Kutta start; a level
@@ -55,9 +59,9 @@ def pndm(
     bound = check_clip(clip)
     if averages == "output" and math.isfinite(bound):
         raise ValueError("averages='output' goes without clip, which bounds what ε is derived from")
-    points = levels(schedule, steps, **walk)
-    count = len(points) - 1
-    if points[0].alpha == 0:
+    stops = levels(schedule, steps, spacing)
+    count = len(stops) - 1
+    if stops[0].alpha == 0:
         raise ValueError("pndm divides by √ᾱ, which is 0 at the first level; take timesteps that start lower")
     if not skip_prk_steps and count < 4:
         raise ValueError(f"the Runge–Kutta start takes three steps and PLMS one: steps must be at least 4; got {count}")
@@ -79,7 +83,7 @@ def pndm(
 
     rows: list[Row] = []
     if skip_prk_steps and count > 1:
-        here, there = points[:2]
+        here, there = stops[:2]
         first, second = output(here), output(there)
         rows = [
             row(here, moved(here, there, "x", (1.0, first)), anchor={"x": 1.0}, slot=first, write=0),
@@ -87,8 +91,8 @@ def pndm(
         ]
     elif not skip_prk_steps:
         for i in range(3):
-            here, there = points[i], points[i + 1]
-            middle = _halfway(schedule, here, there, walk)
+            here, there = stops[i], stops[i + 1]
+            middle = _halfway(schedule, here, there)
             first, second, third, fourth = (output(level) for level in (here, middle, middle, there))
             start, total = {"slot0": 1.0}, {"slot0": 1.0}  # slot i keeps the first output, slot 3 the sum so far
             rows += [
@@ -105,7 +109,7 @@ def pndm(
             ]  # fmt: skip
     done = len(rows) and (1 if skip_prk_steps else 3)
     for i in range(done, count):
-        here, there = points[i], points[i + 1]
+        here, there = stops[i], stops[i + 1]
         now, *before = ADAMS_BASHFORTH[min(i, 3)]
         parts = [(now, output(here)), *((value, {f"slot{k}": 1.0}) for k, value in enumerate(before))]
         reads = tuple((i - k) % 3 for k in range(1, len(before) + 1))
@@ -113,13 +117,11 @@ def pndm(
         rows.append(
             row(here, moved(here, there, "x", *parts), slot=output(here), reads=reads, write=i % 3 if wanted else None)
         )
-    return Plan(tuple(rows), name="pndm", init_sigma=init_sigma(points[0]))
+    return Plan(tuple(rows), name="pndm", init_sigma=init_sigma(stops[0]))
 
 
-def _halfway(schedule: Schedule, here: Level, there: Level, walk: dict[str, Any]) -> Level:
-    """The level halfway in t between two; at an index where both are."""
+def _halfway(schedule: Schedule, here: Level, there: Level) -> Level:
+    """The level halfway in t between two; at an index of a table where both are."""
     t = (here.t + there.t) / 2
-    ve = bool(walk.get("ve", False))
-    if not isinstance(schedule, NoiseSchedule):
-        return schedule.at(schedule.sigma_at(t), ve=ve)
-    return schedule.level(math.floor(t) if here.t == int(here.t) and there.t == int(there.t) else t, ve=ve)
+    whole = here.t == int(here.t) and there.t == int(there.t)
+    return schedule.level(math.floor(t) if schedule.table_length is not None and whole else t)

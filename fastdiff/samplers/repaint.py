@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from fastdiff.checks import check_int
-from fastdiff.plan.plan import Plan, Row
+from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import Row
 from fastdiff.samplers.ddim import ddim
 from fastdiff.samplers.ddpm import ddpm
 from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.spacing import Spacing
 
 
 def repaint(
@@ -19,31 +20,32 @@ def repaint(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
-    spacing: str = "leading",
+    spacing: str | Spacing | None = None,
     jump_length: int = 10,
     jump_n_sample: int = 10,
     eta: float | None = None,
     variance: str | None = None,
-    **walk: Any,
 ) -> Plan:
     """DDPM, or DDIM where ``eta`` is given, with RePaint's jumps; ``sample`` has the mask and the known image.
 
     Args:
-        schedule, steps, prediction, clip, spacing: as for ``ddpm``; the paper takes 250 steps.
+        schedule: a NoiseSchedule of T steps; any schedule where ``eta`` is given.
+        steps: how many timesteps to visit, all T by default; the paper takes 250.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
         jump_length, jump_n_sample: j and r of the paper (``resampled``).
         eta: DDIM's η; None takes DDPM, as the paper does, with ``variance``, by default "fixed_small".
-        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these.
     """
-    options = {"prediction": prediction, "clip": clip, "spacing": spacing, **walk}
     if eta is None:
-        base = ddpm(schedule, steps, variance="fixed_small" if variance is None else variance, **options)
+        variance = "fixed_small" if variance is None else variance
+        base = ddpm(schedule, steps, prediction=prediction, clip=clip, spacing=spacing, variance=variance)
     elif variance is not None:
         raise ValueError("variance is DDPM's and eta DDIM's; give one of them")
     else:
-        base = ddim(schedule, steps, eta=eta, **options)
+        base = ddim(schedule, steps, prediction=prediction, clip=clip, spacing=spacing, eta=eta)
     return replace(resampled(base, jump_length, jump_n_sample), name="repaint")
 
 

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fastdiff.checks import check_number
-from fastdiff.plan.plan import Row
-from fastdiff.schedules.continuous import FlowSchedule
-from fastdiff.schedules.level import Level, x0_terms
-from fastdiff.schedules.spacing import Schedule
+from fastdiff.plan.row import Row
+from fastdiff.schedules.level import Level, Schedule, x0_terms
 
 
 def moved(here: Level, alpha: float, sigma: float) -> dict[str, float]:
@@ -34,15 +32,9 @@ def call(
     )  # fmt: skip
 
 
-def level_at(schedule: Schedule, sigma: float, quantize: bool, ve: bool = True) -> Level:
-    """The level of a σ (a flow's own) between those of the walk, the timestep rounded where the walk's are."""
-    level = schedule.at(sigma, ve=ve)
+def rounded(level: Level, quantize: bool) -> Level:
+    """A level between a spacing's stops, its timestep rounded to a whole number where theirs are."""
     return replace(level, t=float(round(level.t))) if quantize else level
-
-
-def level_at_ratio(schedule: Schedule, ratio: float, quantize: bool, ve: bool = True) -> Level:
-    """The same where σ/α is ``ratio``."""
-    return level_at(schedule, ratio / (1 + ratio) if isinstance(schedule, FlowSchedule) else ratio, quantize, ve)
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class Churn:
         if gamma == 0 or not self.s_tmin <= here.ratio <= self.s_tmax or here.ratio == math.inf:
             return [], here
         ratio = here.ratio * (1 + gamma)
-        there = level_at_ratio(schedule, ratio, quantize)
+        there = rounded(schedule.at_ratio(ratio), quantize)
         noise = self.s_noise * there.alpha * math.sqrt(ratio**2 - here.ratio**2)
         x = {"x": there.alpha / here.alpha, "z": noise}
         return [Row(t=here.t, alpha=here.alpha, sigma=here.sigma, c_in=here.c_in, x=x, calls_model=False)], there

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 from fastdiff.checks import check_clip, check_number
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers.lcm import distilled_levels
 from fastdiff.samplers.stages import call, moved
 from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.spacing import Spacing
 
 
 def tcd(
@@ -19,31 +20,38 @@ def tcd(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     eta: float = 0.3,
     original_inference_steps: int = 50,
-    **walk: Any,
 ) -> Plan:
     """A step of DDIM to s = ⌊(1 − η) t'⌋, and noise from there up to t' (Zheng et al. 2024, Algorithm 4).
 
     x_s = α_s x̂_0 + σ_s ε; x' = (α'/α_s) x_s + √(1 − (α'/α_s)²) z. The paper's γ is η here: 0 is deterministic, 1 is
-    consistency sampling. The walk ends at index 0, without noise added, not at x̂_0 (final="zero" for that).
+    consistency sampling. The last step ends at index 0, without noise added, not at x̂_0 (``Spacing(final="zero")`` for
+    that).
 
     Args:
-        schedule, steps, prediction, clip, original_inference_steps, walk: as for ``lcm``.
+        schedule: a NoiseSchedule.
+        steps: network calls, at most original_inference_steps; None is all of them.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the network's own timesteps.
         eta: γ, 0 ≤ γ ≤ 1.
+        original_inference_steps: the timesteps that the network was distilled on, of which some are visited
+            (``lcm.distilled_timesteps``), unless ``spacing`` says otherwise.
 
     Raises:
         TypeError, ValueError: for arguments outside these.
     """
     check_number("eta", eta, 0, 1)
     bound = check_clip(clip)
-    if walk.get("sigmas") is None:
-        walk = {"final": "sigma_min"} | walk
-    points = distilled_levels(schedule, steps, original_inference_steps, walk)
+    spacing = Spacing.of(spacing)
+    if spacing.sigmas is None and spacing.final is None:
+        spacing = replace(spacing, final="sigma_min")
+    stops = distilled_levels(schedule, steps, original_inference_steps, spacing)
     rows = []
-    for here, there in pairwise(points):
+    for here, there in pairwise(stops):
         x = moved(here, there.alpha, there.sigma)
-        if eta and there is not points[-1]:
+        if eta and there is not stops[-1]:
             # 0.7·10 must not fall below 7 by rounding.
             landing = schedule.level(math.floor((1 - eta) * there.t + 1e-6))
             kept = there.alpha / landing.alpha

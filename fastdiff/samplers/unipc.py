@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fastdiff.checks import check_choice, check_clip, check_int
 from fastdiff.plan.plan import Plan
@@ -19,7 +18,8 @@ from fastdiff.samplers.exponential import (
     noise_step,
     past,
 )
-from fastdiff.schedules.spacing import Schedule, levels
+from fastdiff.schedules.level import Schedule
+from fastdiff.schedules.spacing import Spacing, levels
 
 SOLVER_TYPES = ("bh1", "bh2")
 
@@ -30,12 +30,12 @@ def unipc(
     *,
     prediction: str = "epsilon",
     clip: float | None = None,
+    spacing: str | Spacing | None = None,
     order: int = 2,
     solver_type: str = "bh2",
     predict_x0: bool = True,
     lower_order_final: bool = True,
     disable_corrector: Sequence[int] = (),
-    **walk: Any,
 ) -> Plan:
     """One row corrects the step that led to its level, x^c (the anchor), and predicts the next one from there, x'.
 
@@ -44,13 +44,15 @@ def unipc(
     B(h)/2, B = h (bh1) or e^h − 1 (bh2) with h's sign changed for x̂_0; elsewhere B cancels.
 
     Args:
-        schedule, steps, prediction, clip: as for ``ddim``.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: p, 1 to 3; the corrected method is of order p + 1. The first rows have less.
         solver_type: "bh1" or "bh2".
         predict_x0: integrate x̂_0 rather than ε.
         lower_order_final: the last p steps fall in order to 1. The very last has 1 where it ends without noise.
         disable_corrector: the numbers of the steps that are left uncorrected.
-        walk: more about the levels (``schedules.spacing.levels``).
 
     Raises:
         TypeError, ValueError: for arguments outside these; where ε, or bh1's corrector, would have to leave a level
@@ -59,20 +61,20 @@ def unipc(
     check_int("order", order, 1, 3)
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     bound = check_clip(clip)
-    points = levels(schedule, steps, **walk)
-    count = len(points) - 1
+    stops = levels(schedule, steps, spacing)
+    count = len(stops) - 1
     if isinstance(disable_corrector, str) or not isinstance(disable_corrector, Sequence):
         raise TypeError(f"disable_corrector must be a sequence of ints; got {type(disable_corrector).__name__}")
     left_out = {check_int("disable_corrector", step, 0, (1 << 24) - 1) for step in disable_corrector}
-    orders = warm_up(points, order)
+    orders = warm_up(stops, order)
     if lower_order_final:
         orders = [min(n, count - i) for i, n in enumerate(orders)]
     corrects = [i > 0 and i - 1 not in left_out for i in range(count)] + [False]
-    if points[-1].sigma == 0:
+    if stops[-1].sigma == 0:
         orders[-1] = 1
         if predict_x0:  # the last x' is x̂_0, whatever the corrected x
             corrects[count - 1] = False
-    if corrects[1] and solver_type == "bh1" and points[0].alpha == 0:
+    if corrects[1] and solver_type == "bh1" and stops[0].alpha == 0:
         raise ValueError("bh1's corrector cannot leave a level without signal; take solver_type='bh2'")
     make_step = data_step if predict_x0 else noise_step
     few = "midpoint" if solver_type == "bh2" else "bh1"
@@ -80,19 +82,19 @@ def unipc(
     rows = []
     spans = [max(orders[i] - 1, orders[i - 1] if corrects[i] else 0) for i in range(count)]
     for i, (reads, write) in enumerate(history(spans)):
-        here, there = points[i], points[i + 1]
+        here, there = stops[i], stops[i + 1]
         output = model_terms(not predict_x0, prediction, here, bound)
         x = {"x": 1.0}
         if corrects[i]:
-            start, used = points[i - 1], orders[i - 1]
+            start, used = stops[i - 1], orders[i - 1]
             step = make_step(start, here, used, few if used == 1 else "exact")
-            nodes = [node(points[i - 1 - k], start, here) for k in range(1, used)]
+            nodes = [node(stops[i - 1 - k], start, here) for k in range(1, used)]
             *before, now = step.outputs([*nodes, 1.0])
             x = blend((step.keep, {"anchor": 1.0}), (now, output), *past(before))
         used = orders[i] - 1
         step = make_step(here, there, used, few if used == 1 else "exact")
-        now, *before = step.outputs([node(points[i - k], here, there) for k in range(1, used + 1)])
+        now, *before = step.outputs([node(stops[i - k], here, there) for k in range(1, used + 1)])
         following = blend((step.keep, x), (now, output), *past(before))
         anchor = x if corrects[i + 1] else None
         rows.append(make_row(here, prediction, bound, following, anchor=anchor, slot=output, reads=reads, write=write))
-    return Plan(tuple(rows), name="unipc", init_sigma=init_sigma(points[0]))
+    return Plan(tuple(rows), name="unipc", init_sigma=init_sigma(stops[0]))

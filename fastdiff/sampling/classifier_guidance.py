@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.plan.plan import Plan, Row
+from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import Row
 
 
 @lru_cache(maxsize=32)

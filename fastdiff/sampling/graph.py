@@ -13,16 +13,16 @@ import gc
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastdiff.acceleration import network as fast
-from fastdiff.sampling.stepper import Run
+from fastdiff.sampling.accelerated import fingerprint, is_accelerated, kept_weights
+from fastdiff.sampling.stepper import Stepper
 
 LIMIT = 4
 _graphs: weakref.WeakKeyDictionary[nn.Module, list[Captured]] = weakref.WeakKeyDictionary()
@@ -33,11 +33,12 @@ _failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator still points to th
 
 
 @contextmanager
-def stepping(run: Run, cuda_graph: bool | str) -> Iterator[Callable[[int], None]]:
-    """What runs a row of ``run``: a graph's replay where one can be had, else ``run.step``."""
-    captured = _lease(run, cuda_graph)
+def stepping(run: Stepper) -> Iterator[Callable[[int], None]]:
+    """What runs a row of ``run``: a graph's replay where one can be had, else ``run.checked_step``."""
+    cuda_graph = run.request.cuda_graph
+    captured = None if cuda_graph is False or not run.rows else _lease(run, cuda_graph)
     if captured is None:
-        yield run.step
+        yield run.checked_step
         return
     try:
         captured.load(run)
@@ -47,21 +48,21 @@ def stepping(run: Run, cuda_graph: bool | str) -> Iterator[Callable[[int], None]
         captured.release()
 
 
-def why_eager(run: Run) -> str | None:
+def why_eager(run: Stepper) -> str | None:
     """Why a run cannot be captured, or None."""
     if run.network.device.type != "cuda":
         return "the device is no CUDA device"
-    if not run.draws.from_stream:
+    if not run.noise.from_stream:
         return "generator and noise_fn draw on the host"
-    if run.classifier is not None:
+    if run.request.classifier is not None:
         return "cond_fn runs eagerly"
     if not any(run.calls[run.start :]):
         return "no row calls the network"
-    if run.backend == "reference":
+    if run.request.backend == "reference":
         return "the reference backend reads its rows on the host"
     if not isinstance(run.network.model, nn.Module):
         return "the model is no torch.nn.Module, so what it reads cannot be told"
-    if _kwargs_key(run) is None:
+    if run.buffers.signature(run.network.device) is None:
         return "model_kwargs hold values that are neither tensors nor hashable"
     if run.x.numel() == 0:
         return "the batch is empty"
@@ -70,9 +71,7 @@ def why_eager(run: Run) -> str | None:
     return None
 
 
-def _lease(run: Run, cuda_graph: bool | str) -> Captured | None:
-    if cuda_graph is False or run.start >= len(run.plan):
-        return None
+def _lease(run: Stepper, cuda_graph: bool | str) -> Captured | None:
     reason = why_eager(run)
     model: Any = run.network.model
     key = None
@@ -97,11 +96,11 @@ def _lease(run: Run, cuda_graph: bool | str) -> Captured | None:
             raise ValueError(f"cuda_graph=True cannot capture this run: {reason}")
         return None
     try:
-        captured = Captured(run, key, check=cuda_graph == "auto" and fast.network_of(model) is None)
+        captured = Captured(run, key, check=cuda_graph == "auto" and not is_accelerated(model))
     except (RuntimeError, ValueError) as error:
         if cuda_graph is True:
             raise RuntimeError(f"cuda_graph=True: the step could not be captured: {error}") from error
-        warnings.warn(f"fastdiff runs this model without a CUDA graph: {error}", stacklevel=6)
+        warnings.warn(f"fastdiff runs this model without a CUDA graph: {error}", stacklevel=5)
         with _lock:
             _refused.setdefault(model, set()).add(key)
         return None
@@ -128,26 +127,24 @@ def forget(model: nn.Module) -> None:
 class Captured:
     """A captured step and the buffers it works on."""
 
-    def __init__(self, run: Run, key: Any, check: bool) -> None:
+    def __init__(self, run: Stepper, key: Any, check: bool) -> None:
         self.key, self.leased = key, True
-        kwargs, plain = (_cloned(mapping) for mapping in (run.guidance.kwargs, run.guidance.plain))
-        seeds, samples = (t.clone() for t in run.draws.key.tensors(run.batch, run.network.device))
-        draws = replace(run.draws, key=replace(run.draws.key, seeds=seeds, samples=samples))
-        guidance = replace(run.guidance, kwargs=kwargs, plain=plain)
-        mask, known = (None if t is None else t.clone() for t in (run.operands.mask, run.operands.known))
-        self.run = Run(
-            run.network, run.plan, run.x.clone(), run.start, draws, guidance, run.backend,
-            thresholding=run.thresholding, mask=mask, known=known,
-        )  # fmt: skip
+        buffers = run.numbered().clone()
+        # What the buffers hold, the request need not: it would keep a caller's tensors alive.
+        guidance = replace(run.guidance, kwargs={}, plain={})
+        request = replace(
+            run.request, x=buffers.x, mask=buffers.mask, known=buffers.known, resume=None, guidance=guidance
+        )
+        self.run = Stepper(request, buffers)
         self.index = torch.zeros(1, dtype=torch.int64, device=run.network.device)
         self.used = torch.cuda.Event()
         self.graphs = {calls: self._capture(run, calls, check) for calls in kinds(run)}
-        # Accelerated networks' packed weights, and the weights that they stand for: both addresses must stay theirs.
-        self.weights = [network.kept_weights() for network in fast.networks_in(run.network.model)]
+        self.weights = kept_weights(run.network.model)
         # The graph holds the weights' addresses; the module itself must be free to go.
         self.run.network = replace(run.network, model=_gone)
+        self.run.request = replace(request, network=self.run.network)
 
-    def _capture(self, run: Run, calls: int, check: bool) -> torch.cuda.CUDAGraph:
+    def _capture(self, run: Stepper, calls: int, check: bool) -> torch.cuda.CUDAGraph:
         """The step of rows that stack the batch ``calls`` times, tried at the first of them."""
         first = run.calls.index(calls, run.start)
         device = run.network.device
@@ -177,37 +174,16 @@ class Captured:
 
     def _step(self, calls: int) -> None:
         run = self.run
-        run.call(run.times.index_select(0, self.index).view(-1), self.index, calls)
+        run.call(run.buffers.times.index_select(0, self.index).view(-1), self.index, calls)
         run.update(self.index)
         run.stack()
         self.index.add_(1)
 
-    def load(self, run: Run, first: int | None = None) -> None:
+    def load(self, run: Stepper, first: int | None = None) -> None:
         """Copy a run's state and numbers into the graph's buffers, to go on from its start or from row ``first``."""
         mine = self.run
         torch.cuda.current_stream(run.network.device).wait_event(self.used)
-        a, b = mine.operands, run.operands
-        seeds, samples = run.draws.key.tensors(run.batch, run.network.device)
-        pairs: list[tuple[Any, Any]] = [
-            (mine.x, run.x),
-            (mine.times, run.times),
-            (a.table, b.table),
-            (mine.nonfinite, run.nonfinite),
-        ]
-        pairs += [
-            (a.key.seeds, seeds),
-            (a.key.samples, samples),
-            (a.anchor, b.anchor),
-            *zip(a.slots, b.slots, strict=True),
-        ]
-        pairs += [(a.mask, b.mask), (a.known, b.known)]
-        if mine.rows is not None and run.rows is not None:
-            pairs += [(mine.rows.emb, run.rows.emb), (mine.rows.projected, run.rows.projected)]
-        pairs += [(mine.guidance.kwargs[k], v) for k, v in run.guidance.kwargs.items()]
-        pairs += [(mine.guidance.plain[k], v) for k, v in run.guidance.plain.items()]
-        for target, value in pairs:
-            if isinstance(target, Tensor):
-                target.copy_(value)
+        mine.buffers.copy_from(run.numbered())
         first = run.start if first is None else first
         self.index.fill_(first)
         mine.plan, mine.start, mine.calls = run.plan, first, run.calls
@@ -224,9 +200,10 @@ class Captured:
             self.run.stack()
             self.index.add_(1)
 
-    def unload(self, run: Run) -> None:
-        run.x = self.run.x.clone()
-        run.nonfinite.copy_(self.run.nonfinite)
+    def unload(self, run: Stepper) -> None:
+        """Give a run its state back, and what was found not finite."""
+        run.buffers.x.copy_(self.run.buffers.x)
+        run.buffers.nonfinite.copy_(self.run.buffers.nonfinite)
 
     def release(self) -> None:
         self.used.record(torch.cuda.current_stream(self.run.network.device))
@@ -267,47 +244,25 @@ def _recover(device: torch.device, pool: Any) -> None:
         torch.zeros(1, device=device)
 
 
-def kinds(run: Run) -> list[int]:
+def kinds(run: Stepper) -> list[int]:
     """How many times the rows of a run stack the batch: each needs a graph."""
     return sorted(set(run.calls[run.start :]) - {0})
-
-
-def _cloned(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
 
 
 def _gone(*_: object, **__: object) -> Any:
     raise RuntimeError("a captured step calls no module")
 
 
-def _key(run: Run) -> Any:
-    """What two runs must share to share a graph. Rescale and thresholding are baked in, weights are not."""
+def _key(run: Stepper) -> Any:
+    """What two runs must share to share a graph: all that is baked into its kernels. Weights' values are not."""
     model: Any = run.network.model
     weights = [*model.parameters(), *model.buffers()]
     autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
     backends: Any = torch.backends
     return (
-        run.network.device, run.network.dtype, run.network.layout, tuple(run.x.shape), len(run.plan), run.backend,
-        run.times.dtype, run.shares_x, run.plan.learned_variance, run.plan.uses_anchor, run.plan.slots_used,
-        run.guidance.calls, run.guidance.rescale, _kwargs_key(run), tuple(kinds(run)), 0 in run.calls,
-        run.thresholding, run.operands.mask is None,
-        tuple(network.stamp() for network in fast.networks_in(model)), run.rows is None,
+        run.buffers.signature(run.network.device), run.network.device, run.network.dtype, run.network.layout,
+        run.request.backend, run.shares_x, run.plan.learned_variance, run.guidance.calls, run.guidance.rescale,
+        tuple(kinds(run)), 0 in run.calls, run.request.thresholding, fingerprint(model),
         hash(tuple((w.data_ptr(), w.dtype) for w in weights)), autocast,
         backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision,
     )  # fmt: skip
-
-
-def _kwargs_key(run: Run) -> Any:
-    signature: list[tuple[Any, ...]] = []
-    for name, value in (*sorted(run.guidance.kwargs.items()), *sorted(run.guidance.plain.items())):
-        if isinstance(value, Tensor):
-            signature.append((name, tuple(value.shape), value.dtype, value.device, value.stride()))
-            if value.device.type == "cpu" != run.network.device.type:  # kernels take its numbers, not its address
-                signature.append((name, *value.flatten().tolist()))
-        else:
-            try:
-                hash(value)
-            except TypeError:
-                return None
-            signature.append((name, value))
-    return tuple(signature)

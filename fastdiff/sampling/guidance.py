@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from numbers import Real
 from typing import Any
 
@@ -36,7 +37,7 @@ class Guidance:
 
     def row_calls(self, plan: Plan) -> tuple[int, ...]:
         """The stacked calls of each row: 0 where it makes none, 1 outside of the interval."""
-        return tuple((self.calls if row.is_guided(self.interval) else 1) if row.calls_model else 0 for row in plan)
+        return _row_calls(plan, self.calls, self.interval)
 
     def gain(self, conditional: Tensor, guided: Tensor, out: Tensor) -> None:
         """Write φ·std(conditional)/std(guided) + 1 − φ of each sample to ``out`` (Lin et al. 2024, Equations 15–16).
@@ -49,6 +50,11 @@ class Guidance:
         spread = guided.std(dim=1)
         ratio = torch.where(spread == 0, 1.0, conditional.std(dim=1) / spread)
         torch.add(self.rescale * ratio, 1 - self.rescale, out=out)
+
+
+@lru_cache(maxsize=64)
+def _row_calls(plan: Plan, calls: int, interval: tuple[float, float] | None) -> tuple[int, ...]:
+    return tuple((calls if row.is_guided(interval) else 1) if row.calls_model else 0 for row in plan)
 
 
 def mixed(outputs: Sequence[Tensor], row: Tensor) -> Tensor:
@@ -73,21 +79,20 @@ def resolve_guidance(
     """The guidance of ``sample``'s arguments."""
     if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
         raise TypeError(f"model_kwargs must be a mapping; got {type(model_kwargs).__name__}")
-    scales = list(scale) if isinstance(scale, Sequence) and not isinstance(scale, str) else [scale]
-    if not all(_is_number(s) for s in scales):
-        raise TypeError(f"guidance_scale must be a number or a pair of numbers; got {scale!r}")
-    if not _is_number(rescale) or not 0 <= rescale <= 1:
+    if isinstance(rescale, bool) or not isinstance(rescale, (int, float)) or not 0 <= rescale <= 1:
         raise ValueError(f"guidance_rescale must be a number in [0, 1]; got {rescale!r}")
+    if uncond_kwargs is interval is None and type(scale) is float and scale == 1 and rescale == 0:
+        return Guidance(1, dict(model_kwargs or {}), plain=dict(model_kwargs or {}))
     weights = guidance_weights(scale)
-    limits = _interval(interval)
+    limits = None if interval is None else _interval(interval)
     kwargs = dict(model_kwargs or {})
     if uncond_kwargs is None:
         if limits is not None:
             raise ValueError("guidance_interval needs uncond_kwargs, the unconditional call's keywords")
-        if any(s != 1 for s in scales):
+        if any(weights[:-1]):
             warnings.warn(
                 f"guidance_scale={scale} has no effect without uncond_kwargs: the network is called once",
-                stacklevel=4,
+                stacklevel=4,  # where sample was called
             )
         if rescale:
             raise ValueError(f"guidance_rescale={rescale} needs uncond_kwargs, the unconditional call's keywords")
@@ -103,13 +108,7 @@ def resolve_guidance(
     return Guidance(len(weights), merged, weights, float(rescale), kwargs, limits)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _interval(interval: Sequence[float] | None) -> tuple[float, float] | None:
-    if interval is None:
-        return None
+def _interval(interval: Sequence[float]) -> tuple[float, float]:
     if not isinstance(interval, Sequence) or isinstance(interval, str) or len(interval) != 2:
         raise TypeError(f"guidance_interval must be a pair (low, high) of σ/α; got {interval!r}")
     if any(isinstance(v, bool) or not isinstance(v, Real) for v in interval):

@@ -17,10 +17,10 @@ from torch import Tensor
 from fastdiff.checks import check_int
 from fastdiff.noise import INITIAL, noise_key
 from fastdiff.ops.randn import randn
-from fastdiff.sampling.model import describe
-from fastdiff.sampling.sample import resolve_plan, sample
-from fastdiff.sampling.stepper import State
-from fastdiff.schedules.discrete import NoiseSchedule, resolve_schedule
+from fastdiff.samplers.resolve import resolve_plan
+from fastdiff.sampling.sample import sample
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.resolve import resolve_table
 
 
 def interpolate(
@@ -77,13 +77,13 @@ def interpolate(
         raise ValueError(f"noise is {noise!r}; it must be 'independent' or 'shared'")
     if mix not in ("linear", "spherical"):
         raise ValueError(f"mix is {mix!r}; it must be 'linear' or 'spherical'")
-    taken = {"sampler", "steps", "spacing", "x_init", "start_step", "resume", "seeds", "sample_offset", "generator",
-             "noise_fn"} & set(arguments)  # fmt: skip
+    taken = {"sampler", "steps", "spacing", "x_T", "x_init", "start_step", "resume", "strength", "seeds",
+             "sample_offset", "generator", "noise_fn"} & set(arguments)  # fmt: skip
     if taken:
         raise ValueError(f"interpolate sets {', '.join(sorted(taken))} itself; leave them out")
     inspect.signature(sample).bind(model, a.shape, **arguments)  # a TypeError for a name that sample does not know
     noise_key(2, a.device, seed)
-    schedule = resolve_schedule(schedule)
+    schedule = resolve_table(schedule)
     T = len(schedule)
     t = matched_timesteps(schedule, a.shape[-1]) if t is None else check_int("t", t, 0, T)
 
@@ -94,17 +94,20 @@ def interpolate(
     ends = torch.stack([a, b]).to(torch.float32)
     if t == 0:
         return mixed(ends[0], ends[1], lambdas)
+    if t - 1 not in plan.timesteps:
+        raise ValueError(f"t is {t}, but sampler_options leave out the timestep {t - 1} of the plan")
     start = plan.timesteps.index(t - 1)
     row = plan[start]
     shape = (len(lambdas), *a.shape)
-    describe(model, shape, arguments.get("device"), arguments.get("model_dtype"))
     z = randn(ends.shape, seed=seed, stream=INITIAL, device=a.device)
     if noise == "shared":
         z = z[:1].expand_as(z)
     x_t = ends * row.alpha + z * row.sigma
-    state = State(mixed(x_t[0], x_t[1], lambdas), None, None, (None,) * 4, start)
     # One seed for all results: each then draws sample 0's noise in every reverse step.
-    return sample(model, shape, sampler=plan, resume=state, seeds=[seed] * len(lambdas), **arguments)
+    return sample(
+        model, shape, sampler=plan, x_T=mixed(x_t[0], x_t[1], lambdas), start_step=start, seeds=[seed] * len(lambdas),
+        **arguments,
+    )  # fmt: skip
 
 
 def lerp(a: Tensor, b: Tensor, weights: Sequence[float]) -> Tensor:

@@ -16,7 +16,7 @@ from fastdiff.checks import DTYPES, check_device
 
 
 @dataclass(frozen=True)
-class Network:
+class ModelInfo:
     """A network and what it takes: where it is, its dtype, and the memory format of its input."""
 
     model: Callable[..., Any]
@@ -25,15 +25,15 @@ class Network:
     layout: torch.memory_format
 
 
-def describe(
+def inspect(
     model: Callable[..., Any],
     shape: tuple[int, ...],
     device: torch.device | str | None,
     model_dtype: torch.dtype | None,
-) -> Network:
+) -> ModelInfo:
     """Where a network is, what dtype it takes, and in which memory format, as its parameters have it."""
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    floating = [p for p in parameters if p.is_floating_point()]
+    floating = list(filter(Tensor.is_floating_point, parameters))
     if device is not None:
         where = check_device(device)
     else:
@@ -45,12 +45,16 @@ def describe(
     dtype = (floating[0].dtype if floating else torch.float32) if model_dtype is None else model_dtype
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {dtype}")
-    strided = (p for p in floating if p.ndim == 4 and not p.is_contiguous())
-    nhwc = len(shape) == 4 and any(p.is_contiguous(memory_format=torch.channels_last) for p in strided)
-    return Network(model, where, dtype, torch.channels_last if nhwc else torch.contiguous_format)
+    layout = torch.contiguous_format
+    for p in floating if len(shape) == 4 else ():
+        if p.ndim == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last):
+            layout = torch.channels_last
+            break
+    return ModelInfo(model, where, dtype, layout)
 
 
 def first_tensor(out: Any) -> Tensor:
+    """The tensor of what a network returned."""
     if isinstance(out, tuple) and out and isinstance(out[0], Tensor):
         return out[0]
     sample = getattr(out, "sample", None)
@@ -62,30 +66,47 @@ def first_tensor(out: Any) -> Tensor:
     )
 
 
-# How many runs hold each module in eval mode: the last one to end gives its flag back.
-_held: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+# Which runs hold each module in eval mode: the last one to end gives its flag back.
+_held: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()
 _lock = Lock()
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """A module that is in training mode, in eval mode for a while; each submodule's own flag comes back.
 
-    Runs in several threads may hold one module at once.
+    Runs in several threads may hold one module at once. An interrupt (Ctrl-C), wherever it comes, leaves no module in
+    eval mode: it is raised once every flag is back.
     """
-    held = []
-    with _lock:
-        for module in model.modules() if isinstance(model, nn.Module) else ():
-            if module.training or module in _held:
-                module.training = False
-                _held[module] = _held.get(module, 0) + 1
-                held.append(module)
+    run, held = object(), False
     try:
+        with _lock:
+            for module in model.modules() if isinstance(model, nn.Module) else ():
+                if module.training or module in _held:
+                    held = True
+                    _held.setdefault(module, set()).add(run)  # noted before it is done, so that it will be undone
+                    module.training = False
         yield
     finally:
-        with _lock:
-            for module in held:
-                _held[module] -= 1
-                if _held[module] == 0:
-                    del _held[module]
-                    module.training = True
+        interrupt = None
+        while held:  # a second attempt finds what the first one left
+            try:
+                _release(run)
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+
+def _release(run: object) -> None:
+    """End a run's hold of every module that it has; may be called again."""
+    with _lock:
+        for module, runs in list(_held.items()):
+            if run not in runs:
+                continue
+            if len(runs) == 1:  # the flag first: should an interrupt come in between, the next attempt sets it again
+                module.training = True
+                del _held[module]
+            else:
+                runs.discard(run)

@@ -25,6 +25,7 @@ class NoiseSource:
 
     @property
     def from_stream(self) -> bool:
+        """Whether kernels draw the noise, so that nothing is made on the host."""
         return self.draw is None
 
     def noise(self, stream: int, draw: int, backend: str) -> Tensor:
@@ -36,10 +37,10 @@ class NoiseSource:
         z = self.draw(stream, draw, self.shape)
         if not isinstance(z, Tensor):
             raise TypeError(f"noise_fn({stream}, {draw}, shape) must return a tensor; got {type(z).__name__}")
-        if tuple(z.shape) != self.shape or not z.is_floating_point():
+        if tuple(z.shape) != self.shape or not z.is_floating_point() or z.layout != torch.strided:
             raise ValueError(
-                f"noise_fn({stream}, {draw}, shape) must return a floating-point tensor of shape {list(self.shape)}; "
-                f"got {z.dtype} {list(z.shape)}"
+                f"noise_fn({stream}, {draw}, shape) must return a dense floating-point tensor of shape "
+                f"{list(self.shape)}; got {z.dtype} {list(z.shape)}, {z.layout}"
             )
         return z.to(device=self.device, dtype=torch.float32).contiguous()
 
@@ -55,8 +56,10 @@ def resolve_noise_source(
     noise_fn: NoiseFunction | None,
 ) -> NoiseSource:
     """The noise of ``sample``'s arguments, of which at most one of seed, seeds, generator and noise_fn is given."""
-    sources = {"seed": seed, "seeds": seeds, "generator": generator, "noise_fn": noise_fn}
-    given = [name for name, value in sources.items() if value is not None]
+    given = []
+    for name, value in (("seed", seed), ("seeds", seeds), ("generator", generator), ("noise_fn", noise_fn)):
+        if value is not None:
+            given.append(name)
     if len(given) > 1:
         raise ValueError(f"give one of seed, seeds, generator and noise_fn; got {' and '.join(given)}")
     if sample_offset is not None and given not in ([], ["seed"]):

@@ -1,42 +1,37 @@
 """``sample`` and ``sample_iter``: your network, a plan and a seed make images.
 
-The arguments are checked here; fastdiff/sampling/stepper.py holds the loop, fastdiff/ops/update/ the kernel of a row.
+fastdiff/sampling/request.py checks the arguments, stepper.py runs a row, fastdiff/ops/update/ is its kernel.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
-from fastdiff.checks import check_shape
-from fastdiff.ops.backend import choose
-from fastdiff.plan.plan import Plan
-from fastdiff.samplers import SAMPLERS
-from fastdiff.sampling.classifier_guidance import Classifier, guided_by_gradient
-from fastdiff.sampling.guidance import resolve_guidance
-from fastdiff.sampling.model import describe
-from fastdiff.sampling.noise_source import NoiseSource, resolve_noise_source
-from fastdiff.sampling.start import by_strength, check_start, initial_state, resolve_mask
-from fastdiff.sampling.stepper import Run, State, plain_tensors
-from fastdiff.sampling.thresholding import resolve_thresholding
-from fastdiff.schedules.spacing import Schedule, levels, nearest, resolve_any_schedule
+from fastdiff.samplers.resolve import Sampler
+from fastdiff.sampling.graph import stepping
+from fastdiff.sampling.model import eval_mode
+from fastdiff.sampling.request import Request
+from fastdiff.sampling.state import State
+from fastdiff.sampling.stepper import Stepper, plain_tensors
+from fastdiff.schedules.level import Schedule
+from fastdiff.schedules.spacing import Spacing
 
 
 def sample(
     model: Callable[..., Any],
     shape: Sequence[int],
     *,
-    sampler: str | Plan = "ddpm",
+    sampler: Sampler = "ddpm",
     steps: int | None = None,
     schedule: Schedule | str | None = None,
     prediction: str | None = None,
     variance: str | None = None,
-    spacing: str | None = None,
+    spacing: str | Spacing | None = None,
     eta: float | None = None,
     clip: float | None = None,
     sampler_options: Mapping[str, Any] | None = None,
@@ -45,6 +40,7 @@ def sample(
     sample_offset: int | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise_fn: Callable[[int, int, tuple[int, ...]], Tensor] | None = None,
+    x_T: Tensor | None = None,
     x_init: Tensor | None = None,
     start_step: int = 0,
     resume: State | None = None,
@@ -74,22 +70,28 @@ def sample(
     Args:
         model: the network.
         shape: [B, …] of the images.
-        sampler: a name of ``fastdiff.samplers`` or a ``Plan``; a Plan fixes the next eight arguments, which must then
-            be left out.
+        sampler: a name of ``fastdiff.samplers``; a function of (schedule, steps, **options) that returns a ``Plan``,
+            given those of the options below that were given; or a Plan, which fixes the next eight arguments, which
+            must then be left out.
         steps: network calls; None visits every timestep.
         schedule: a NoiseSchedule or a name; None is "linear", β from 1e-4 to 0.02 over T = 1000.
         prediction: what the network predicts: "epsilon" (the default), "v_prediction" or "sample".
         variance: DDPM's: "fixed_small" (the default), "fixed_large", "learned" or "learned_range".
-        spacing: "leading" (the default), "trailing" or "linspace".
+        spacing: which levels the sampler stops at: a name such as "trailing" or "karras", or a ``fastdiff.Spacing``;
+            None is the sampler's own.
         eta: DDIM's η in [0, 1], by default 0.
         clip: the bound of |x̂_0|, None for none; 1.0 is usual for images in [−1, 1].
-        sampler_options: further keywords of the sampler's function, such as ``timesteps``.
+        sampler_options: further keywords of the sampler's function, such as ``order``, or fields of its ``Spacing``,
+            such as ``timesteps``.
         seed: by default 0. Image i of seed s is the same image whatever the batch, the device or the backend.
         seeds: one seed an image instead. sample_offset: the first image's number.
         generator: a torch.Generator, or one an image: torch's own noise, drawn as diffusers draws it.
         noise_fn: noise_fn(stream, draw, shape) -> floating-point tensor, in place of all noise.
+        x_T: the state [B, …] at the plan's first row, or at row ``start_step``, in place of noise: used as it is, and
+            stream 0 is not drawn. DDIM's inverse gives one (``samplers.ddim_inverse``).
         x_init: clean images [B, …] to start from, noised to row ``start_step`` (image-to-image).
-        start_step: the first row to run, with x_init.
+        start_step: the first row to run, with x_init or x_T: one of ``Plan.entries``, which read no earlier row's
+            history.
         resume: a ``State`` of an earlier run of the same plan and arguments, to go on from.
         strength: in place of start_step, in [0, 1]: the last int(steps·strength) steps are run, as diffusers counts
             them; 1 starts from noise at x_T's level, 0 returns x_init.
@@ -106,8 +108,9 @@ def sample(
             is called once, with model_kwargs. ``schedule.sigma_at(t)`` is a timestep's σ/α.
         thresholding: dynamic thresholding's ratio, 0.995 in Imagen, or (ratio, maximum): each image's |x̂_0| is clamped
             to its quantile s, 1 ≤ s ≤ maximum, and divided by s; in place of clip.
-        cond_fn: cond_fn(x, t, **model_kwargs) -> ∇ log p(y | x_t), like x: classifier guidance (``classifier``). x is
-            the float32 state itself, not scaled by c_in, t as the network has it; gradients are on. Runs eagerly.
+        cond_fn: cond_fn(x, t, **model_kwargs) -> ∇ log p(y | x_t), like x: classifier guidance
+            (``classifier_guidance``). x is the float32 state itself, not scaled by c_in, t as the network has it;
+            gradients are on. Runs eagerly.
         device, model_dtype: where the network is and what it takes; read from its parameters by default.
         backend: "auto", "native", "triton" or "reference".
         cuda_graph: "auto", True or False: replay the whole step as one CUDA graph (``sampling.graph``).
@@ -120,173 +123,79 @@ def sample(
     Raises:
         TypeError, ValueError: before any work, naming the argument, what it is and what it should be; or from the
             network's first call, if it returns the wrong shape or dtype.
-        FloatingPointError: the network's output was not finite; names the row (on a GPU, after the last one).
+        FloatingPointError: the output of the network, of cond_fn or of noise_fn was not finite; names the row (on a
+            GPU, after the last one). So was the last state, where a plan's numbers lead beyond float32.
     """
-    arguments = dict(locals())
     with plain_tensors():
-        return _prepare(**arguments, keeps_x0=callback is not None).finish(callback, cuda_graph)
+        request = Request.of(
+            model, shape, sampler=sampler, steps=steps, schedule=schedule, prediction=prediction, variance=variance,
+            spacing=spacing, eta=eta, clip=clip, sampler_options=sampler_options, seed=seed, seeds=seeds,
+            sample_offset=sample_offset, generator=generator, noise_fn=noise_fn, x_T=x_T, x_init=x_init,
+            start_step=start_step, resume=resume, strength=strength, mask=mask, known=known,
+            model_kwargs=model_kwargs, uncond_kwargs=uncond_kwargs, guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale, guidance_interval=guidance_interval, thresholding=thresholding,
+            cond_fn=cond_fn, device=device, model_dtype=model_dtype, backend=backend, cuda_graph=cuda_graph,
+            callback=callback, progress=progress,
+        )  # fmt: skip
+        stepper = Stepper(request, keeps_x0=callback is not None)
+        with eval_mode(model), stepping(stepper) as step:
+            for row in _bar(stepper):
+                step(row)
+                if callback is not None:
+                    callback(stepper.state(row + 1))
+        return stepper.finish()
 
 
-def sample_iter(model: Callable[..., Any], shape: Sequence[int], **arguments: Any) -> Iterator[State]:
-    """``sample``, yielding a ``State`` of fresh tensors after every row; takes the same arguments.
+P = ParamSpec("P")
 
-    Any of the states can be given to ``resume=`` later, to the bit. Arguments are checked by this call, not at the
-    first row. Rows run eagerly.
+
+def _taken_by(_: Callable[P, Tensor]) -> Callable[[Callable[..., Iterator[State]]], Callable[P, Iterator[State]]]:
+    """A function that has ``sample``'s signature, for help(), for editors and for type checkers."""
+
+    def named(function: Callable[..., Iterator[State]]) -> Callable[P, Iterator[State]]:
+        function.__signature__ = SIGNATURE  # type: ignore[attr-defined]
+        return function
+
+    return named
+
+
+SIGNATURE = inspect.signature(sample)
+
+
+@_taken_by(sample)
+def sample_iter(*args: Any, **arguments: Any) -> Iterator[State]:
+    """``sample`` step by step: yields a ``State`` of fresh tensors before the first row and after every row.
+
+    The first one is x_T (its ``x0`` is None); any of them can be given to ``resume=`` later, to the bit. Takes the
+    arguments of ``sample``, which are checked by this call, not at the first row. Rows run eagerly.
     """
-    bound = inspect.signature(sample).bind(model, shape, **arguments)
+    bound = SIGNATURE.bind(*args, **arguments)
     bound.apply_defaults()
     with plain_tensors():
-        run = _prepare(**bound.arguments, keeps_x0=True)
-    return run.states(bound.arguments["callback"])
+        stepper = Stepper(Request.of(*bound.args, **bound.kwargs), keeps_x0=True)
+    return _states(stepper)
 
 
-def _prepare(
-    model: Callable[..., Any],
-    shape: Sequence[int],
-    *,
-    seed: int | None,
-    seeds: Sequence[int] | None,
-    sample_offset: int | None,
-    generator: Any,
-    noise_fn: Any,
-    x_init: Tensor | None,
-    start_step: int,
-    resume: State | None,
-    strength: float | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-    model_kwargs: Mapping[str, Any] | None,
-    uncond_kwargs: Any,
-    guidance_scale: Any,
-    guidance_rescale: float,
-    guidance_interval: Any,
-    thresholding: Any,
-    cond_fn: Any,
-    device: torch.device | str | None,
-    model_dtype: torch.dtype | None,
-    backend: str,
-    cuda_graph: bool | str,
-    callback: Callable[[State], Any] | None,
-    progress: bool,
-    keeps_x0: bool,
-    **plan_arguments: Any,
-) -> Run:
-    """A run of checked arguments."""
-    if not callable(model):
-        raise TypeError(f"model must be callable; got {type(model).__name__}")
-    for name, function in (("callback", callback), ("cond_fn", cond_fn)):
-        if function is not None and not callable(function):
-            raise TypeError(f"{name} must be callable; got {type(function).__name__}")
-    shape = check_shape("shape", shape)
-    plan = resolve_plan(**plan_arguments)
-    check_start(plan, x_init, start_step, strength, resume)
-    if strength is not None:
-        plan, start_step = by_strength(plan, strength, **_rebuilding(plan_arguments))
-    if cond_fn is not None and not plan.uses_gradient:
-        plan = guided_by_gradient(plan)
-    if cond_fn is None and plan.uses_gradient:
-        raise ValueError(f"the plan {plan.name!r} reads a gradient: give cond_fn")
-    network = describe(model, shape, device, model_dtype)
-    draws = resolve_noise_source(shape, network.device, network.dtype, seed, seeds, sample_offset, generator, noise_fn)
-    guidance = resolve_guidance(
-        shape[0], model_kwargs, uncond_kwargs, guidance_scale, guidance_rescale, guidance_interval
-    )
-    classifier = Classifier(cond_fn, guidance.plain) if cond_fn is not None else None
-    threshold = resolve_thresholding(thresholding, plan)
-    mask, known = resolve_mask(mask, known, shape, network.device)
-    if mask is not None and plan[-1].sigma > plan[0].sigma:
-        raise ValueError(f"mask goes with a plan that leads to an image; {plan.name!r} leads to noise")
-    _check_graph(cuda_graph, network.device, draws, callback, cond_fn)
-    backend = choose(backend, network.device.type)
-    start, x = initial_state(plan, shape, network.device, draws, x_init, start_step, resume, backend)
-    run = Run(
-        network, plan, x, start, draws, guidance, backend, thresholding=threshold, classifier=classifier, mask=mask,
-        known=known, keeps_x0=keeps_x0, progress=bool(progress),
-    )  # fmt: skip
-    if resume is not None:
-        run.restore(resume)
-    return run
+def _states(stepper: Stepper) -> Iterator[State]:
+    """Run the rows one by one. Gradients are off only while a row runs."""
+    with eval_mode(stepper.network.model):
+        with plain_tensors():
+            state = stepper.state(stepper.start)
+        yield state
+        for row in _bar(stepper):
+            with plain_tensors():
+                stepper.checked_step(row)
+                state = stepper.state(row + 1)
+            if stepper.request.callback is not None:
+                stepper.request.callback(state)
+            yield state
+    stepper.finish()
 
 
-def resolve_plan(
-    sampler: str | Plan,
-    steps: int | None = None,
-    schedule: Schedule | str | None = None,
-    prediction: str | None = None,
-    variance: str | None = None,
-    spacing: str | None = None,
-    eta: float | None = None,
-    clip: float | None = None,
-    sampler_options: Mapping[str, Any] | None = None,
-) -> Plan:
-    """The plan that ``sample``'s arguments ask for; None stands for a default."""
-    given = {"prediction": prediction, "spacing": spacing, "clip": clip, "variance": variance, "eta": eta}
-    given = {name: value for name, value in given.items() if value is not None}
-    if isinstance(sampler, Plan):
-        others = {"steps": steps, "schedule": schedule, "sampler_options": sampler_options}
-        extra = [*given, *(name for name, value in others.items() if value is not None)]
-        if extra:
-            raise ValueError(f"sampler is a Plan, which fixes {', '.join(extra)}; leave them out")
-        return sampler
-    if not isinstance(sampler, str):
-        raise TypeError(f"sampler must be a name or a Plan; got {type(sampler).__name__}")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}" + nearest(sampler, tuple(SAMPLERS)))
-    if sampler_options is not None and not isinstance(sampler_options, Mapping):
-        raise TypeError(f"sampler_options must be a mapping; got {type(sampler_options).__name__}")
-    options = {**given, **(sampler_options or {})}
-    if len(options) < len(given) + len(sampler_options or {}):
-        raise ValueError(f"sampler_options repeats {', '.join(sorted(set(given) & set(sampler_options or {})))}")
-    taken = {*inspect.signature(SAMPLERS[sampler]).parameters, *inspect.signature(levels).parameters} - {"ve", "walk"}
-    for name, default in (("eta", 0), ("variance", "fixed_small")):
-        value = options.get(name)
-        if name not in taken and isinstance(value, (int, float, str)) and value == default:
-            del options[name]
-    unknown = sorted(set(options) - set(taken))
-    if unknown:
-        raise ValueError(f"sampler={sampler!r} does not take {', '.join(unknown)}")
-    resolved = resolve_any_schedule("linear" if schedule is None else schedule)
-    options["steps"] = steps
-    # A tensor is hashed by what it is, not by its numbers, which may change.
-    options = {k: v.tolist() if isinstance(v, Tensor) and v.ndim == 1 else v for k, v in options.items()}
-    frozen = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
-    try:
-        return _plan(sampler, resolved, tuple((n, v, type(v)) for n, v in sorted(frozen.items())))
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        return SAMPLERS[sampler](resolved, **options)
+def _bar(stepper: Stepper) -> Any:
+    """The rows to run, under a progress bar where one is asked for."""
+    if not stepper.request.progress:
+        return stepper.rows
+    from tqdm import tqdm
 
-
-@lru_cache(maxsize=32)
-def _plan(sampler: str, schedule: Schedule, options: tuple[tuple[str, Any, type], ...]) -> Plan:
-    # A thousand rows take as long as a hundred steps of the loop; runs that differ by seed share them. The types are
-    # part of the key because 1 == True == 1.0.
-    return SAMPLERS[sampler](schedule, **{name: value for name, value, _ in options})
-
-
-def _rebuilding(arguments: dict[str, Any]) -> dict[str, Any]:
-    """How many steps ``resolve_plan``'s arguments ask for, and the plan that leaves out the first of them."""
-    if isinstance(arguments["sampler"], Plan):
-        return {"steps": None, "rebuilt": None}
-    options = arguments["sampler_options"] or {}
-    if "skip" in options:
-        raise ValueError("strength leaves out the first steps; it goes without sampler_options' skip")
-
-    def rebuilt(skip: int) -> Plan:
-        return resolve_plan(**{**arguments, "sampler_options": {**options, "skip": skip}})
-
-    return {"steps": arguments["steps"], "rebuilt": rebuilt}
-
-
-def _check_graph(
-    cuda_graph: object, device: torch.device, draws: NoiseSource, callback: object, cond_fn: object
-) -> None:
-    if not isinstance(cuda_graph, bool) and not (isinstance(cuda_graph, str) and cuda_graph == "auto"):
-        raise ValueError(f"cuda_graph must be 'auto', True or False; got {cuda_graph!r}")
-    if cuda_graph is not True:
-        return
-    if device.type != "cuda":
-        raise ValueError(f"cuda_graph=True needs a CUDA device; the model is on {device}")
-    if not draws.from_stream or callback is not None or cond_fn is not None:
-        raise ValueError("cuda_graph=True goes without generator, noise_fn, callback and cond_fn, which run eagerly")
+    return tqdm(stepper.rows, desc=stepper.plan.name, unit="step")

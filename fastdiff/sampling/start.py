@@ -1,4 +1,4 @@
-"""Where a run begins: noise, a noised image (image-to-image), an earlier run's state; and inpainting's images."""
+"""Where a run begins: noise, a given state, a noised image (image-to-image), an earlier run; inpainting's images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdiff.checks import check_int
+from fastdiff.checks import all_finite, check_finite, check_int
 from fastdiff.noise import INITIAL
 from fastdiff.plan.plan import Plan
+from fastdiff.plan.row import SLOTS
 from fastdiff.sampling.noise_source import NoiseSource
-from fastdiff.sampling.stepper import State
+from fastdiff.sampling.state import State
 
 
 def by_strength(
@@ -49,6 +50,7 @@ def initial_state(
     shape: tuple[int, ...],
     device: torch.device,
     draws: NoiseSource,
+    x_T: Tensor | None,
     x_init: Tensor | None,
     start: int,
     resume: State | None,
@@ -56,35 +58,51 @@ def initial_state(
 ) -> tuple[int, Tensor]:
     """The first row, and the state before it; the run writes to it, and the caller's tensors stay the caller's."""
     if resume is not None:
-        check_image("resume.x", resume.x, shape, device)
         row = check_int("resume.row", resume.row, 0, len(plan))
-        return row, resume.x.to(torch.float32).clone(memory_format=torch.contiguous_format)
-    if x_init is None:
-        x = draws.noise(INITIAL, 0, backend)
-        return 0, x if plan.init_sigma == 1 and draws.from_stream else x * plan.init_sigma
-    check_image("x_init", x_init, shape, device)
-    clean = x_init.detach().to(torch.float32).contiguous()
-    if start == len(plan):
-        return start, clean.clone()
-    return start, clean * plan[start].alpha + draws.noise(INITIAL, 0, backend) * plan[start].sigma
+        return row, _copied("resume.x", resume.x, shape, device)
+    if x_T is not None:
+        return start, _copied("x_T", x_T, shape, device)
+    if x_init is not None:
+        clean = _copied("x_init", x_init, shape, device)
+        if start == len(plan):
+            return start, clean
+        return start, clean * plan[start].alpha + _noise(draws, backend) * plan[start].sigma
+    x = _noise(draws, backend)
+    return 0, x if plan.init_sigma == 1 and draws.draw is None else x * plan.init_sigma
+
+
+def _noise(draws: NoiseSource, backend: str) -> Tensor:
+    z = draws.noise(INITIAL, 0, backend)
+    if draws.draw is not None and not all_finite(z):
+        raise FloatingPointError(f"noise_fn({INITIAL}, 0, shape) returned NaN or infinity")
+    return z
 
 
 def check_start(
-    plan: Plan, x_init: Tensor | None, start_step: int, strength: float | None, resume: State | None
+    plan: Plan,
+    x_T: Tensor | None,
+    x_init: Tensor | None,
+    start_step: int,
+    strength: float | None,
+    resume: State | None,
 ) -> None:
     """That the arguments which say where to begin go together."""
-    check_int("start_step", start_step, 0, len(plan) - 1)
+    check_int("start_step", start_step, 0, len(plan.rows) - 1)
     if resume is not None:
-        if x_init is not None or start_step != 0 or strength is not None:
-            raise ValueError("resume goes without x_init, start_step and strength")
+        if x_T is not None or x_init is not None or start_step != 0 or strength is not None:
+            raise ValueError("resume goes without x_T, x_init, start_step and strength")
         if not isinstance(resume, State):
             raise TypeError(f"resume must be a State; got {type(resume).__name__}")
+        if not isinstance(resume.slots, tuple) or len(resume.slots) != SLOTS:
+            raise ValueError(f"resume.slots must have {SLOTS} entries, tensors or None; got {resume.slots!r:.80}")
         return
+    if x_T is not None and (x_init is not None or strength is not None):
+        raise ValueError("x_T is the first state itself; it goes without x_init and strength, which would noise one")
     if strength is not None and start_step != 0:
         raise ValueError("strength says where to start; it goes without start_step")
-    if x_init is None and (start_step != 0 or strength is not None):
+    if x_T is None and x_init is None and (start_step != 0 or strength is not None):
         given = "strength" if strength is not None else f"start_step={start_step}"
-        raise ValueError(f"{given} needs x_init, the images to start from")
+        raise ValueError(f"{given} needs x_init, the images to start from, or x_T, the state there")
     if start_step != 0 and start_step not in plan.entries:
         raise ValueError(
             f"start_step is {start_step}, but from that row on the plan {plan.name!r} reads a history that only "
@@ -94,10 +112,8 @@ def check_start(
 
 def resolve_mask(
     mask: Tensor | None, known: Tensor | None, shape: tuple[int, ...], device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Inpainting's mask and known image as float32 [B, …], copies of the caller's."""
-    if mask is None and known is None:
-        return None, None
     if mask is None or known is None:
         raise ValueError("mask and known go together: give both or neither")
     if not isinstance(mask, Tensor):
@@ -112,19 +128,20 @@ def resolve_mask(
     wide = mask.detach().to(torch.float32)
     if not bool(((wide >= 0) & (wide <= 1)).all()):
         raise ValueError("mask must lie in [0, 1], 1 where the image is known")
-    check_image("known", known, shape, device)
-    image = known.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
-    if not bool(image.isfinite().all()):
-        raise ValueError("known must be finite, also where it is masked out")
+    image = _copied("known", known, shape, device)
     return wide.expand(shape).clone(memory_format=torch.contiguous_format), image
 
 
-def check_image(name: str, image: object, shape: tuple[int, ...], device: torch.device) -> None:
+def _copied(name: str, image: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A finite float32 copy of a checked tensor of the run's shape, contiguous."""
     if not isinstance(image, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(image).__name__}")
-    if not image.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor; got {image.dtype}")
+    if not image.is_floating_point() or image.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense floating-point tensor; got a {image.layout} one of {image.dtype}")
     if tuple(image.shape) != shape:
         raise ValueError(f"{name} must have shape {list(shape)}; got {list(image.shape)}")
     if image.device != device:
         raise ValueError(f"{name} must be on the model's device {device}; got {image.device}")
+    copy = image.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    check_finite(name, copy)
+    return copy

@@ -1,119 +1,184 @@
-"""One run of a plan: its buffers, which stay where they are from the first row to the last, and its loop."""
+"""One run of a plan: its buffers, which stay where they are from the first row to the last, and what runs a row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.acceleration import network as fast
-from fastdiff.noise import KNOWN
+from fastdiff.noise import KNOWN, NoiseKey
 from fastdiff.ops.update import bind
 from fastdiff.ops.update.checks import split_outputs
 from fastdiff.ops.update.operands import Operands
 from fastdiff.ops.update.reference import learned_sigma
-from fastdiff.plan.plan import SLOTS, Plan, Row
-from fastdiff.sampling.classifier_guidance import Classifier
-from fastdiff.sampling.guidance import Guidance, P, Q, mixed
-from fastdiff.sampling.model import Network, evaluating, first_tensor
-from fastdiff.sampling.noise_source import NoiseSource
-from fastdiff.sampling.thresholding import Thresholding
+from fastdiff.plan.row import SLOTS, Row
+from fastdiff.sampling.accelerated import planned_embeddings
+from fastdiff.sampling.guidance import P, Q, mixed
+from fastdiff.sampling.model import first_tensor
+from fastdiff.sampling.request import Request
+from fastdiff.sampling.state import State
 
 
-@dataclass(frozen=True)
-class State:
-    """The state of a run after a row: what ``resume=`` needs to go on, to the bit.
+@dataclass
+class Buffers:
+    """What a run reads and keeps, at fixed addresses: what a captured step must be given anew for another run.
 
-    Attributes:
-        x: float32 [B, …].
-        x0: the row's x̂_0, like x.
-        anchor: the saved x, or None where the plan has none.
-        slots: the history: four entries, tensors or None.
-        row: the number of the plan's next row.
+    Everything that differs between two runs of one kind stands here; a CUDA graph copies all of it, and two runs are of
+    one kind only where these have one signature.
     """
 
-    x: Tensor
-    x0: Tensor | None
+    x: Tensor  # float32 [B, …], the state
+    times: Tensor  # int64 or float32 [rows, stacked batch]
+    table: Tensor  # float32 [rows, columns]
+    nonfinite: Tensor  # int64 [1]: the first row whose network output is not finite
+    seeds: Tensor | None  # None in an eager run of one seed
+    samples: Tensor | None
     anchor: Tensor | None
-    slots: tuple[Tensor | None, ...]
-    row: int
+    slots: list[Tensor | None]
+    mask: Tensor | None
+    known: Tensor | None
+    kwargs: dict[str, Any]  # of the stacked call
+    plain: dict[str, Any]  # of a conditional call alone
+    embeddings: tuple[Tensor, ...] = ()  # an accelerated network's, of all rows
+
+    @classmethod
+    def of(cls, request: Request) -> Buffers:
+        """The buffers of a run that is to begin."""
+        plan, x, guidance, device = request.plan, request.x, request.guidance, request.network.device
+        times = torch.tensor(plan.timesteps, dtype=torch.float64, device="cpu")[:, None]
+        times = times.expand(-1, len(x) * guidance.calls)
+        key = request.noise.key
+        slots: list[Tensor | None] = [None] * SLOTS
+        for slot in plan.slots_used:
+            slots[slot] = torch.zeros_like(x)
+        return cls(
+            x=x,
+            times=times.to(torch.int64 if plan.integer_timesteps else torch.float32).to(device),
+            table=plan.device_table(guidance.weights, guidance.interval).to(device),
+            nonfinite=torch.full((1,), len(plan.rows), dtype=torch.int64, device=device),
+            seeds=key.seeds,
+            samples=key.samples,
+            anchor=torch.zeros_like(x) if plan.uses_anchor else None,
+            slots=slots,
+            mask=request.mask,
+            known=request.known,
+            kwargs=dict(guidance.kwargs),
+            plain=dict(guidance.plain),
+        )
+
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        """Every tensor, and every other value of a keyword, with its name."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, dict):
+                yield from ((f"{field.name}[{key!r}]", value[key]) for key in sorted(value))
+            elif isinstance(value, (list, tuple)):
+                yield from ((f"{field.name}[{i}]", entry) for i, entry in enumerate(value))
+            else:
+                yield field.name, value
+
+    def clone(self) -> Buffers:
+        """The same with every tensor copied."""
+
+        def cloned(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: entry.clone() if isinstance(entry, Tensor) else entry for key, entry in value.items()}
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(cloned, value))
+            return value.clone() if isinstance(value, Tensor) else value
+
+        return Buffers(**{field.name: cloned(getattr(self, field.name)) for field in fields(self)})
+
+    def copy_from(self, other: Buffers) -> None:
+        """Take every number of other buffers of this signature."""
+        for (_, mine), (_, others) in zip(self.entries(), other.entries(), strict=True):
+            if isinstance(mine, Tensor):
+                mine.copy_(others)
+
+    def signature(self, device: torch.device) -> tuple[Any, ...] | None:
+        """What two runs must share to share buffers on a device; None where a keyword's value cannot be compared.
+
+        Of a tensor that lies elsewhere it includes the numbers, which kernels take by value.
+        """
+        parts: list[tuple[Any, ...]] = []
+        for name, value in self.entries():
+            if name in ("seeds", "samples"):
+                continue  # a graph has both, of the batch's size, whether or not an eager run has
+            if not isinstance(value, Tensor):
+                parts.append((name, value))
+                continue
+            parts.append((name, tuple(value.shape), value.dtype, value.device, value.stride()))
+            if value.device.type == "cpu" != device.type:
+                parts.append((name, *value.flatten().tolist()))
+        try:
+            hash(tuple(parts))
+        except TypeError:
+            return None
+        return tuple(parts)
 
 
-class Run:
-    """One run of a plan over the state ``x`` [B, …], float32, from row ``start`` on.
+class Stepper:
+    """A run of a request: ``step(row)`` for each of ``rows``, then ``finish``.
 
-    ``mask`` and ``known`` are like x. A row without a network call leaves them alone, as it does clip and gain.
+    A row without a network call leaves mask, known, clip and gain alone. ``buffers`` are the run's own unless given:
+    a captured step's stay where they are when another run's numbers are copied in.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        plan: Plan,
-        x: Tensor,
-        start: int,
-        draws: NoiseSource,
-        guidance: Guidance,
-        backend: str,
-        *,
-        thresholding: Thresholding | None = None,
-        classifier: Classifier | None = None,
-        mask: Tensor | None = None,
-        known: Tensor | None = None,
-        keeps_x0: bool = False,
-        progress: bool = False,
-    ) -> None:
-        self.network, self.plan, self.x, self.start = network, plan, x, start
-        self.draws, self.guidance, self.backend, self.progress = draws, guidance, backend, progress
-        self.thresholding, self.classifier = thresholding, classifier
-        self.batch = len(x)
-        self.calls = guidance.row_calls(plan)  # how many times each row stacks the batch
-        device, dtype = network.device, network.dtype
-        table = plan.table(guidance.weights, guidance.interval)
-        stacked = (self.batch * guidance.calls, *x.shape[1:])
-        times = torch.tensor(plan.timesteps, dtype=torch.float64, device="cpu")[:, None].expand(-1, stacked[0])
-        self.times = times.to(torch.int64 if plan.integer_timesteps else torch.float32).to(device)
-        self.row_times = self.times.unbind()
+    x: Tensor  # the state, float32 [B, …]
+    rows: range  # the numbers of the rows to run
+
+    def __init__(self, request: Request, buffers: Buffers | None = None, keeps_x0: bool = False) -> None:
+        self.request, self.plan, self.start = request, request.plan, request.start
+        self.rows = range(self.start, len(self.plan.rows))
+        self.network, self.guidance, self.noise = request.network, request.guidance, request.noise
+        self.buffers = b = Buffers.of(request) if buffers is None else buffers
+        self.x, self.batch = b.x, len(b.x)
+        self.calls = self.guidance.row_calls(self.plan)  # how many times each row stacks the batch
+        self.row_times = b.times.unbind()
         # The network reads x itself where that is what it takes; else the update writes its input as it goes.
         self.shares_x = (
-            dtype == torch.float32
-            and network.layout == torch.contiguous_format
-            and guidance.calls == 1
-            and all(row.c_in == 1 for row in plan)
+            self.network.dtype == torch.float32
+            and self.network.layout == torch.contiguous_format
+            and self.guidance.calls == 1
+            and self.plan.shows_x
         )
-        # An accelerated network's time embedding, of all rows at once.
-        accelerated = fast.network_of(network.model)
-        with torch.no_grad():
-            self.rows = None if accelerated is None else accelerated.rows(self.times[:, 0])
-        self.net_in = x
+        self.planned, b.embeddings = planned_embeddings(self.network.model, b.times)
+        self.net_in = b.x
         if not self.shares_x:
-            self.net_in = torch.empty(stacked, dtype=dtype, device=device, memory_format=network.layout)
-        self.nonfinite = torch.full((1,), len(plan), dtype=torch.int64, device=device)
+            stacked = (self.batch * self.guidance.calls, *b.x.shape[1:])
+            self.net_in = torch.empty(
+                stacked, dtype=self.network.dtype, device=self.network.device, memory_format=self.network.layout
+            )
+        key = self.noise.key if b.seeds is None else NoiseKey(seeds=b.seeds, samples=b.samples)
         self.operands = o = Operands(
-            x, x, table.to(torch.float32).to(device), draws.key, host_table=table, nonfinite=self.nonfinite
-        )
-        if not self.shares_x:
-            o.model_input = self.net_in[: self.batch]
-        if plan.uses_anchor:
-            o.anchor = o.anchor_out = torch.zeros_like(x)
-        for slot in plan.slots_used:
-            o.slots[slot] = o.slots_out[slot] = torch.zeros_like(x)
-        if guidance.rescale:
-            o.gain = torch.ones(self.batch, dtype=torch.float32, device=device)
-        if thresholding is not None:
-            o.clip = torch.ones(self.batch, 2, dtype=torch.float32, device=device)
-        if classifier is not None:
-            o.gradient = torch.zeros_like(x)
-        o.mask, o.known = mask, known
+            b.x, b.x, b.table, key, anchor=b.anchor, anchor_out=b.anchor, slots=list(b.slots), slots_out=list(b.slots),
+            mask=b.mask, known=b.known, nonfinite=b.nonfinite,
+            host_table=self.plan.table(self.guidance.weights, self.guidance.interval),
+            model_input=None if self.shares_x else self.net_in[: self.batch],
+        )  # fmt: skip
+        if self.guidance.rescale:
+            o.gain = torch.ones(self.batch, dtype=torch.float32, device=b.x.device)
+        if request.thresholding is not None:
+            o.clip = torch.ones(self.batch, 2, dtype=torch.float32, device=b.x.device)
+        if request.classifier is not None:
+            o.gradient = torch.zeros_like(b.x)
         if keeps_x0:
-            o.x0_out = torch.empty_like(x)
-        self.update = bind(o, backend)
-        # What rows without a network call do, beside noise: nothing but their linear combination.
-        bare = replace(o, gain=None, clip=None, gradient=None, mask=None, known=None)
-        self.change = bind(bare, backend) if 0 in self.calls else self.update
+            o.x0_out = torch.empty_like(b.x)
+        self.update = self.change = bind(o, request.backend)
+        if 0 in self.calls:
+            # What rows without a network call do, beside noise: nothing but their linear combination.
+            bare = replace(o, gain=None, clip=None, gradient=None, mask=None, known=None)
+            self.change = bind(bare, request.backend)
+        # The first row at which something other than the network was not finite, by who made it; kept on a GPU.
+        self.culprits: dict[str, Tensor] = {}
+        if request.resume is not None and buffers is None:
+            self._restore(request.resume)
+        self.first_input()
 
     # ---- one row
 
@@ -123,20 +188,39 @@ class Run:
             self.net_in[: self.batch].copy_(self.x * self.plan[self.start].c_in)
             self.stack()
 
+    def step(self, index: int) -> None:
+        """Run row ``index`` eagerly."""
+        row = self.plan.rows[index]
+        update = self.update if row.calls_model else self.change
+        if row.calls_model:
+            variance = self.call(self.row_times[index], index, self.calls[index])
+            if self.request.classifier is not None and row.uses("g"):
+                self.guide(row, index, variance)
+        else:
+            update.set_outputs(())
+        if self.noise.draw is not None:
+            self.draw(row, index)
+        update(index)
+        if self.guidance.calls > 1:
+            self.stack()
+
+    def checked_step(self, index: int) -> None:
+        """``step``; on a CPU, where that waits for nothing, FloatingPointError for a network output not finite."""
+        self.step(index)
+        if self.network.device.type == "cpu":
+            self.check_finite(index + 1)
+
     def call(self, times: Tensor, index: int | Tensor, count: int) -> Tensor | None:
         """Call the network with ``count`` stacked batches and hand its outputs to the update of row ``index``.
 
         Returns the learned variance's channels, where the plan has them.
         """
-        with nullcontext() if self.rows is None else self.rows.at(index):
-            return self._call(times, index, count)
-
-    def _call(self, times: Tensor, index: int | Tensor, count: int) -> Tensor | None:
-        version = self.net_in._version
-        if count == self.guidance.calls:
-            out = self.network.model(self.net_in, times, **self.guidance.kwargs)
-        else:
-            out = self.network.model(self.net_in[: self.batch], times[: self.batch], **self.guidance.plain)
+        model, b, version = self.network.model, self.buffers, self.net_in._version
+        with nullcontext() if self.planned is None else self.planned.at(index):
+            if count == self.guidance.calls:
+                out = model(self.net_in, times, **b.kwargs)
+            else:
+                out = model(self.net_in[: self.batch], times[: self.batch], **b.plain)
         if self.shares_x and self.net_in._version != version:
             raise ValueError("model changed its input in place; it must not, since that is the sampler's state")
         out = out if isinstance(out, Tensor) else first_tensor(out)
@@ -164,103 +248,96 @@ class Run:
             else:
                 o.gain.fill_(1.0)
             m = m * o.gain[:, None]
-        if self.thresholding is not None and o.clip is not None:
-            self.thresholding.bounds(self.x.view(self.batch, -1) * row[P] + m * row[Q], o.clip)
+        if self.request.thresholding is not None and o.clip is not None:
+            self.request.thresholding.bounds(self.x.view(self.batch, -1) * row[P] + m * row[Q], o.clip)
 
-    def step(self, index: int) -> None:
-        """Run row ``index`` eagerly."""
-        row, times = self.plan[index], self.row_times[index]
-        update = self.update if row.calls_model else self.change
-        if row.calls_model:
-            variance = self.call(times, index, self.calls[index])
-            if self.classifier is not None and row.uses("g"):
-                self.guide(row, times, variance)
-        else:
-            update.set_outputs(())
-        if not self.draws.from_stream:
-            z = self.draws.noise(row.stream, index, self.backend) if row.uses("z") else None
-            known = row.calls_model and self.operands.mask is not None and index + 1 < len(self.plan)
-            known = known and self.plan[index + 1].sigma != 0
-            update.set_noise(z, self.draws.noise(KNOWN, index, self.backend) if known else None)
-        update(index)
-        self.stack()
-
-    def guide(self, row: Row, times: Tensor, variance: Tensor | None) -> None:
+    def guide(self, row: Row, index: int, variance: Tensor | None) -> None:
         """Take the classifier's gradient at the state, times the network's variance where the row has a learned one."""
-        g = self.operands.gradient
-        assert self.classifier is not None
+        classifier, g = self.request.classifier, self.operands.gradient
+        assert classifier is not None
         assert g is not None
-        self.classifier.gradient(self.x, times[: self.batch], g)
+        classifier.gradient(self.x, self.row_times[index][: self.batch], g)
+        self.watch("cond_fn", g, index)
         if variance is not None and row.variance is not None and row.log_variance is not None:
             g.mul_(learned_sigma(variance.to(torch.float32), *row.log_variance).square_())
 
+    def draw(self, row: Row, index: int) -> None:
+        """Take the row's noise, and a known image's, from ``generator`` or ``noise_fn``."""
+        z = known = None
+        if row.uses("z"):
+            z = self.noise.noise(row.stream, index, self.request.backend)
+            self.watch("noise_fn", z, index)
+        if row.calls_model and self.operands.mask is not None and index + 1 < len(self.plan):
+            if self.plan[index + 1].sigma != 0:
+                known = self.noise.noise(KNOWN, index, self.request.backend)
+                self.watch("noise_fn", known, index)
+        (self.update if row.calls_model else self.change).set_noise(z, known)
+
     def stack(self) -> None:
         """Repeat the network's input for the guided calls."""
-        if self.guidance.calls > 1:
-            for k in range(1, self.guidance.calls):
-                self.net_in[k * self.batch : (k + 1) * self.batch].copy_(self.net_in[: self.batch])
+        for k in range(1, self.guidance.calls):
+            self.net_in[k * self.batch : (k + 1) * self.batch].copy_(self.net_in[: self.batch])
+
+    # ---- whether all is finite
+
+    def watch(self, author: str, tensor: Tensor, index: int) -> None:
+        """Raise if what ``author`` made for row ``index`` is not finite; on a GPU remember it, without waiting."""
+        if tensor.device.type == "cpu":
+            if not np.isfinite(tensor.numpy()).all():
+                raise self._not_finite(author, index)
+            return
+        first = self.culprits.setdefault(author, torch.full_like(self.buffers.nonfinite, len(self.plan)))
+        first.copy_(torch.where(tensor.isfinite().all(), first, first.clamp(max=index)))
 
     def check_finite(self, rows: int) -> None:
-        """Raise if a network output was not finite in the first ``rows`` rows. Waits for the device."""
-        row = int(self.nonfinite)
+        """Raise FloatingPointError if something was not finite in the first ``rows`` rows. Waits for the device."""
+        row, author = int(self.buffers.nonfinite), "the model"
+        for name, first in self.culprits.items():
+            if int(first) < row:
+                row, author = int(first), name
         if row < rows:
-            t = self.plan[row].t
-            raise FloatingPointError(f"the model returned NaN or infinity at row {row} of {len(self.plan)} (t = {t:g})")
+            raise self._not_finite(author, row)
 
-    # ---- all rows
+    def _not_finite(self, author: str, row: int) -> FloatingPointError:
+        t = self.plan[row].t
+        return FloatingPointError(f"{author} returned NaN or infinity at row {row} of {len(self.plan)} (t = {t:g})")
 
-    def finish(self, callback: Callable[[State], Any] | None, cuda_graph: bool | str) -> Tensor:
-        """Run every row and return x; among ``plain_tensors``."""
-        from fastdiff.sampling.graph import stepping
-
-        self.first_input()
-        with evaluating(self.network.model), stepping(self, cuda_graph if callback is None else False) as step:
-            for index in self._bar():
-                step(index)
-                if self.network.device.type == "cpu":
-                    self.check_finite(index + 1)
-                if callback is not None:
-                    callback(self.state(index + 1))
-        self.check_finite(len(self.plan))
-        return self.x
-
-    def states(self, callback: Callable[[State], Any] | None) -> Iterator[State]:
-        """Run the rows one by one, yielding the state after each. Gradients are off only while a row runs."""
-        with evaluating(self.network.model):
-            with plain_tensors():
-                self.first_input()
-            for index in self._bar():
-                with plain_tensors():
-                    self.step(index)
-                    if self.network.device.type == "cpu":
-                        self.check_finite(index + 1)
-                    state = self.state(index + 1)
-                if callback is not None:
-                    callback(state)
-                yield state
-        self.check_finite(len(self.plan))
-
-    def _bar(self) -> Any:
-        rows = range(self.start, len(self.plan))
-        if not self.progress:
-            return rows
-        from tqdm import tqdm
-
-        return tqdm(rows, desc=self.plan.name, unit="step")
+    def finish(self) -> Tensor:
+        """The state after the last row; FloatingPointError where it or a network output was not finite."""
+        x, last = self.x, len(self.plan.rows)
+        if x.device.type == "cpu":
+            self.check_finite(last)
+            finite = bool(np.isfinite(x.numpy()).all())  # torch's threads would hang in a forked child
+        else:  # one number is read back, whatever it says
+            word = int(torch.where(x.isfinite().all(), self.buffers.nonfinite, self.buffers.nonfinite - last - 1))
+            finite = word >= 0
+            if not finite or word < last or self.culprits:
+                self.check_finite(last)
+        if not finite:
+            raise FloatingPointError(
+                f"the state after the last row of the plan {self.plan.name!r} holds NaN or infinity, though every "
+                "network output was finite: its numbers went beyond float32"
+            )
+        return x
 
     # ---- states
 
+    def numbered(self) -> Buffers:
+        """The buffers with seeds and sample numbers as tensors [B], as a captured step reads them."""
+        seeds, samples = self.noise.key.tensors(self.batch, self.network.device)
+        return replace(self.buffers, seeds=seeds, samples=samples)
+
     def state(self, row: int) -> State:
         """A copy of the state, ``row`` being the next to run."""
-        o = self.operands
-        slots = tuple(None if slot is None else slot.clone() for slot in o.slots)
-        x0, anchor = (None if t is None else t.clone() for t in (o.x0_out, o.anchor))
-        return State(self.x.clone(), x0, anchor, slots, row)
+        b, x0 = self.buffers, self.operands.x0_out
+        slots = tuple(None if slot is None else slot.clone() for slot in b.slots)
+        anchor = None if b.anchor is None else b.anchor.clone()
+        return State(b.x.clone(), None if x0 is None or row == self.start else x0.clone(), anchor, slots, row)
 
-    def restore(self, state: State) -> None:
+    def _restore(self, state: State) -> None:
         """Take the anchor and the slots of an earlier run."""
         names = ["resume.anchor", *(f"resume.slots[{i}]" for i in range(SLOTS))]
-        pairs = zip(names, [self.operands.anchor, *self.operands.slots], [state.anchor, *state.slots], strict=True)
+        pairs = zip(names, [self.buffers.anchor, *self.buffers.slots], [state.anchor, *state.slots], strict=True)
         for name, mine, saved in pairs:
             if mine is None:
                 continue

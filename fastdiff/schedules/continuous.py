@@ -1,6 +1,6 @@
 """Processes without a table of β: EDM's variance-exploding one and flow matching's straight line.
 
-They serve every sampler that walks levels (``schedules.spacing``) in place of a ``NoiseSchedule``.
+They serve every sampler but DDPM, RePaint, LCM and TCD in place of a ``NoiseSchedule``.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastdiff.checks import check_number
-from fastdiff.schedules.level import Level
+from fastdiff.checks import check_number, check_positive
+from fastdiff.schedules.level import Level, Schedule
 
 
 @dataclass(frozen=True)
-class EDMSchedule:
+class EDMSchedule(Schedule):
     """x = x_0 + σ ε, the network shown x/√(σ² + σ_data²) and told ¼ ln σ (Karras et al. 2022, Table 1, column EDM).
 
     Use it with prediction="edm" for F-networks; a network that returns the denoised image has prediction="sample".
@@ -22,17 +22,18 @@ class EDMSchedule:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
-    default_spacing = "karras"
+    whole_timesteps = False
 
     def __post_init__(self) -> None:
-        _positive(sigma_min=self.sigma_min, sigma_max=self.sigma_max, sigma_data=self.sigma_data)
+        for name in ("sigma_min", "sigma_max", "sigma_data"):
+            if not 1e-100 < check_positive(name, getattr(self, name)) < 1e100:
+                raise ValueError(f"{name} is {getattr(self, name)}, whose square is beyond float64")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min must be below sigma_max; got {self.sigma_min} and {self.sigma_max}")
 
-    def at(self, sigma: float, *, ve: bool = True) -> Level:
-        """The level of noise σ ≥ 0. ``ve`` is there for ``NoiseSchedule.at``'s sake: these states are VE."""
-        if not 0 <= sigma < math.inf:
-            raise ValueError(f"sigma must be finite and not negative; got {sigma}")
+    def at(self, sigma: float) -> Level:
+        """The level of noise σ ≥ 0."""
+        check_number("sigma", sigma, 0)
         if sigma == 0:  # t = ln 0 is nothing to tell a network: no sampler calls it there
             return Level(0.0, 1.0, 0.0, 1 / self.sigma_data, self.sigma_data)
         c_in = 1 / math.hypot(sigma, self.sigma_data)
@@ -42,9 +43,13 @@ class EDMSchedule:
         """The σ that t = ¼ ln σ stands for."""
         return math.exp(4 * t)
 
+    def level(self, t: float) -> Level:
+        """The level at which the network is told t = ¼ ln σ."""
+        return self.at(self.sigma_at(t))
+
 
 @dataclass(frozen=True)
-class FlowSchedule:
+class FlowSchedule(Schedule):
     """x = (1 − σ) x_0 + σ ε, the network told T·σ (Lipman et al. 2023; Esser et al. 2024).
 
     ``shift`` s moves every σ to s σ/(1 + (s − 1) σ) (Esser et al. 2024, Equation 23): more steps where there is noise.
@@ -55,7 +60,9 @@ class FlowSchedule:
     default_spacing = "trailing"
 
     def __post_init__(self) -> None:
-        _positive(shift=self.shift, T=self.T)
+        for name in ("shift", "T"):
+            if not 1e-12 < check_positive(name, getattr(self, name)) < 1e100:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 1e-12 and 1e100")
 
     @classmethod
     def for_tokens(
@@ -72,13 +79,17 @@ class FlowSchedule:
 
         μ is base_shift at base_tokens and max_shift at max_tokens; the tokens are the latents' patches.
         """
-        _positive(tokens=tokens, base_tokens=base_tokens, max_tokens=max_tokens)
+        for name, count in (("tokens", tokens), ("base_tokens", base_tokens), ("max_tokens", max_tokens)):
+            check_positive(name, count)
         for name, value in (("base_shift", base_shift), ("max_shift", max_shift)):
             check_number(name, value, -100.0, 100.0)
         if base_tokens == max_tokens:
             raise ValueError(f"base_tokens and max_tokens must differ; got {base_tokens}")
         slope = (max_shift - base_shift) / (max_tokens - base_tokens)
-        return cls(math.exp(base_shift + slope * (tokens - base_tokens)), T)
+        mu = base_shift + slope * (tokens - base_tokens)
+        if not abs(mu) < 700:
+            raise ValueError(f"tokens is {tokens}, for which the shift e^{mu:g} is beyond float64")
+        return cls(math.exp(mu), T)
 
     @property
     def sigma_min(self) -> float:
@@ -93,20 +104,32 @@ class FlowSchedule:
         """An unshifted σ where ``shift`` moves it."""
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
-    def at(self, sigma: float, *, ve: bool = False) -> Level:
-        """The level of noise σ in [0, 1], shift included. ``ve`` is there for ``NoiseSchedule.at``'s sake alone."""
-        if not 0 <= sigma <= 1:
-            raise ValueError(f"a flow's sigma must be in [0, 1]; got {sigma}")
+    def at(self, sigma: float) -> Level:
+        """The level of noise σ in [0, 1], shift included."""
+        check_number("a flow's sigma", sigma, 0, 1)
         return Level(sigma * self.T, 1.0 - sigma, sigma)
 
     def sigma_at(self, t: float) -> float:
         """The σ that the network's t = T·σ stands for."""
         return t / self.T
 
+    def level(self, t: float) -> Level:
+        """The level at which the network is told t = T·σ."""
+        return self.at(self.sigma_at(t))
 
-def _positive(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite; got {value}")
+    def at_ratio(self, ratio: float) -> Level:
+        """The level where σ/α = σ/(1 − σ) is ``ratio``."""
+        return self.at(ratio / (1 + ratio))
+
+    def indexed(self, spacing: str, count: int, steps_offset: int = 0) -> list[Level]:
+        """Evenly in the unshifted σ: trailing from 1 down in steps of 1/count, linspace from 1 to 1/T."""
+        if spacing == "trailing":
+            unshifted = [1 - i / count for i in range(count)]
+        elif spacing == "linspace":
+            least = 1 / self.T
+            unshifted = [1 + (least - 1) * i / (count - 1) if count > 1 else 1.0 for i in range(count)]
+        else:
+            raise ValueError(
+                f"spacing {spacing!r} needs a NoiseSchedule; a flow takes trailing, linspace or a sigma spacing"
+            )
+        return [self.at(self.shifted(u)) for u in unshifted]

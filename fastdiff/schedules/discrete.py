@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastdiff.checks import nearest
-from fastdiff.schedules.level import Level
+from fastdiff.checks import check_finite_number, check_int, check_number
+from fastdiff.schedules.level import Level, Schedule
+from fastdiff.schedules.timesteps import select
 
 
 @dataclass(frozen=True, eq=False)
-class NoiseSchedule:
+class NoiseSchedule(Schedule):
     """The cumulative products ᾱ_t = Π_{i≤t} (1 − β_i) of a discrete diffusion process, index 0 being the least noisy.
 
     ``alphas_cumprod`` is a float64 CPU tensor [T] with 0 ≤ ᾱ ≤ 1 that never increases; treat it as immutable.
@@ -69,9 +69,14 @@ class NoiseSchedule:
         """√(1 − ᾱ_t), the noise's factor in x_t = α_t x_0 + σ_t ε, float64 [T]."""
         return _sqrt(1 - self.alphas_cumprod)
 
-    # ---- levels: the schedule as samplers walk it
+    # ---- levels: the schedule as samplers see it
 
     default_spacing = "trailing"
+
+    @property
+    def table_length(self) -> int:
+        """T."""
+        return len(self)
 
     @property
     def sigma_min(self) -> float:
@@ -83,20 +88,29 @@ class NoiseSchedule:
         """√((1 − ᾱ)/ᾱ) at index T − 1, infinite where ᾱ is 0."""
         return self.sigma_at(len(self) - 1)
 
-    def level(self, t: float, *, ve: bool = False) -> Level:
-        """The level at an index, as a VP state or a VE one; between two indices σ/α is interpolated linearly.
-
-        Raises ValueError for t outside [0, T − 1].
-        """
+    def level(self, t: float) -> Level:
+        """The level at an index; between two, σ/α is interpolated linearly. ValueError for t outside [0, T − 1]."""
         self._check_time(t)
-        if not ve and float(t).is_integer():
+        if float(t).is_integer():
             bar = float(self.alphas_cumprod[int(t)])
             return Level(t, math.sqrt(bar), math.sqrt(1 - bar))
-        return _level(t, self.sigma_at(t), ve)
+        return _vp_level(t, self.sigma_at(t))
 
-    def at(self, sigma: float, *, ve: bool = False) -> Level:
+    def at(self, sigma: float) -> Level:
         """The level where σ/α is ``sigma``; its timestep is interpolated linearly in ln σ (Karras et al. 2022)."""
-        return _level(self.time_at(sigma), sigma, ve)
+        return _vp_level(self.time_at(sigma), sigma)
+
+    def least(self) -> Level:
+        """The level at index 0."""
+        return self.level(0)
+
+    def indexed(self, spacing: str, count: int, steps_offset: int = 0) -> list[Level]:
+        """The levels at the indices that ``timesteps.select`` chooses."""
+        return [self.level(t) for t in select(len(self), count, spacing, steps_offset)]
+
+    def as_ve(self) -> VESchedule:
+        """The same process with its states written as x_0 + σ ε, σ = √((1 − ᾱ)/ᾱ), as k-diffusion has them."""
+        return VESchedule(self)
 
     def sigma_at(self, t: float) -> float:
         """σ/α = √((1 − ᾱ)/ᾱ) at an index t of [0, T − 1], or linearly between two; infinite where ᾱ is 0."""
@@ -107,7 +121,7 @@ class NoiseSchedule:
 
     def time_at(self, sigma: float) -> float:
         """The index whose σ/α is ``sigma`` ≥ 0, linearly in ln σ between two, 0 or T − 1 beyond the ends."""
-        if not sigma >= 0:
+        if not check_number("sigma", sigma, -math.inf, math.inf) >= 0:
             raise ValueError(f"sigma must not be negative; got {sigma}")
         bar = 1 / (1 + sigma**2)
         falling = self.alphas_cumprod
@@ -122,8 +136,7 @@ class NoiseSchedule:
         return above - 1 + (math.log(sigma) - math.log(a)) / (math.log(b) - math.log(a))
 
     def _check_time(self, t: float) -> None:
-        if not 0 <= t <= len(self) - 1:
-            raise ValueError(f"t must be in [0, {len(self) - 1}]; got {t}")
+        check_number("t", t, 0, len(self) - 1)
 
     def _ratio(self, index: int) -> float:
         bar = float(self.alphas_cumprod[index])
@@ -231,22 +244,67 @@ class NoiseSchedule:
         return cls.from_betas((1 - ratio).clamp(max=max_beta))
 
 
-def resolve_schedule(schedule: NoiseSchedule | str) -> NoiseSchedule:
-    """A NoiseSchedule as it is, or one of the named ones with its default numbers and T = 1000."""
-    if isinstance(schedule, NoiseSchedule):
-        return schedule
-    if isinstance(schedule, str):
-        if schedule not in NAMED:
-            raise ValueError(f"schedule is {schedule!r}" + nearest(schedule, tuple(NAMED)))
-        return NAMED[schedule]
-    raise TypeError(f"schedule must be a NoiseSchedule or a name; got {type(schedule).__name__}")
+@dataclass(frozen=True)
+class VESchedule(Schedule):
+    """A NoiseSchedule whose states are x_0 + σ ε, the network shown x/√(1 + σ²) (``NoiseSchedule.as_ve``)."""
+
+    table: NoiseSchedule
+    default_spacing = NoiseSchedule.default_spacing
+
+    @property
+    def table_length(self) -> int:
+        """T."""
+        return len(self.table)
+
+    @property
+    def sigma_min(self) -> float:
+        """The table's."""
+        return self.table.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        """The table's."""
+        return self.table.sigma_max
+
+    def sigma_at(self, t: float) -> float:
+        """The table's σ/α at t."""
+        return self.table.sigma_at(t)
+
+    def level(self, t: float) -> Level:
+        """``NoiseSchedule.level`` of the rescaled state."""
+        return _ve_level(t, self.table.sigma_at(t))
+
+    def at(self, sigma: float) -> Level:
+        """``NoiseSchedule.at`` of the rescaled state."""
+        return _ve_level(self.table.time_at(sigma), sigma)
+
+    def least(self) -> Level:
+        """The level at index 0."""
+        return self.level(0)
+
+    def indexed(self, spacing: str, count: int, steps_offset: int = 0) -> list[Level]:
+        """The levels at the indices that ``timesteps.select`` chooses."""
+        return [self.level(t) for t in select(len(self.table), count, spacing, steps_offset)]
 
 
-def _level(t: float, ratio: float, ve: bool) -> Level:
-    scale = 1 / math.sqrt(1 + ratio**2) if math.isfinite(ratio) else 0.0
-    if ve:
-        return Level(t, 1.0, ratio, scale)
+def check_table(schedule: object) -> NoiseSchedule:
+    """The schedule, or TypeError for one that is no table of ᾱ."""
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
+    return schedule
+
+
+def _scale(ratio: float) -> float:
+    return 1 / math.sqrt(1 + ratio**2) if math.isfinite(ratio) else 0.0
+
+
+def _vp_level(t: float, ratio: float) -> Level:
+    scale = _scale(ratio)
     return Level(t, scale, ratio * scale if scale else 1.0)
+
+
+def _ve_level(t: float, ratio: float) -> Level:
+    return Level(t, 1.0, ratio, _scale(ratio))
 
 
 def _sqrt(values: torch.Tensor) -> torch.Tensor:
@@ -272,25 +330,11 @@ def _vector(name: str, values: Any) -> torch.Tensor:
 
 
 def _check_T(T: int, name: str = "T") -> int:
-    if isinstance(T, bool) or not isinstance(T, int):
-        raise TypeError(f"{name} must be an int; got {type(T).__name__}")
-    if T < 1:
-        raise ValueError(f"{name} must be at least 1; got {T}")
-    if T >= 1 << 24:  # as many rows as a plan may have, and 128 MB of ᾱ
-        raise ValueError(f"{name} must be below 2**24; got {T}")
-    return T
+    return check_int(name, T, 1, (1 << 24) - 1)  # as many rows as a plan may have, and 128 MB of ᾱ
 
 
 def _number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite; got {value}")
-    return number
+    return float(check_finite_number(name, value))
 
 
 def _linspace(T: int, start: float, end: float) -> torch.Tensor:
@@ -321,9 +365,3 @@ def _diffusers_config(scheduler: Any) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{file} must hold a JSON object")
     return config
-
-
-# Made once, in a fraction of a millisecond: torch.compile could not trace their making.
-NAMED = {
-    name: getattr(NoiseSchedule, name)() for name in ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas")
-}

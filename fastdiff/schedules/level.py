@@ -1,12 +1,13 @@
-"""A level is a point of a sampler's walk; a prediction type is what a network's output means there.
+"""A level is where a sampler stops; a schedule knows its levels; a prediction type is what a network's output means.
 
-Every walk is a list of levels and every network's output is linear in (x, x̂_0, ε), so a sampler needs no more than this
+A sampler stops at a list of levels and every network's output is linear in (x, x̂_0, ε), so it needs no more than this
 page to serve VP states (x = √ᾱ x_0 + √(1−ᾱ) ε), VE states (x = x_0 + σ ε), EDM's preconditioning and flow matching.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from fastdiff.checks import nearest
@@ -42,6 +43,69 @@ class Level:
         if self.sigma == 0:
             return math.inf
         return math.log(self.alpha / self.sigma) if self.alpha else -math.inf
+
+
+class Schedule(ABC):
+    """What a sampler asks of a noise process; a class that answers it is a schedule like fastdiff's own.
+
+    ``sigma`` is σ/α throughout, the noise-to-signal ratio; a flow's is its own σ, with α = 1 − σ.
+
+    Attributes:
+        default_spacing: the ``Spacing`` of samplers that have none of their own.
+        whole_timesteps: whether a network is told whole numbers, to which ``Spacing.quantize`` may round.
+    """
+
+    default_spacing: str = "karras"
+    whole_timesteps: bool = True
+
+    @property
+    @abstractmethod
+    def sigma_min(self) -> float:
+        """The least σ."""
+
+    @property
+    @abstractmethod
+    def sigma_max(self) -> float:
+        """The largest σ."""
+
+    @property
+    def table_length(self) -> int | None:
+        """How many timesteps the process has, where it is discrete; None where it is continuous."""
+        return None
+
+    @abstractmethod
+    def at(self, sigma: float) -> Level:
+        """The level of noise ``sigma``; 0 is the image."""
+
+    @abstractmethod
+    def level(self, t: float) -> Level:
+        """The level at which the network is told t."""
+
+    def at_ratio(self, ratio: float) -> Level:
+        """The level where σ/α is ``ratio``."""
+        return self.at(ratio)
+
+    def least(self) -> Level:
+        """The level of the least σ."""
+        return self.at(self.sigma_min)
+
+    def indexed(self, spacing: str, count: int, steps_offset: int = 0) -> list[Level]:
+        """The ``count`` levels of an index spacing; ValueError where the schedule has none of that name."""
+        raise ValueError(
+            f"spacing {spacing!r} needs a schedule with a table; take karras, exponential, logsnr, polyexponential or "
+            "beta"
+        )
+
+    def as_ve(self) -> Schedule:
+        """The schedule with states x_0 + σ ε (variance exploding); itself where they are, or are no VP states."""
+        return self
+
+
+def check_schedule(schedule: object) -> Schedule:
+    """The schedule, or TypeError for what is none."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a NoiseSchedule, EDMSchedule or FlowSchedule; got {type(schedule).__name__}")
+    return schedule
 
 
 def x0_terms(prediction: str, level: Level) -> tuple[float, float]:

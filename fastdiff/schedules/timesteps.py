@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from fastdiff.checks import check_int, nearest
-from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.checks import check_choice, check_int
 
 SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 
 
-def select(
-    schedule: NoiseSchedule,
-    steps: int | None,
-    spacing: str,
-    timesteps: Sequence[float] | None,
-    steps_offset: int = 0,
-) -> list[float]:
-    """The indices to visit, falling (Lin et al. 2024, Table 2).
+def select(T: int, steps: int | None, spacing: str, steps_offset: int = 0) -> list[float]:
+    """The indices of a table of T to visit, falling (Lin et al. 2024, Table 2).
 
     leading: multiples of T // steps from 0, plus steps_offset; trailing: from T − 1 down in steps of T / steps;
-    linspace: T − 1 … 0; quadratic: the same squared (Song et al. 2021, Appendix D.2). ``timesteps`` lists them instead,
-    between indices too. ``steps=None`` visits all T. Halves round to even.
+    linspace: T − 1 … 0; quadratic: the same squared (Song et al. 2021, Appendix D.2). ``steps=None`` visits all T.
+    Halves round to even.
     """
-    if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
-    if not isinstance(spacing, str) or spacing not in SPACINGS:
-        raise ValueError(f"spacing is {spacing!r}" + nearest(spacing, SPACINGS))
-    T = len(schedule)
-    if steps_offset and (spacing != "leading" or timesteps is not None):
-        raise ValueError(f"steps_offset goes with spacing='leading' alone; got {steps_offset}")
-    if timesteps is not None:
-        chosen = listed("timesteps", timesteps, steps)
-        for i, t in enumerate(chosen):
-            if not 0 <= t <= T - 1:
-                raise ValueError(f"timesteps[{i}] must be in [0, {T - 1}]; got {t:g}")
-        if any(a <= b for a, b in pairwise(chosen)):
-            raise ValueError("timesteps must fall strictly")
-        return chosen
+    check_choice("spacing", spacing, SPACINGS)
+    chosen: list[float]
     count = T if steps is None else check_int("steps", steps, 1, T)
     gap = (T - 1) / (count - 1) if count > 1 else 0.0
     if spacing == "leading":

@@ -159,7 +159,9 @@ def test_half_precision_and_sources_of_noise(seed):
     full = k_diffusion.sample_euler_ancestral(model, x, sigmas, disable=True, seed=3)
     one = k_diffusion.sample_euler_ancestral(model, x[:1], sigmas, disable=True, seed=3)
     assert torch.equal(full[:1], one)
-    plan = fastdiff.samplers.euler(fastdiff.EDMSchedule(), prediction="sample", sigmas=ENDS[0])
+    plan = fastdiff.samplers.euler(
+        fastdiff.EDMSchedule(), prediction="sample", spacing=fastdiff.Spacing(sigmas=ENDS[0])
+    )
 
     def scaled(y, t):
         sigma = torch.exp(4 * t)

@@ -13,7 +13,7 @@ from fastdiff.schedules.level import Level
 def at_ratio(schedule, ratio: float, ve: bool) -> Level:
     if hasattr(schedule, "shift"):
         return schedule.at(ratio / (1 + ratio))
-    return schedule.at(ratio, ve=ve)
+    return (schedule.as_ve() if ve else schedule).at(ratio)
 
 
 def ancestral(s: float, t: float, eta: float) -> tuple[float, float]:

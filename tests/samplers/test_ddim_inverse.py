@@ -4,12 +4,11 @@ import itertools
 
 import pytest
 import torch
-from helpers import assert_same_bits
+from helpers import assert_same_bits, planned
 from torch import Tensor
 
 import fastdiff
 from fastdiff import NoiseSchedule, samplers
-from fastdiff.sampling.stepper import State
 from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
 
 LINEAR = NoiseSchedule.linear()
@@ -31,8 +30,8 @@ def test_inversion_and_reconstruction(seed, kind, walk):
     walk = {"spacing": "trailing"} | walk if kind == "flow" else walk
     predictions = ("epsilon", "v_prediction") if kind == "vp" else ("flow_prediction",)
     for prediction in predictions:
-        up = samplers.ddim_inverse(schedule, 12, prediction=prediction, **walk)
-        down = samplers.ddim(schedule, 12, prediction=prediction, **walk)
+        up = planned(samplers.ddim_inverse, schedule, 12, prediction=prediction, **walk)
+        down = planned(samplers.ddim, schedule, 12, prediction=prediction, **walk)
         assert up.timesteps == down.timesteps[::-1]
         assert not any(row.uses("z") for row in up)
         image = torch.randn(SHAPE, dtype=torch.float64)
@@ -56,7 +55,7 @@ def network(x: Tensor, t: Tensor) -> Tensor:
 
 
 def test_inversion_by_sample(seed):
-    """From an image by x_init, without noise, and back by resume; the difference falls with the steps."""
+    """From an image by x_init, without noise, and back by x_T; the difference falls with the steps."""
     image = torch.randn(SHAPE) / 2
     errors = []
     for steps in (25, 250):
@@ -65,8 +64,7 @@ def test_inversion_by_sample(seed):
         assert_same_bits(latents, fastdiff.sample(network, SHAPE, sampler=up, x_init=image, seed=2))
         named = fastdiff.sample(network, SHAPE, sampler="ddim_inverse", steps=steps, x_init=image)
         assert_same_bits(latents, named)
-        state = State(image, None, None, (None,) * 4, 0)
-        assert_same_bits(latents, fastdiff.sample(network, SHAPE, sampler=up, resume=state))
+        assert_same_bits(latents, fastdiff.sample(network, SHAPE, sampler=up, x_T=image))
         exact = image.double()
         for row, after in itertools.pairwise([*up, None]):
             m = network(exact, torch.full((2,), row.t))
@@ -74,7 +72,7 @@ def test_inversion_by_sample(seed):
             x0 = (exact - row.sigma * m) / row.alpha
             exact = end.alpha * x0 + end.sigma * m
         torch.testing.assert_close(latents.double(), exact, rtol=1e-4, atol=1e-4)
-        again = fastdiff.sample(network, SHAPE, sampler=down, resume=State(latents, None, None, (None,) * 4, 0))
+        again = fastdiff.sample(network, SHAPE, sampler=down, x_T=latents)
         errors.append(float((again - image).abs().max()))
     assert errors[1] < errors[0] / 5
     assert errors[1] < 0.05
@@ -92,8 +90,8 @@ def test_inversion_of_ve_states(seed):
     """EDM's: the network is told and shown what ddim's row between the same two levels tells and shows it."""
     schedule = EDMSchedule()
     for prediction, walk in (("epsilon", {}), ("sample", {"final": "sigma_min"})):
-        up = samplers.ddim_inverse(schedule, 6, prediction=prediction, spacing="karras", **walk)
-        down = samplers.ddim(schedule, 6, prediction=prediction, spacing="karras", **walk)
+        up = planned(samplers.ddim_inverse, schedule, 6, prediction=prediction, spacing="karras", **walk)
+        down = planned(samplers.ddim, schedule, 6, prediction=prediction, spacing="karras", **walk)
         for a, b in zip(up, reversed(down), strict=True):
             assert (a.t, a.c_in) == (b.t, b.c_in)
         for row, after in zip(up.rows[1:], reversed(down.rows[1:]), strict=True):

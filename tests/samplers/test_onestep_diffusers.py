@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
+from helpers import planned
 from torch import Tensor
 
 import fastdiff
-from fastdiff import NoiseSchedule, samplers
+from fastdiff import NoiseSchedule, Spacing, samplers
 from fastdiff.plan.plan import Plan
 from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
 
@@ -64,12 +65,14 @@ def test_k_diffusion(seed, name, walk, prediction):
     scheduler = getattr(diffusers, f"{PAIRS[name]}DiscreteScheduler")(**BETAS, **walk, prediction_type=prediction)
     scheduler.set_timesteps(10)  # linspace has whole timesteps then, as ours always has
     base = lists(scheduler, 1 if "euler" in name else 2)
-    plan = getattr(samplers, name)(SCALED, prediction=prediction, **base)
+    plan = planned(getattr(samplers, name), SCALED, prediction=prediction, **base)
     compare(scheduler, plan, told="dpm2" not in name)
     if "timestep_spacing" in walk:
         # And by our own names of the same walks.
         spacing, offset = walk["timestep_spacing"], walk.get("steps_offset", 0)
-        named = getattr(samplers, name)(SCALED, 10, prediction=prediction, spacing=spacing, steps_offset=offset)
+        named = planned(
+            getattr(samplers, name), SCALED, 10, prediction=prediction, spacing=spacing, steps_offset=offset
+        )
         assert len(named) == len(plan)
         for a, b in zip(named, plan, strict=True):
             assert (a.t, a.sigma) == pytest.approx((b.t, b.sigma), rel=1e-4, abs=0.02)
@@ -79,7 +82,7 @@ def test_k_diffusion(seed, name, walk, prediction):
 def test_heun_clips(seed, prediction):
     scheduler = diffusers.HeunDiscreteScheduler(**BETAS, prediction_type=prediction, clip_sample=True)
     scheduler.set_timesteps(6)
-    compare(scheduler, samplers.heun(SCALED, prediction=prediction, clip=1.0, **lists(scheduler, 2)))
+    compare(scheduler, planned(samplers.heun, SCALED, prediction=prediction, clip=1.0, **lists(scheduler, 2)))
 
 
 def test_edm_euler(seed):
@@ -87,7 +90,7 @@ def test_edm_euler(seed):
     for schedule in ("karras", "exponential"):
         scheduler = diffusers.EDMEulerScheduler(sigma_schedule=schedule)
         scheduler.set_timesteps(9)
-        compare(scheduler, samplers.euler(EDMSchedule(), prediction="edm", sigmas=scheduler.sigmas))
+        compare(scheduler, samplers.euler(EDMSchedule(), prediction="edm", spacing=Spacing(sigmas=scheduler.sigmas)))
         named = samplers.euler(EDMSchedule(), 9, prediction="edm", spacing=schedule)
         assert [row.sigma for row in named] == pytest.approx(scheduler.sigmas[:-1].tolist(), rel=1e-5)
         assert named.init_sigma == 80
@@ -97,7 +100,9 @@ def test_flow_euler(seed):
     for shift in (1.0, 3.0):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
         scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])  # as the pipelines of SD 3 and FLUX.1 call it
-        compare(scheduler, samplers.euler(FlowSchedule(shift), prediction="flow_prediction", **lists(scheduler)))
+        compare(
+            scheduler, planned(samplers.euler, FlowSchedule(shift), prediction="flow_prediction", **lists(scheduler))
+        )
         compare(scheduler_again(scheduler), samplers.euler(FlowSchedule(shift), 4, prediction="flow_prediction"))
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.825)
@@ -116,7 +121,9 @@ def test_flow_heun(seed):
         scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
         # Short steps: (x − x̂_0)/σ' of the second row loses h/2σ' times float32's precision, in theirs and in ours.
         scheduler.set_timesteps(40)
-        compare(scheduler, samplers.heun(FlowSchedule(shift), prediction="flow_prediction", **lists(scheduler, 2)))
+        compare(
+            scheduler, planned(samplers.heun, FlowSchedule(shift), prediction="flow_prediction", **lists(scheduler, 2))
+        )
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -127,7 +134,7 @@ def test_lcm(seed, prediction):
         options = {"prediction": prediction, "clip": 1.0 if clip else None}
         compare(scheduler, samplers.lcm(SCALED, steps, **options))
         scheduler.set_timesteps(timesteps=[999, 500, 20])
-        compare(scheduler, samplers.lcm(SCALED, timesteps=[999, 500, 20], **options))
+        compare(scheduler, samplers.lcm(SCALED, spacing=Spacing(timesteps=[999, 500, 20]), **options))
 
 
 def test_distilled_timesteps():
@@ -155,7 +162,8 @@ def test_ddim_inverse(seed, prediction):
             **BETAS, prediction_type=prediction, clip_sample=clip, steps_offset=offset
         )
         scheduler.set_timesteps(10)
-        plan = samplers.ddim_inverse(SCALED, 10, prediction=prediction, clip=1.0 if clip else None, steps_offset=offset)
+        plan = samplers.ddim_inverse(SCALED, 10, prediction=prediction, clip=1.0 if clip else None,
+                                     spacing=Spacing(steps_offset=offset))  # fmt: skip
         compare(scheduler, plan)
 
 
@@ -166,11 +174,11 @@ def test_churn(seed, which):
     if which == "vp":
         scheduler = diffusers.EulerDiscreteScheduler(**BETAS)
         scheduler.set_timesteps(8)
-        plan = samplers.euler(SCALED, **lists(scheduler), **churn)
+        plan = planned(samplers.euler, SCALED, **lists(scheduler), **churn)
     else:
         scheduler = diffusers.EDMEulerScheduler()
         scheduler.set_timesteps(8)
-        plan = samplers.euler(EDMSchedule(), prediction="edm", sigmas=scheduler.sigmas, **churn)
+        plan = samplers.euler(EDMSchedule(), prediction="edm", spacing=Spacing(sigmas=scheduler.sigmas), **churn)
     assert len(plan) > 10
     x, row = torch.randn(SHAPE) * plan.init_sigma, 0
     for i, t in enumerate(scheduler.timesteps):

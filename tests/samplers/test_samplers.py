@@ -5,13 +5,12 @@ import math
 
 import pytest
 import torch
-from helpers import dummy, dummy_sample
+from helpers import dummy, dummy_sample, planned
 from torch import Tensor
 
 import fastdiff
 from fastdiff import NoiseSchedule, samplers
 from fastdiff.plan.plan import Plan
-from fastdiff.sampling.stepper import State
 from fastdiff.schedules.timesteps import select
 
 LINEAR = NoiseSchedule.linear()
@@ -113,11 +112,11 @@ def test_ddim_is_its_equation(seed, eta, steps, spacing):
 
 def test_spacings():
     """Lin et al. 2024, Table 2: T = 1000, 10 steps (there counted from 1)."""
-    assert select(LINEAR, 10, "leading", None) == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
-    assert select(LINEAR, 10, "trailing", None) == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
-    assert select(LINEAR, 10, "linspace", None) == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
+    assert select(len(LINEAR), 10, "leading") == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
+    assert select(len(LINEAR), 10, "trailing") == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
+    assert select(len(LINEAR), 10, "linspace") == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
     for spacing in ("leading", "trailing", "linspace"):
-        assert select(LINEAR, None, spacing, None) == list(range(999, -1, -1))
+        assert select(len(LINEAR), None, spacing) == list(range(999, -1, -1))
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -125,7 +124,7 @@ def test_every_number_of_steps(spacing):
     T = 60
     schedule = NoiseSchedule.linear(T)
     for steps in range(1, T + 1):
-        chosen = select(schedule, steps, spacing, None)
+        chosen = select(len(schedule), steps, spacing)
         assert len(chosen) == steps
         assert all(a > b for a, b in itertools.pairwise(chosen))
         assert chosen[0] < T
@@ -142,12 +141,12 @@ def test_the_same_timesteps_as_diffusers(spacing):
         if spacing == "linspace" and steps == 1:
             continue  # theirs is t = 0, ours too; numpy's linspace warns
         scheduler.set_timesteps(steps)
-        assert select(LINEAR, steps, spacing, None) == scheduler.timesteps.tolist(), steps
+        assert select(len(LINEAR), steps, spacing) == scheduler.timesteps.tolist(), steps
 
 
 def test_listed_timesteps():
     for name in ("ddpm", "ddim"):
-        plan = getattr(samplers, name)(LINEAR, timesteps=(900, 37, 5))
+        plan = planned(getattr(samplers, name), LINEAR, timesteps=(900, 37, 5))
         assert plan.timesteps == (900, 37, 5)
         # Every row starts at the level where the one before it ended.
         for row in plan:
@@ -155,9 +154,9 @@ def test_listed_timesteps():
             assert row.alpha**2 + row.sigma**2 == pytest.approx(1)
     for bad in ((), (5, 5), (5, 6), (1000, 3), (3, -1)):
         with pytest.raises(ValueError, match="timesteps"):
-            samplers.ddpm(LINEAR, timesteps=bad)
+            planned(samplers.ddpm, LINEAR, timesteps=bad)
     with pytest.raises(ValueError, match="steps"):
-        samplers.ddim(LINEAR, 4, timesteps=(3, 2))
+        planned(samplers.ddim, LINEAR, 4, timesteps=(3, 2))
 
 
 # ---- identities
@@ -244,7 +243,7 @@ def test_stored_numbers(sampler, steps, prediction, expected):
     got = fastdiff.sample(
         dummy, x.shape, sampler=sampler, steps=steps, prediction=prediction, clip=1.0,
         noise_fn=lambda stream, draw, shape: torch.randn(shape, generator=generator),
-        resume=State(x, None, None, (None,) * 4, 0),
+        x_T=x,
     )  # fmt: skip
     assert float(got.abs().sum()) == pytest.approx(expected, abs=1e-2)
 
@@ -274,7 +273,7 @@ def test_stored_numbers(sampler, steps, prediction, expected):
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
 def test_refuses(name, arguments, error, names):
     with pytest.raises(error, match=names):
-        getattr(samplers, name)(LINEAR, **arguments)
+        planned(getattr(samplers, name), LINEAR, **arguments)
 
 
 def test_refuses_its_own():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import fastdiff
-from fastdiff import NoiseSchedule, samplers
+from fastdiff import NoiseSchedule, Spacing, samplers
 
 LINEAR = NoiseSchedule.linear()
 SHAPE = (2, 3, 4, 4)
@@ -53,9 +53,9 @@ def test_lcm(seed, prediction):
 
 def test_lcm_keeps_a_clean_image():
     """The boundary condition: f(x, 0) = x."""
-    plan = samplers.lcm(LINEAR, timesteps=[0], timestep_scaling=3.0, sigma_data=0.7)
+    plan = samplers.lcm(LINEAR, spacing=Spacing(timesteps=[0]), timestep_scaling=3.0, sigma_data=0.7)
     assert plan[0].x == {"x0": 0, "x": 1, "z": 0}
-    plan = samplers.lcm(LINEAR, timesteps=[7], timestep_scaling=3.0, sigma_data=0.7)
+    plan = samplers.lcm(LINEAR, spacing=Spacing(timesteps=[7]), timestep_scaling=3.0, sigma_data=0.7)
     assert plan[0].x["x"] == pytest.approx(0.49 / (441 + 0.49))
     assert plan[0].x["x0"] == pytest.approx(21 / math.sqrt(441.49))
 
@@ -64,7 +64,7 @@ def test_lcm_keeps_a_clean_image():
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_tcd(seed, eta, prediction):
     for clip, final in itertools.product((None, 1.0), ("zero", "sigma_min")):
-        plan = samplers.tcd(LINEAR, 4, prediction=prediction, clip=clip, eta=eta, final=final)
+        plan = samplers.tcd(LINEAR, 4, prediction=prediction, clip=clip, eta=eta, spacing=Spacing(final=final))
         ts = [int(row.t) for row in plan]
         assert ts == [999, 759, 499, 259]
         landing = {0.0: [759, 499, 259], 0.3: [531, 349, 181], 1.0: [0, 0, 0]}[eta]  # ⌊(1 − η) t'⌋
@@ -85,8 +85,8 @@ def test_tcd(seed, eta, prediction):
 
 
 def test_tcd_without_eta_is_ddim():
-    a = samplers.tcd(LINEAR, 6, eta=0.0, final="zero")
-    b = samplers.ddim(LINEAR, timesteps=a.timesteps, use_clipped_model_output=True)
+    a = samplers.tcd(LINEAR, 6, eta=0.0, spacing=Spacing(final="zero"))
+    b = samplers.ddim(LINEAR, spacing=Spacing(timesteps=a.timesteps), use_clipped_model_output=True)
     for r, s in zip(a, b, strict=True):
         assert (r.t, r.p, r.q) == (s.t, s.p, s.q)
         for term in ("x", "x0"):
@@ -98,7 +98,7 @@ def test_tcd_lands_where_it_says():
     for eta in (0.1, 0.3, 0.35, 0.7, 0.9):
         hundredths = round(100 * (1 - eta))
         for t in range(20, 1000, 20):
-            plan = samplers.tcd(LINEAR, timesteps=[999, t], eta=eta)
+            plan = samplers.tcd(LINEAR, spacing=Spacing(timesteps=[999, t]), eta=eta)
             s, after = bar_at(hundredths * t // 100), bar_at(t)
             assert plan[0].x["z"] == pytest.approx(math.sqrt(1 - after / s), rel=1e-9), (eta, t)
 
@@ -108,5 +108,5 @@ def test_distilled_timesteps():
     assert samplers.tcd(LINEAR, 3, original_inference_steps=10).timesteps == (999, 699, 399)
     assert samplers.lcm(LINEAR, None, original_inference_steps=5).timesteps == (999, 799, 599, 399, 199)
     assert samplers.lcm(LINEAR, 4, spacing="trailing").timesteps == (999, 749, 499, 249)
-    assert samplers.lcm(LINEAR, timesteps=[900, 3]).timesteps == (900, 3)
-    assert samplers.tcd(LINEAR, sigmas=[5.0, 1.0, 0.0])[0].sigma == pytest.approx(5 / math.sqrt(26))
+    assert samplers.lcm(LINEAR, spacing=Spacing(timesteps=[900, 3])).timesteps == (900, 3)
+    assert samplers.tcd(LINEAR, spacing=Spacing(sigmas=[5.0, 1.0, 0.0]))[0].sigma == pytest.approx(5 / math.sqrt(26))

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers import planned, spaced
 from samplers_multistep import (
     Network,
     adams_reference,
@@ -17,7 +18,6 @@ from samplers_singlestep import at_ratio, singlestep_reference
 
 from fastdiff import NoiseSchedule, samplers
 from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
-from fastdiff.schedules.spacing import levels
 
 VP = NoiseSchedule.scaled_linear()
 FLOW = {"sigmas": (0.98, 0.9, 0.71, 0.52, 0.3, 0.14, 0.05, 0.0)}
@@ -42,8 +42,8 @@ def check(case, clip, sampler, reference, *, ve=None, **options):
     """Every row's state against the reference's, and the timesteps that the network was told."""
     schedule, where, prediction = CASES[case]
     where = where if ve is None or not isinstance(schedule, NoiseSchedule) else {**where, "ve": ve}
-    points = levels(schedule, **where)
-    plan = getattr(samplers, sampler)(schedule, prediction=prediction, clip=clip, **options, **where)
+    points = spaced(schedule, **where)
+    plan = planned(getattr(samplers, sampler), schedule, prediction=prediction, clip=clip, **options, **where)
     x = torch.randn(2, 5, dtype=torch.float64) * math.hypot(points[0].alpha, points[0].sigma)
     noises = [torch.randn(2, 5, dtype=torch.float64) for _ in plan]
     network = Network(prediction, clip)
@@ -73,7 +73,7 @@ def test_dpm_multistep(seed, case, noise_form, order):
     runs = [("midpoint", 0.0, True, None), ("heun", 0.0, False, 1.0), ("exact", 0.0, False, None)]
     runs += [("exact", 0.6, True, 1.0), ("midpoint", 1.0, False, None), ("heun", 1.0, False, None)]
     for rule, eta, lower, clip in runs:
-        zero = levels(CASES[case][0], **CASES[case][1])[-1].sigma == 0
+        zero = spaced(CASES[case][0], **CASES[case][1])[-1].sigma == 0
         if noise_form and zero and eta:
             continue
 

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from helpers import planned
 from samplers_multistep import walk
 from torch import Tensor
 
@@ -100,7 +101,8 @@ def test_dpm_multistep(seed, algorithm, solver_type, order):
         )  # fmt: skip
         lists, levels = listed(scheduler, steps)
         stochastic = algorithm.startswith("sde")
-        plan = samplers.dpm_multistep(
+        plan = planned(
+            samplers.dpm_multistep,
             SCHEDULE, prediction=prediction, order=order, algorithm=algorithm.removeprefix("sde-"),
             solver_type=solver_type, eta=float(stochastic), lower_order_final=config.get("lower_order_final", True),
             euler_at_final=config.get("euler_at_final", False), **lists,
@@ -150,7 +152,8 @@ def test_dpm_singlestep(seed, algorithm, solver_type, order):
         )  # fmt: skip
         lists, levels = listed(scheduler, steps)
         stochastic = algorithm.startswith("sde")
-        plan = samplers.dpm_singlestep(
+        plan = planned(
+            samplers.dpm_singlestep,
             SCHEDULE, prediction=prediction, order=order, algorithm=algorithm.removeprefix("sde-"),
             solver_type=solver_type, eta=float(stochastic), lower_order_final=scheduler.config.lower_order_final,
             **lists,
@@ -167,7 +170,7 @@ def test_flow(seed, name):
     lists, levels = listed(scheduler, 12, flow=True)
     sampler = samplers.unipc if name.startswith("Uni") else samplers.dpmpp_3m
     own = {"order": 3} if name.startswith("Uni") else {}
-    plan = sampler(FlowSchedule(3.0), prediction="flow_prediction", **own, **lists)
+    plan = planned(sampler, FlowSchedule(3.0), prediction="flow_prediction", **own, **lists)
     compare(scheduler, plan, network("flow_prediction", seed), levels, seed)
 
 
@@ -190,7 +193,8 @@ def test_unipc(seed, solver_type, predict_x0, order):
             **config,
         )  # fmt: skip
         lists, levels = listed(scheduler, steps)
-        plan = samplers.unipc(
+        plan = planned(
+            samplers.unipc,
             SCHEDULE, prediction=prediction, order=order, solver_type=solver_type, predict_x0=predict_x0,
             lower_order_final=config.get("lower_order_final", True),
             disable_corrector=config.get("disable_corrector", ()), **lists,
@@ -211,7 +215,7 @@ def test_deis(seed, prediction, order):
         scheduler = diffusers.DEISMultistepScheduler(**BETAS, solver_order=order, prediction_type=prediction, **config)
         lists, levels = listed(scheduler, steps)
         lower = config.get("lower_order_final", True)
-        plan = samplers.deis(SCHEDULE, prediction=prediction, order=order, lower_order_final=lower, **lists)
+        plan = planned(samplers.deis, SCHEDULE, prediction=prediction, order=order, lower_order_final=lower, **lists)
         compare(scheduler, plan, network(prediction, seed), levels, seed)
 
 
@@ -222,7 +226,7 @@ def test_lms(seed, prediction, order):
         scheduler = diffusers.LMSDiscreteScheduler(**BETAS, prediction_type=prediction, **config)
         lists, levels = listed(scheduler, steps)
         levels = [(1.0, s) for s in scheduler.sigmas.double().tolist()]
-        plan = samplers.lms(SCHEDULE, prediction=prediction, order=order, **lists)
+        plan = planned(samplers.lms, SCHEDULE, prediction=prediction, order=order, **lists)
         compare(scheduler, plan, network(prediction, seed, vp=False), levels, seed, order=order)
 
 
@@ -241,7 +245,8 @@ def test_pndm(seed, prediction, skip_prk_steps, set_alpha_to_one):
         if not set_alpha_to_one:
             scheduler.final_alpha_cumprod = SCHEDULE.alphas_cumprod[0]
         bars = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps]
-        plan = samplers.pndm(
+        plan = planned(
+            samplers.pndm,
             SCHEDULE, steps, prediction=prediction, skip_prk_steps=skip_prk_steps, spacing="leading", steps_offset=1,
             final="zero" if set_alpha_to_one else "sigma_min", averages="output",
         )  # fmt: skip

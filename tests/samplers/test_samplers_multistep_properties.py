@@ -6,12 +6,12 @@ from fractions import Fraction
 
 import pytest
 import torch
+from helpers import planned, spaced
 from samplers_multistep import walk
 
 from fastdiff import NoiseSchedule, samplers
 from fastdiff.samplers.exponential import moments, phi, weights
 from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
-from fastdiff.schedules.spacing import levels
 
 VP = NoiseSchedule.scaled_linear()
 NAMES = (
@@ -101,7 +101,7 @@ def test_first_order_is_ddim(seed, prediction):
 def test_ve_states_are_scaled_vp_states(seed, name):
     x = torch.randn(2, 4, dtype=torch.float64)
     options = FULL.get(name, {}) | {"prediction": "sample", "steps": 8}
-    vp, ve = (getattr(samplers, name)(VP, ve=ve, **options) for ve in (False, True))
+    vp, ve = (planned(getattr(samplers, name), VP, ve=ve, **options) for ve in (False, True))
     noises = [torch.randn(2, 4, dtype=torch.float64) for _ in vp]
     after = [*(row.alpha for row in vp.rows[1:]), 1.0]
     states = zip(
@@ -118,11 +118,11 @@ def test_constant_prediction_is_reached(seed, name):
     """A network that always returns the same x_0 (ε for those that integrate ε) is followed without error."""
     noise_form = name in ("lms", "pndm", "deis", "dpm_solver_2", "dpm_solver_3")
     y = torch.randn(2, 4, dtype=torch.float64)
-    plan = getattr(samplers, name)(VP, 7, prediction="epsilon" if noise_form else "sample", final="sigma_min")
+    plan = planned(getattr(samplers, name), VP, 7, prediction="epsilon" if noise_form else "sample", final="sigma_min")
     x = torch.randn(2, 4, dtype=torch.float64)
     noises = [torch.zeros_like(x) for _ in plan]
     *_, last = walk(plan, x, lambda x, row, i: y, noises)
-    end, start = VP.level(0, ve=name == "lms"), plan[0]
+    end, start = (VP.as_ve() if name == "lms" else VP).level(0), plan[0]
     if noise_form:
         exact = end.alpha / start.alpha * (x - start.sigma * y) + end.sigma * y
     else:
@@ -175,9 +175,9 @@ def test_order_of_convergence(name, options, theory, exact_rows):
     errors = []
     for steps in (40, 80, 160):
         sigmas = [5.0 * (0.1 / 5.0) ** (i / steps) for i in range(steps + 1)]
-        points = levels(schedule, sigmas=sigmas)
+        points = spaced(schedule, sigmas=sigmas)
         own = {} if name in ("lms", "dpmpp_2s", "dpm_solver_2", "dpm_solver_3") else {"lower_order_final": False}
-        plan = getattr(samplers, name)(schedule, sigmas=sigmas, **own, **options)
+        plan = planned(getattr(samplers, name), schedule, sigmas=sigmas, **own, **options)
         exact = [flow(x, points[0], level) for level in points]
 
         def mend(i, x, anchor, exact=exact):
@@ -200,12 +200,12 @@ def test_no_signal_at_the_start(seed):
              "dpm_singlestep", "unipc")  # fmt: skip
     runs = [(VP.rescale_zero_terminal_snr(), "v_prediction"), (FlowSchedule(), "flow_prediction")]
     for (schedule, prediction), name in itertools.product(runs, names):
-        plan = getattr(samplers, name)(schedule, 6, prediction=prediction)
+        plan = planned(getattr(samplers, name), schedule, 6, prediction=prediction)
         z = [torch.randn(2, 4, dtype=torch.float64) for _ in plan]
         states = list(walk(plan, x, lambda x, row, i: torch.sin(x + i), z))
         # At α = 0, x is all noise: v is −x_0 and the flow's velocity x − x_0.
         x0 = -torch.sin(x) if prediction == "v_prediction" else x - torch.sin(x)
-        to = levels(schedule, 6)[1]
+        to = spaced(schedule, 6)[1]
         exact = to.alpha * x0 + to.sigma * (z[0] if plan[0].uses("z") else x)
         torch.testing.assert_close(states[0], exact, rtol=1e-12, atol=1e-12)
         assert all(bool(state.isfinite().all()) for state in states)
@@ -214,7 +214,7 @@ def test_no_signal_at_the_start(seed):
             assert plan[2].uses("slot0")
     for name in ("lms", "pndm", "deis", "dpm_solver_2", "dpm_solver_3"):
         with pytest.raises(ValueError, match=r"is 0|signal|infinite"):
-            getattr(samplers, name)(FlowSchedule(), 6, prediction="flow_prediction")
+            planned(getattr(samplers, name), FlowSchedule(), 6, prediction="flow_prediction")
     with pytest.raises(ValueError, match="bh1"):
         samplers.unipc(FlowSchedule(), 6, prediction="flow_prediction", solver_type="bh1")
 
@@ -226,6 +226,6 @@ def test_the_last_step_ends_at_the_prediction(seed, name):
         return
     x = torch.randn(2, 4, dtype=torch.float64)
     options = {"lower_order_final": False} if name in ("dpm_multistep", "dpmpp_2m", "dpmpp_3m", "deis", "unipc") else {}
-    plan = getattr(samplers, name)(VP, 6, prediction="sample", **options)
+    plan = planned(getattr(samplers, name), VP, 6, prediction="sample", **options)
     *_, last = walk(plan, x, lambda x, row, i: x * 0 + i, [x] * len(plan))
     torch.testing.assert_close(last, torch.full_like(x, len(plan) - 1.0), rtol=0, atol=1e-9)

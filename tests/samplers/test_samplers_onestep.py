@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from helpers import planned
 from samplers_onestep import CHURN, EDM, FLOW, LINEAR, SHAPE, run, tensors, textbook
 
 import fastdiff
@@ -32,7 +33,7 @@ def test_walks(seed, name, kind, prediction):
     for end, clip, extra in itertools.product(([], [0.0]), (None, 1.0), (0, 1)):
         sigmas = listed + end
         options = {"eta": (0.6, 1.0)[extra]} if ancestral else CHURN if extra else {}
-        plan = getattr(samplers, name)(schedule, prediction=prediction, clip=clip, sigmas=sigmas, **options)
+        plan = planned(getattr(samplers, name), schedule, prediction=prediction, clip=clip, sigmas=sigmas, **options)
         x = torch.randn(SHAPE, dtype=torch.float64) * sigmas[0]
         calls = sum(row.calls_model for row in plan)
         assert calls == (len(sigmas) - 1 if "euler" in name else 2 * (len(sigmas) - 1) - len(end))
@@ -50,7 +51,7 @@ def test_flows_start_without_signal(seed, name, prediction):
     """σ = 1: no ε, and no churn; the rest as ever."""
     sigmas = [1.0, 0.7, 0.2, 0.0]
     options = {"s_noise": 1.0} if "ancestral" in name else CHURN | {"s_tmax": math.inf}
-    plan = getattr(samplers, name)(FLOW, prediction=prediction, sigmas=sigmas, **options)
+    plan = planned(getattr(samplers, name), FLOW, prediction=prediction, sigmas=sigmas, **options)
     assert plan[0].calls_model
     assert plan.init_sigma == 1
     x, m, z = torch.randn(SHAPE, dtype=torch.float64), tensors(5), tensors(8)
@@ -59,7 +60,7 @@ def test_flows_start_without_signal(seed, name, prediction):
                      churn=None if "ancestral" in name else options)  # fmt: skip
     torch.testing.assert_close(run(plan, x, m, z), exact, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="epsilon"):
-        getattr(samplers, name)(FLOW, 4)
+        planned(getattr(samplers, name), FLOW, 4)
 
 
 def test_flow_euler_is_a_step_along_the_velocity(seed):
@@ -80,7 +81,7 @@ def test_rows_say_where_they_start(seed, name, kind):
     """Given the true image, a row at (α, σ) sees α x_0 + σ ε; its t and c_in belong to that σ."""
     schedule, listed = LISTS[kind]
     options = {"eta": 0.7} if "ancestral" in name else CHURN
-    plan = getattr(samplers, name)(schedule, prediction="sample", sigmas=[*listed, 0.0], **options)
+    plan = planned(getattr(samplers, name), schedule, prediction="sample", sigmas=[*listed, 0.0], **options)
     x0 = torch.full((1, 1), 0.5, dtype=torch.float64)
     # The noise of a state, as its coefficients of the independent draws; the first is x_T's.
     x = plan[0].alpha * x0 + plan.init_sigma * torch.eye(1, len(plan) + 1, dtype=torch.float64)
@@ -107,7 +108,7 @@ def test_rows_say_where_they_start(seed, name, kind):
 def test_churn_has_its_own_rows():
     """γ = min(3/5, √2 − 1) at 20, 5, 1.2 and 0.3, and not at 100 or 0.02; no call is made there."""
     for name in ("euler", "heun", "dpm2"):
-        plan = getattr(samplers, name)(LINEAR, sigmas=[*LISTS["ve"][1], 0.0], **CHURN)
+        plan = planned(getattr(samplers, name), LINEAR, sigmas=[*LISTS["ve"][1], 0.0], **CHURN)
         added = [i for i, row in enumerate(plan) if not row.calls_model]
         assert [plan[i].sigma for i in added] == [20, 5, 1.2, 0.3]
         for i in added:
@@ -116,26 +117,26 @@ def test_churn_has_its_own_rows():
             assert row.x == {"x": 1.0, "z": pytest.approx(1.01 * row.sigma)}
             assert plan.table()[i, 1] == after.c_in == pytest.approx(1 / math.sqrt(1 + after.sigma**2))
         assert all(row.uses("z") != row.calls_model for row in plan)
-        few = getattr(samplers, name)(LINEAR, sigmas=[20.0, 5.0, 1.0], s_churn=0.2)
+        few = planned(getattr(samplers, name), LINEAR, sigmas=[20.0, 5.0, 1.0], s_churn=0.2)
         assert few[1].sigma == pytest.approx(20 * 1.1)
-        whole = getattr(samplers, name)(LINEAR, 7, spacing="karras", quantize=True, s_churn=2.0)
+        whole = planned(getattr(samplers, name), LINEAR, 7, spacing="karras", quantize=True, s_churn=2.0)
         assert whole.integer_timesteps
-        none = getattr(samplers, name)(LINEAR, 7, s_tmin=1.0)
-        assert [row.x for row in none] == [row.x for row in getattr(samplers, name)(LINEAR, 7)]
+        none = planned(getattr(samplers, name), LINEAR, 7, s_tmin=1.0)
+        assert [row.x for row in none] == [row.x for row in planned(getattr(samplers, name), LINEAR, 7)]
 
 
 def test_starting_noise():
     """σ of the first level, as in k-diffusion; 1 where states are VP."""
     for name in NAMES:
-        plan = getattr(samplers, name)(LINEAR, 5)
+        plan = planned(getattr(samplers, name), LINEAR, 5)
         assert plan.init_sigma == plan[0].sigma == pytest.approx(math.sqrt(1 / float(LINEAR.alphas_cumprod[999]) - 1))
         z = fastdiff.randn((1, 4), seed=3)
-        first = next(iter(fastdiff.sample_iter(lambda x, t: x, (1, 4), sampler=plan, seed=3)))
+        _, first, *_ = fastdiff.sample_iter(lambda x, t: x, (1, 4), sampler=plan, seed=3)
         # x_T = σ z; a network that echoes its input c_in·x says ε = z c_in σ.
         row = plan[0]
         torch.testing.assert_close(first.x0, z * row.sigma * (1 - row.sigma * row.c_in), rtol=1e-5, atol=1e-2)
     for name in ("lcm", "tcd", "ddim_inverse"):
-        assert getattr(samplers, name)(LINEAR, 5).init_sigma == 1
+        assert planned(getattr(samplers, name), LINEAR, 5).init_sigma == 1
 
 
 # ---- identities
@@ -147,8 +148,8 @@ def test_without_eta_ancestral_is_plain(kind):
     for end in ([], [0.0]):
         pairs = [("euler_ancestral", "euler")] + ([("dpm2_ancestral", "dpm2")] if kind != "flow" else [])
         for a, b in pairs:
-            one = getattr(samplers, a)(schedule, sigmas=listed + end, eta=0.0)
-            two = getattr(samplers, b)(schedule, sigmas=listed + end)
+            one = planned(getattr(samplers, a), schedule, sigmas=listed + end, eta=0.0)
+            two = planned(getattr(samplers, b), schedule, sigmas=listed + end)
             assert len(one) == len(two)
             for r, s in zip(one, two, strict=True):
                 assert (r.t, r.alpha, r.sigma, r.c_in, r.p, r.q, r.anchor) == (s.t, s.alpha, s.sigma, s.c_in, s.p, s.q,
@@ -178,10 +179,10 @@ def test_euler_is_ddim_rescaled(seed, prediction):
 
 def test_ancestral_noise_in_the_last_row():
     for name in ("euler_ancestral", "dpm2_ancestral"):
-        plan = getattr(samplers, name)(LINEAR, 6)
+        plan = planned(getattr(samplers, name), LINEAR, 6)
         assert not plan[-1].uses("z")
         draws = [i for i, row in enumerate(plan) if row.uses("z")]
         assert draws == ([0, 1, 2, 3, 4] if name == "euler_ancestral" else [1, 3, 5, 7, 9])
         assert all(row.stream == 1 for row in plan)
-        half_as_loud = getattr(samplers, name)(LINEAR, 6, s_noise=0.5)
+        half_as_loud = planned(getattr(samplers, name), LINEAR, 6, s_noise=0.5)
         assert [half_as_loud[i].x["z"] * 2 for i in draws] == pytest.approx([plan[i].x["z"] for i in draws])

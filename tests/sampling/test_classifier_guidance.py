@@ -11,7 +11,7 @@ from torch import nn
 import fastdiff
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.sampling.classifier_guidance import guided_by_gradient
-from fastdiff.sampling.sample import _check_graph
+from fastdiff.sampling.request import check_graph
 
 SHAPE = (3, 2, 5, 7)
 LINEAR = fastdiff.NoiseSchedule.linear()
@@ -158,7 +158,7 @@ def test_every_combination_moves_with_epsilon(seed, schedule, prediction):
     """A guided row is the row on the output that means ε − σ g: x', the anchor and the slot alike."""
     walk = SCHEDULES[schedule]
     base = fastdiff.samplers.ddim(
-        walk, prediction=prediction, eta=0.5, sigmas=[0.95, 0.8, 0.5, 0.2, 0.1, 0.0], spacing=None
+        walk, prediction=prediction, eta=0.5, spacing=fastdiff.Spacing(sigmas=[0.95, 0.8, 0.5, 0.2, 0.1, 0.0])
     )
     for plan in (base, two_step(base)):
         guided = guided_by_gradient(plan)
@@ -219,7 +219,7 @@ def test_what_cond_fn_is_given(seed):
     states = list(fastdiff.sample_iter(network, SHAPE, cond_fn=cond_fn, **options))
     assert_same_bits(states[-1].x, fastdiff.sample(network, SHAPE, **options))
     for i, (x, t, labels) in enumerate(seen):
-        assert_same_bits(x, states[i - 1].x if i else fastdiff.randn(SHAPE, seed=seed) * plan.init_sigma)
+        assert_same_bits(x, states[i].x if i else fastdiff.randn(SHAPE, seed=seed) * plan.init_sigma)
         assert_same_bits((x * plan[i].c_in).bfloat16(), shown[i][0][:3])
         assert_same_bits(t, shown[i][1][:3])
         assert labels is y
@@ -247,7 +247,7 @@ def test_backends_prefix_and_resume(simd, seed, options):
 def test_no_graph():
     draws = type("NoiseSource", (), {"from_stream": True})()
     with pytest.raises(ValueError, match="cond_fn"):
-        _check_graph(True, torch.device("cuda"), draws, None, lambda x, t: x)
+        check_graph(True, torch.device("cuda"), draws, None, lambda x, t: x)
 
 
 @pytest.mark.parametrize(

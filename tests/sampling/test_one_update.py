@@ -76,7 +76,11 @@ def test_a_row_is_one_update(seed, monkeypatch, case):
             assert launched == [index]
             launched.clear()
             assert not WAITS & set(recorded.names)
-            if row.calls_model and run.calls[index] == run.guidance.calls and (run.classifier is None or row.uses("g")):
+            if (
+                row.calls_model
+                and run.calls[index] == run.guidance.calls
+                and (run.request.classifier is None or row.uses("g"))
+            ):
                 assert recorded.names == allowed
             else:
                 assert recorded.names <= allowed  # no network call, outside of the interval, or no gradient to take

@@ -8,7 +8,6 @@ import torch
 from helpers import assert_same_bits, dummy, dummy_sample
 
 import fastdiff
-from fastdiff.sampling.stepper import State
 
 diffusers = pytest.importorskip("diffusers")
 SHAPE = (3, 3, 8, 8)
@@ -17,8 +16,8 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 def step(x, output, row, generator=None, **arguments):
     """Row ``row`` alone, from x, with a network that returns ``output``."""
-    state = State(x, None, None, (None,) * 4, row)
-    states = fastdiff.sample_iter(lambda x, t: output, x.shape, resume=state, generator=generator, **arguments)
+    states = fastdiff.sample_iter(lambda x, t: output, x.shape, x_T=x, start_step=row, generator=generator, **arguments)
+    next(states)
     return next(states)
 
 
@@ -176,6 +175,6 @@ def test_whole_runs_of_the_dummy_model(name, steps, options, prediction):
         x = scheduler.step(dummy(x, t.view(1)), int(t), x, generator=generator, **eta).prev_sample
     ours = fastdiff.sample(
         dummy, x.shape, sampler=name.lower(), steps=steps, prediction=prediction, clip=1.0,
-        resume=State(dummy_sample(), None, None, (None,) * 4, 0), generator=torch.manual_seed(0), **options,
+        x_T=dummy_sample(), generator=torch.manual_seed(0), **options,
     )  # fmt: skip
     assert float((ours - x).abs().max()) <= 1e-4 * max(1.0, float(x.abs().max()))

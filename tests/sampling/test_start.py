@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from helpers import assert_same_bits, half
+from helpers import assert_same_bits, half, spaced
 
 import fastdiff
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers import SAMPLERS
-from fastdiff.schedules.spacing import levels
 
 SHAPE = (2, 3, 4, 4)
 LINEAR = fastdiff.NoiseSchedule.linear()
@@ -24,7 +23,7 @@ def first_of(steps: int, strength: float) -> int:
 def heun(schedule, steps=None, *, churn=False, **walk) -> Plan:
     """Two calls a level, or a row of noise before them; the first row of a level reads nothing of the one before."""
     rows = []
-    *visited, end = levels(schedule, steps, ve=True, **walk)
+    *visited, end = spaced(schedule, steps, ve=True, **walk)
     for here, there in zip(visited, [*visited[1:], end], strict=True):
         at = {"t": here.t, "alpha": 1.0, "sigma": here.sigma, "c_in": here.c_in}
         if churn and there.sigma:
@@ -41,7 +40,7 @@ def heun(schedule, steps=None, *, churn=False, **walk) -> Plan:
 def multistep(schedule, steps=None, **walk) -> Plan:
     """x̂_0 extrapolated from the last two, but for the first row."""
     rows = []
-    *visited, end = levels(schedule, steps, ve=True, **walk)
+    *visited, end = spaced(schedule, steps, ve=True, **walk)
     for i, (here, there) in enumerate(zip(visited, [*visited[1:], end], strict=True)):
         ratio = there.sigma / here.sigma
         x = {"x": ratio, "x0": (1 - ratio) * (1.5 if i else 1.0), "slot0": (1 - ratio) * (-0.5 if i else 0.0)}
@@ -63,7 +62,7 @@ def test_strength_is_a_start_step(seed, sampler, strength):
         plan = getattr(fastdiff.samplers, sampler)(LINEAR, steps)
         assert_same_bits(got, fastdiff.sample(half, SHAPE, sampler=plan, x_init=image, seed=seed, strength=strength))
         calls = list(fastdiff.sample_iter(half, SHAPE, strength=strength, **options))
-        assert len(calls) == int(steps * strength)
+        assert len(calls) == int(steps * strength) + 1  # and the state before the first
 
 
 def test_strength_zero_is_the_image(seed):
@@ -80,7 +79,7 @@ def test_a_step_of_several_rows(seed, monkeypatch, churn):
     monkeypatch.setitem(SAMPLERS, "heun of the test", heun)
     image, steps = torch.rand(SHAPE), 10
     plan = heun(LINEAR, steps, churn=churn)
-    sigmas = [level.sigma for level in levels(LINEAR, steps, ve=True)]
+    sigmas = [level.sigma for level in spaced(LINEAR, steps, ve=True)]
     for strength in (0.25, 0.6, 0.1):
         seen = []
 
@@ -109,8 +108,8 @@ def test_a_sampler_with_a_history_begins_anew(seed, monkeypatch):
         half, SHAPE, sampler="multistep of the test", steps=10, x_init=image, strength=0.45, seed=seed
     )
     # By hand: the last four levels, the first without a history.
-    sigmas = [level.sigma for level in levels(LINEAR, 10, ve=True)][6:]
-    c_in = [level.c_in for level in levels(LINEAR, 10, ve=True)][6:]
+    sigmas = [level.sigma for level in spaced(LINEAR, 10, ve=True)][6:]
+    c_in = [level.c_in for level in spaced(LINEAR, 10, ve=True)][6:]
     x = image.double() + sigmas[0] * fastdiff.randn(SHAPE, seed=seed).double()
     old = None
     for a, b, c in zip(sigmas, sigmas[1:], c_in, strict=False):
@@ -125,13 +124,13 @@ def test_a_sampler_with_a_history_begins_anew(seed, monkeypatch):
                         sampler_options={"skip": 2})  # fmt: skip
 
 
-def test_skip_leaves_out_the_first_levels():
-    whole = levels(LINEAR, 10)
+def test_skip_leaves_out_the_first_spaced():
+    whole = spaced(LINEAR, 10)
     for skip in (0, 3, 9):
-        assert levels(LINEAR, 10, skip=skip) == whole[skip:]
+        assert spaced(LINEAR, 10, skip=skip) == whole[skip:]
     for bad, error in ((10, ValueError), (-1, ValueError), (1.0, TypeError)):
         with pytest.raises(error, match="skip"):
-            levels(LINEAR, 10, skip=bad)
+            spaced(LINEAR, 10, skip=bad)
 
 
 @pytest.mark.parametrize(

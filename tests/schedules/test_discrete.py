@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdiff import NoiseSchedule
-from fastdiff.schedules.discrete import resolve_schedule
+from fastdiff.schedules.resolve import resolve_table
 
 NAMES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas")
 
@@ -179,13 +179,13 @@ def test_it_keeps_its_own_numbers():
 
 def test_named():
     for name in NAMES:
-        assert resolve_schedule(name) == getattr(NoiseSchedule, name)()
+        assert resolve_table(name) == getattr(NoiseSchedule, name)()
     mine = NoiseSchedule.linear(3)
-    assert resolve_schedule(mine) is mine
+    assert resolve_table(mine) is mine
     with pytest.raises(ValueError, match="schedule"):
-        resolve_schedule("from_betas")
+        resolve_table("from_betas")
     with pytest.raises(TypeError, match="schedule"):
-        resolve_schedule(None)
+        resolve_table(None)
 
 
 @pytest.mark.parametrize(

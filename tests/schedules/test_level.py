@@ -3,11 +3,12 @@
 import math
 
 import pytest
+from helpers import spaced
 
 from fastdiff import NoiseSchedule
 from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
 from fastdiff.schedules.level import PREDICTIONS, Level, epsilon_terms, x0_terms
-from fastdiff.schedules.spacing import levels, resolve_any_schedule
+from fastdiff.schedules.resolve import resolve_schedule
 
 LINEAR = NoiseSchedule.linear()
 SCALED = NoiseSchedule.scaled_linear()
@@ -28,13 +29,13 @@ def sigmas(chosen: list[Level]) -> list[float]:
 def test_a_level_is_the_table(seed):
     for t in (0, 1, 499, 998, 999):
         bar = LINEAR.alphas_cumprod.tolist()[t]
-        vp, ve = LINEAR.level(t), LINEAR.level(t, ve=True)
+        vp, ve = LINEAR.level(t), LINEAR.as_ve().level(t)
         assert (vp.t, vp.alpha, vp.sigma, vp.c_in) == (t, math.sqrt(bar), math.sqrt(1 - bar), 1)
         assert (ve.t, ve.alpha, ve.sigma) == (t, 1, pytest.approx(sigma_of(LINEAR, t)))
         assert ve.c_in == pytest.approx(math.sqrt(bar))  # 1/√(1 + σ²) = √ᾱ
         assert vp.ratio == pytest.approx(ve.sigma)
         assert vp.log_snr == pytest.approx(math.log(bar / (1 - bar)) / 2)
-    between = LINEAR.level(37.25, ve=True)
+    between = LINEAR.as_ve().level(37.25)
     assert between.sigma == pytest.approx(0.75 * sigma_of(LINEAR, 37) + 0.25 * sigma_of(LINEAR, 38))
 
 
@@ -49,7 +50,7 @@ def test_round_trips(schedule):
         assert a <= sigma <= b
         assert a ** (1 - t + low) * b ** (t - low) == pytest.approx(sigma, rel=1e-12)
         assert schedule.at(sigma).ratio == pytest.approx(sigma, rel=1e-12)
-        assert schedule.at(sigma, ve=True).sigma == sigma
+        assert schedule.as_ve().at(sigma).sigma == sigma
     assert (schedule.time_at(0), schedule.time_at(1e-9), schedule.time_at(1e12)) in ((0, 0, 999), (0, 0, 998))
 
 
@@ -63,9 +64,9 @@ def test_continuous_round_trips():
         level = FLOW.at(sigma)
         assert (level.t, level.alpha, level.sigma, level.c_in) == (1000 * sigma, 1 - sigma, sigma, 1)
         assert FLOW.sigma_at(level.t) == sigma
-    told = levels(EDM, timesteps=[math.log(s) / 4 for s in (80, 3, 0.002)])
+    told = spaced(EDM, timesteps=[math.log(s) / 4 for s in (80, 3, 0.002)])
     assert sigmas(told) == pytest.approx([80, 3, 0.002, 0])
-    assert sigmas(levels(FLOW, timesteps=[1000, 250])) == [1, 0.25, 0]
+    assert sigmas(spaced(FLOW, timesteps=[1000, 250])) == [1, 0.25, 0]
 
 
 # ---- flow
@@ -74,9 +75,9 @@ def test_continuous_round_trips():
 def test_flow_shift():
     """σ' = s σ/(1 + (s − 1) σ), that is σ'/(1 − σ') = s σ/(1 − σ)."""
     for s in (1.0, 3.0, 0.5):
-        for u, got in zip((1, 0.75, 0.5, 0.25), sigmas(levels(FlowSchedule(s), 4)), strict=False):
+        for u, got in zip((1, 0.75, 0.5, 0.25), sigmas(spaced(FlowSchedule(s), 4)), strict=False):
             assert got == pytest.approx(1 if u == 1 else (r := s * u / (1 - u)) / (1 + r))
-    assert sigmas(levels(FLOW, 4, spacing="linspace")) == pytest.approx([1, 0.667, 0.334, 0.001, 0])
+    assert sigmas(spaced(FLOW, 4, spacing="linspace")) == pytest.approx([1, 0.667, 0.334, 0.001, 0])
     assert FlowSchedule(3.0).sigma_min == pytest.approx(0.003 / 1.002)
 
 
@@ -115,7 +116,7 @@ def output(prediction: str, x0: float, noise: float, level: Level) -> float:
 
 EVERY = {
     "vp": [LINEAR.level(t) for t in (0, 300, 999)] + [SCALED.at(2.5)],
-    "ve": [LINEAR.level(t, ve=True) for t in (0, 300, 999)] + [SCALED.at(2.5, ve=True)],
+    "ve": [LINEAR.as_ve().level(t) for t in (0, 300, 999)] + [SCALED.as_ve().at(2.5)],
     "edm": [EDM.at(s) for s in (0.002, 0.7, 80.0)],
     "flow": [FLOW.at(s) for s in (0.001, 0.4, 0.999)],
 }
@@ -174,8 +175,8 @@ def test_predictions_at_the_ends():
         (lambda: LINEAR.sigma_at(1000), ValueError, "t must be in"),
         (lambda: LINEAR.at(-1.0), ValueError, "sigma"),
         (lambda: LINEAR.time_at(math.nan), ValueError, "sigma"),
-        (lambda: resolve_any_schedule("flo"), ValueError, "schedule.*did you mean 'flow'"),
-        (lambda: resolve_any_schedule(3), TypeError, "schedule"),
+        (lambda: resolve_schedule("flo"), ValueError, "schedule.*did you mean 'flow'"),
+        (lambda: resolve_schedule(3), TypeError, "schedule"),
     ],
 )
 def test_schedules_refuse(make, error, names):

@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
+from helpers import spaced
 
 from fastdiff import NoiseSchedule
 from fastdiff.samplers import ddim
 from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
 from fastdiff.schedules.level import Level
-from fastdiff.schedules.spacing import SIGMA_SPACINGS, levels
+from fastdiff.schedules.spacing import SIGMA_SPACINGS
 
 LINEAR = NoiseSchedule.linear()
 SCALED = NoiseSchedule.scaled_linear()
@@ -33,18 +34,18 @@ def sigmas(chosen: list[Level]) -> list[float]:
 
 def test_karras_anchors():
     """n = 5, (0.002, 80), ρ = 7, and 0 after them."""
-    first, *rest = sigmas(levels(EDM, 5))
+    first, *rest = sigmas(spaced(EDM, 5))
     assert first == pytest.approx(79.99998, rel=3e-7)  # float32's 80
     assert [round(sigma, 5) for sigma in rest] == [17.52783, 2.51522, 0.16975, 0.002, 0]
-    assert sigmas(levels(EDM, 5, spacing="karras", rho=7)) == sigmas(levels(EDM, 5))
-    assert sigmas(levels(EDM, 3, rho=1)) == pytest.approx([80, 40.001, 0.002, 0])
+    assert sigmas(spaced(EDM, 5, spacing="karras", rho=7)) == sigmas(spaced(EDM, 5))
+    assert sigmas(spaced(EDM, 3, rho=1)) == pytest.approx([80, 40.001, 0.002, 0])
 
 
 def test_ends_are_exact():
     for schedule, spacing, n in itertools.product((LINEAR, EDM, FlowSchedule(3.0)), SIGMA_SPACINGS, (1, 2, 7)):
         if spacing == "beta":
             pytest.importorskip("scipy")
-        chosen = sigmas(levels(schedule, n, spacing=spacing, ve=True))
+        chosen = sigmas(spaced(schedule, n, spacing=spacing, ve=True))
         assert len(chosen) == n + 1
         assert chosen[0] == schedule.sigma_max
         assert chosen[-1] == 0
@@ -53,7 +54,7 @@ def test_ends_are_exact():
 
 def test_exponential_is_even_in_log_snr():
     for schedule, name in itertools.product((SCALED, EDM), ("exponential", "logsnr")):
-        logs = [math.log(s) for s in sigmas(levels(schedule, 9, spacing=name, ve=True))[:-1]]
+        logs = [math.log(s) for s in sigmas(spaced(schedule, 9, spacing=name, ve=True))[:-1]]
         gaps = [b - a for a, b in itertools.pairwise(logs)]
         assert gaps == pytest.approx([gaps[0]] * 8, rel=1e-9)
         assert gaps[0] == pytest.approx(math.log(schedule.sigma_min / schedule.sigma_max) / 8)
@@ -63,16 +64,16 @@ def test_polyexponential():
     """ln σ falls as (1 − i/(n−1))^ρ; ρ = 1 is exponential."""
     low, high = math.log(0.002), math.log(80)
     for rho in (0.5, 2.0, 3.0):
-        got = sigmas(levels(EDM, 6, spacing="polyexponential", rho=rho))[:-1]
+        got = sigmas(spaced(EDM, 6, spacing="polyexponential", rho=rho))[:-1]
         assert got == pytest.approx([math.exp(low + (1 - i / 5) ** rho * (high - low)) for i in range(6)])
-    plain = sigmas(levels(EDM, 6, spacing="polyexponential"))
-    assert plain == pytest.approx(sigmas(levels(EDM, 6, spacing="exponential")))
+    plain = sigmas(spaced(EDM, 6, spacing="polyexponential"))
+    assert plain == pytest.approx(sigmas(spaced(EDM, 6, spacing="exponential")))
 
 
 def test_beta():
     """The quantiles of Beta(0.6, 0.6): Simpson's rule on the density, the substitution u = s⁵ taking off its pole."""
     pytest.importorskip("scipy")
-    got = sigmas(levels(EDM, 5, spacing="beta"))[:-1]
+    got = sigmas(spaced(EDM, 5, spacing="beta"))[:-1]
     assert got[2] == pytest.approx((80 + 0.002) / 2)  # symmetric
     assert got[1] + got[3] == pytest.approx(80.002)
 
@@ -89,18 +90,18 @@ def test_beta():
 def test_a_noise_schedule_interpolates_its_timesteps(spacing):
     if spacing == "beta":
         pytest.importorskip("scipy")
-    chosen = levels(SCALED, 12, spacing=spacing, ve=True)
+    chosen = spaced(SCALED, 12, spacing=spacing, ve=True)
     table = [math.log(sigma_of(SCALED, i)) for i in range(1000)]
     for level in chosen[:-1]:
         low = min(int(level.t), 998)
         share = level.t - low
         assert math.log(level.sigma) == pytest.approx(table[low] * (1 - share) + table[low + 1] * share, abs=1e-9)
     assert [level.t for level in chosen][::11] == [999, 0]
-    whole = levels(SCALED, 12, spacing=spacing, ve=True, quantize=True)
+    whole = spaced(SCALED, 12, spacing=spacing, ve=True, quantize=True)
     assert [level.t for level in whole] == [round(level.t) for level in chosen]
     assert sigmas(whole) == sigmas(chosen)
     # VP states at the same σ/α.
-    for a, b in zip(chosen, levels(SCALED, 12, spacing=spacing), strict=True):
+    for a, b in zip(chosen, spaced(SCALED, 12, spacing=spacing), strict=True):
         assert (b.t, b.alpha**2 + b.sigma**2, b.c_in) == pytest.approx((a.t, 1, 1))
         assert b.sigma / b.alpha == pytest.approx(a.sigma)
 
@@ -110,15 +111,15 @@ def test_a_noise_schedule_interpolates_its_timesteps(spacing):
 
 def test_quadratic():
     """Song et al. 2021, Appendix D.2: t_i = ⌊c i²⌋; here the ends are 0 and T − 1, and places are rounded."""
-    got = [level.t for level in levels(LINEAR, 5, spacing="quadratic")][:-1]
+    got = [level.t for level in spaced(LINEAR, 5, spacing="quadratic")][:-1]
     assert got == [round(999 * (i / 4) ** 2) for i in (4, 3, 2, 1, 0)] == [999, 562, 250, 62, 0]
 
 
 def test_steps_offset():
-    got = [level.t for level in levels(LINEAR, 50, spacing="leading", steps_offset=1)]
+    got = [level.t for level in spaced(LINEAR, 50, spacing="leading", steps_offset=1)]
     assert got[:3] == [981, 961, 941]
     assert got[-2] == 1
-    assert [t - 1 for t in got[:-1]] == [level.t for level in levels(LINEAR, 50, spacing="leading")][:-1]
+    assert [t - 1 for t in got[:-1]] == [level.t for level in spaced(LINEAR, 50, spacing="leading")][:-1]
 
 
 # ---- the last level
@@ -129,29 +130,29 @@ def test_final_sigma_min():
     for schedule, spacing in ((LINEAR, "trailing"), (LINEAR, "linspace"), (LINEAR, "quadratic"), (LINEAR, "karras"),
                               (EDM, "karras"), (EDM, "exponential"), (FlowSchedule(2.0), "trailing"),
                               (FlowSchedule(2.0), "linspace"), (FLOW, "karras")):  # fmt: skip
-        chosen = levels(schedule, 6, spacing=spacing, final="sigma_min")
+        chosen = spaced(schedule, 6, spacing=spacing, final="sigma_min")
         assert len(chosen) == 7
-        assert chosen[-1].ratio == pytest.approx(levels(schedule, sigmas=(0.5, schedule.sigma_min))[-1].ratio)
+        assert chosen[-1].ratio == pytest.approx(spaced(schedule, sigmas=(0.5, schedule.sigma_min))[-1].ratio)
         assert chosen[-2].ratio > chosen[-1].ratio > 0
-    chosen = levels(LINEAR, 10, spacing="leading", steps_offset=1, final="sigma_min")
+    chosen = spaced(LINEAR, 10, spacing="leading", steps_offset=1, final="sigma_min")
     assert [level.t for level in chosen][-2:] == [1, 0]
-    assert [level.t for level in levels(LINEAR, timesteps=[5, 3], final="sigma_min")] == [5, 3, 0]
-    assert sigmas(levels(EDM, 4, final="sigma_min"))[:-1] == sigmas(levels(EDM, 5))[:4]
+    assert [level.t for level in spaced(LINEAR, timesteps=[5, 3], final="sigma_min")] == [5, 3, 0]
+    assert sigmas(spaced(EDM, 4, final="sigma_min"))[:-1] == sigmas(spaced(EDM, 5))[:4]
 
 
 def test_lists():
-    both = levels(SCALED, sigmas=[10.0, 2.0, 0.5], timesteps=[900, 500.5], ve=True)
+    both = spaced(SCALED, sigmas=[10.0, 2.0, 0.5], timesteps=[900, 500.5], ve=True)
     assert [(level.t, level.sigma) for level in both[:-1]] == [(900, 10), (500.5, 2)]
     assert both[-1].sigma == 0.5
     for values in (torch.tensor([10.0, 2.0, 0.0], dtype=torch.float64), (10, 2, 0)):
-        alone = levels(SCALED, 2, sigmas=values, ve=True)
+        alone = spaced(SCALED, 2, sigmas=values, ve=True)
         assert sigmas(alone) == [10, 2, 0]
         assert alone[0].t == SCALED.time_at(10)
-    assert [level.t for level in levels(LINEAR, timesteps=torch.tensor([7, 3]))] == [7, 3, 0]
-    assert [level.t for level in levels(LINEAR, timesteps=[7.4, 3.0], quantize=True)] == [7, 3, 0]
+    assert [level.t for level in spaced(LINEAR, timesteps=torch.tensor([7, 3]))] == [7, 3, 0]
+    assert [level.t for level in spaced(LINEAR, timesteps=[7.4, 3.0], quantize=True)] == [7, 3, 0]
     # A karras walk listed is the walk.
-    walk = levels(SCALED, 8, spacing="karras", ve=True)
-    assert levels(SCALED, sigmas=sigmas(walk), ve=True) == walk
+    walk = spaced(SCALED, 8, spacing="karras", ve=True)
+    assert spaced(SCALED, sigmas=sigmas(walk), ve=True) == walk
 
 
 def test_edm_starts_ddim_at_sigma_max():
@@ -220,4 +221,4 @@ def test_edm_starts_ddim_at_sigma_max():
 )
 def test_refuses(schedule, arguments, error, names):
     with pytest.raises(error, match=names):
-        levels(schedule, **arguments)
+        spaced(schedule, **arguments)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastdiff.integrations.diffusers.base import Stepping, last_apart, mix, spread
 from fastdiff.schedules.discrete import NoiseSchedule
-from fastdiff.schedules.spacing import Schedule
+from fastdiff.schedules.level import Schedule
+from fastdiff.schedules.spacing import Spacing
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +28,13 @@ class SigmaList(Stepping):
             self._schedule_of = self.alphas_cumprod, NoiseSchedule(self.alphas_cumprod.cummin(0).values)
         return self._schedule_of[1]
 
-    def _walk(self, start: int) -> dict[str, Any]:
+    def _spacing(self, start: int) -> Spacing:
         """The levels from step ``start`` on: diffusers' own list of float32 σ, as float64 numbers."""
         times = self._steps.times[start:]
         sigmas = self._steps.sigmas[start : len(self._steps.times) + 1]  # "log_linear" has one more
         if len(set(times)) < len(times):  # rounded timesteps repeat where σ do not
             times = [t - 1e-6 * i for i, t in enumerate(times)]
-        return {"sigmas": last_apart(sigmas), "timesteps": times}
+        return Spacing(sigmas=last_apart(sigmas), timesteps=times)
 
     def _sigmas_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """σ for each sample: at its timestep, or at the run's step where a run was begun by set_begin_index."""

@@ -16,6 +16,7 @@ from fastdiff.integrations.diffusers.scheduling_vp import TableStepping
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import lcm, tcd
 from fastdiff.samplers.stages import moved
+from fastdiff.schedules.spacing import Spacing
 
 
 class LCMScheduler(TableStepping, theirs.LCMScheduler):
@@ -29,8 +30,8 @@ class LCMScheduler(TableStepping, theirs.LCMScheduler):
     def _plan(self, start: int, *options: Any) -> Plan:
         scaling = self.config.timestep_scaling
         plan = lcm(
-            self._schedule(), timesteps=self._steps.times, prediction=self.config.prediction_type, clip=self._clip,
-            timestep_scaling=scaling,
+            self._schedule(), spacing=Spacing(timesteps=self._steps.times), prediction=self.config.prediction_type,
+            clip=self._clip, timestep_scaling=scaling,
         )  # fmt: skip
         rows = []
         for row in plan:  # with the anchor that brings out f
@@ -67,8 +68,8 @@ class TCDScheduler(TableStepping, theirs.TCDScheduler):
     def _plan(self, start: int, *options: Any) -> Plan:
         (eta,) = options
         schedule, times = self._schedule(), self._steps.times
-        walk = self._walk(times, float(schedule.alphas_cumprod[0]))
-        plan = tcd(schedule, prediction=self.config.prediction_type, eta=eta, **walk)
+        spacing = self._spacing(times, float(schedule.alphas_cumprod[0]))
+        plan = tcd(schedule, prediction=self.config.prediction_type, eta=eta, spacing=spacing)
         rows = []
         for row, following in zip(plan, [*times[1:], 0], strict=True):  # with the anchor that brings out x_s
             landing = schedule.level(math.floor((1 - eta) * following + 1e-6))

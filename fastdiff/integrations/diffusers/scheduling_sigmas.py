@@ -24,6 +24,7 @@ from fastdiff.samplers import euler, euler_ancestral, heun, lms
 from fastdiff.samplers.stages import Churn
 from fastdiff.schedules.continuous import EDMSchedule
 from fastdiff.schedules.level import x0_terms
+from fastdiff.schedules.spacing import Spacing
 
 
 class ChurningStepping(ScaledStepping):
@@ -90,12 +91,12 @@ class EulerDiscreteScheduler(ChurningStepping, theirs.EulerDiscreteScheduler):
         return self.config.prediction_type.removeprefix("original_")
 
     def _plan(self, start: int, *options: Any) -> Plan:
-        plan = euler(self._schedule(), prediction=self._prediction, **self._walk(0))
+        plan = euler(self._schedule(), prediction=self._prediction, spacing=self._spacing(0))
         return plan if options[0] is None else self._churned(plan, *options[0])
 
     def _x0_terms(self, sigma: float, high: float) -> tuple[float, float]:
         # v is read at σ, as in diffusers.
-        level = self._schedule().at(high if self._prediction == "epsilon" else sigma, ve=True)
+        level = self._schedule().as_ve().at(high if self._prediction == "epsilon" else sigma)
         return x0_terms(self._prediction, level)
 
     def step(
@@ -132,7 +133,7 @@ class EDMEulerScheduler(ChurningStepping, theirs.EDMEulerScheduler):
 
     def _plan(self, start: int, *options: Any) -> Plan:
         churn, prediction = options
-        plan = euler(self._schedule(), prediction=prediction, **self._walk(0))
+        plan = euler(self._schedule(), prediction=prediction, spacing=self._spacing(0))
         if churn is not None and prediction == "sample":
             raise ValueError(
                 "s_churn does not go with pred_original_sample, which would be of the state before the noise"
@@ -182,7 +183,7 @@ class EulerAncestralDiscreteScheduler(ScaledStepping, theirs.EulerAncestralDiscr
     _dtype_from = "output"
 
     def _plan(self, start: int, *options: Any) -> Plan:
-        return euler_ancestral(self._schedule(), prediction=self.config.prediction_type, **self._walk(0))
+        return euler_ancestral(self._schedule(), prediction=self.config.prediction_type, spacing=self._spacing(0))
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
@@ -218,8 +219,8 @@ class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
             raise ValueError(f"a run begins with the first of a level's two steps, an even number; got step {start}")
         sigmas, times = self._steps.sigmas[start:], self._steps.times[start:]
         return heun(
-            self._schedule(), prediction=self.config.prediction_type, sigmas=[sigmas[0], *sigmas[1::2]],
-            timesteps=[times[0], *times[1::2]],
+            self._schedule(), prediction=self.config.prediction_type,
+            spacing=Spacing(sigmas=[sigmas[0], *sigmas[1::2]], timesteps=[times[0], *times[1::2]]),
             clip=self.config.clip_sample_range if self.config.clip_sample else None,
         )  # fmt: skip
 
@@ -243,7 +244,9 @@ class LMSDiscreteScheduler(ScaledStepping, theirs.LMSDiscreteScheduler):
     _has_history = True
 
     def _plan(self, start: int, *options: Any) -> Plan:
-        return lms(self._schedule(), prediction=self.config.prediction_type, order=options[0], **self._walk(start))
+        return lms(
+            self._schedule(), prediction=self.config.prediction_type, order=options[0], spacing=self._spacing(start)
+        )
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, order: int = 4, return_dict: bool = True

@@ -14,7 +14,7 @@ from fastdiff.integrations.diffusers.base_sigmas import SigmaStepping
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import deis, dpm_multistep, dpm_singlestep, unipc
 from fastdiff.schedules.continuous import FlowSchedule
-from fastdiff.schedules.spacing import Schedule
+from fastdiff.schedules.level import Schedule
 
 
 class SolverStepping(SigmaStepping):
@@ -49,7 +49,7 @@ class SolverStepping(SigmaStepping):
             "prediction": self.config.prediction_type,
             "clip": 1.0 if self._thresholds else None,  # a bound of each sample takes its place
             "order": self.config.solver_order,
-            **self._walk(start),
+            "spacing": self._spacing(start),
         }
 
     def _missing(self, value: float, times: list[float]) -> int:

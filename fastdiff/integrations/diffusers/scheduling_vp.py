@@ -19,6 +19,7 @@ from fastdiff.ops import add_noise
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers import ddim, ddim_inverse, ddpm, pndm
 from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.spacing import Spacing
 
 
 class TableStepping(Stepping):
@@ -38,15 +39,15 @@ class TableStepping(Stepping):
             return 1.0  # a bound of each sample takes its place
         return self.config.clip_sample_range if self.config.get("clip_sample") else None
 
-    def _walk(self, times: list[float], final: float) -> dict[str, Any]:
+    def _spacing(self, times: list[float], final: float) -> Spacing:
         """The levels at these timesteps and the last one, whose ᾱ is ``final``."""
         schedule = self._schedule()
         if final == 1:
-            return {"timesteps": times}
+            return Spacing(timesteps=times)
         if times[-1] > 0:
-            return {"timesteps": times, "final": "sigma_min"}
+            return Spacing(timesteps=times, final="sigma_min")
         sigmas = [schedule.sigma_at(t) for t in times]
-        return {"timesteps": times, "sigmas": last_apart([*sigmas, schedule.sigma_min])}
+        return Spacing(timesteps=times, sigmas=last_apart([*sigmas, schedule.sigma_min]))
 
     def _place_or_pair(self, timestep: Any) -> tuple[int, float | None]:
         """The step's number in the list and None; or 0 and the timestep where that is not in the list."""
@@ -55,13 +56,13 @@ class TableStepping(Stepping):
         index = steps.places.get(value)
         return (0, value) if index is None else (index, None)
 
-    def _pair(self, timestep: float, final: float) -> dict[str, Any]:
+    def _pair(self, timestep: float, final: float) -> Spacing:
         """The two levels of a timestep that is not in the list: diffusers' previous one is T // steps below."""
         assert self.num_inference_steps is not None
         previous = timestep - self.config.num_train_timesteps // self.num_inference_steps
         schedule = self._schedule()
         sigma = math.sqrt((1 - final) / final) if previous < 0 else schedule.sigma_at(previous)
-        return {"sigmas": last_apart([schedule.sigma_at(timestep), sigma])}
+        return Spacing(sigmas=last_apart([schedule.sigma_at(timestep), sigma]))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """√ᾱ x_0 + √(1 − ᾱ) ε at each sample's timestep, computed in float32 whatever the samples' dtype."""
@@ -109,8 +110,8 @@ class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
 
     def _plan(self, start: int, *options: Any) -> Plan:
         return ddpm(
-            self._schedule(), timesteps=self._steps.times, prediction=self.config.prediction_type, clip=self._clip,
-            variance=self._variances[self.config.variance_type],
+            self._schedule(), spacing=Spacing(timesteps=self._steps.times), prediction=self.config.prediction_type,
+            clip=self._clip, variance=self._variances[self.config.variance_type],
         )  # fmt: skip
 
     def step(
@@ -139,10 +140,10 @@ class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
     def _plan(self, start: int, *options: Any) -> Plan:
         timestep, eta, use_clipped = options
         final = float(self.final_alpha_cumprod)
-        walk = self._walk(self._steps.times, final) if timestep is None else self._pair(timestep, final)
+        spacing = self._spacing(self._steps.times, final) if timestep is None else self._pair(timestep, final)
         return ddim(
             self._schedule(), prediction=self.config.prediction_type, clip=self._clip, eta=eta,
-            use_clipped_model_output=use_clipped, **walk,
+            use_clipped_model_output=use_clipped, spacing=spacing,
         )  # fmt: skip
 
     def step(
@@ -181,8 +182,8 @@ class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
     def _plan(self, start: int, *options: Any) -> Plan:
         (timestep,) = options
         initial = float(self.initial_alpha_cumprod)
-        walk = self._walk(self._steps.times[::-1], initial) if timestep is None else self._pair(timestep, initial)
-        return ddim_inverse(self._schedule(), prediction=self.config.prediction_type, clip=self._clip, **walk)
+        spacing = self._spacing(self._steps.times[::-1], initial) if timestep is None else self._pair(timestep, initial)
+        return ddim_inverse(self._schedule(), prediction=self.config.prediction_type, clip=self._clip, spacing=spacing)
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at this timestep, from the one before it; arguments and results are diffusers'."""
@@ -220,7 +221,7 @@ class PNDMScheduler(TableStepping, theirs.PNDMScheduler):
         first = max(start - 1, 0)  # the second and the third entry are one level
         plan = pndm(
             self._schedule(), prediction=self.config.prediction_type, skip_prk_steps=skip, averages="output",
-            **self._walk(levels[first:], float(self.final_alpha_cumprod)),
+            spacing=self._spacing(levels[first:], float(self.final_alpha_cumprod)),
         )  # fmt: skip
         if not start:
             return plan

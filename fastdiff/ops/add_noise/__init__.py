@@ -17,7 +17,8 @@ from fastdiff.noise import TRAINING, NoiseKey, noise_key
 from fastdiff.ops.backend import choose
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 from fastdiff.ops.view import viewable
-from fastdiff.schedules.discrete import NoiseSchedule, resolve_schedule
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.resolve import resolve_table
 
 
 def add_noise(
@@ -50,7 +51,7 @@ def add_noise(
     if x0.ndim == 0:
         raise ValueError("x0 must have a batch dimension first; got a tensor without dimensions")
     check_shape("x0.shape", x0.shape)
-    schedule = resolve_schedule(schedule)
+    schedule = resolve_table(schedule)
     t = _check_timesteps(t, len(x0), x0.device, len(schedule))
     check_int("draw", draw, 0, (1 << 32) - 1)
     if noise is not None:

@@ -1,0 +1,178 @@
+"""DPM-Solver++ (Lu et al. 2022b), which integrates x̂_0, without noise; and k-diffusion's ancestral form.
+
+Multistep ones are ``dpm_multistep``, singlestep ones ``dpm_singlestep``, with some arguments decided.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+from fastdiff.checks import check_clip, check_number
+from fastdiff.plan.plan import Plan
+from fastdiff.samplers.dpm_multistep import dpm_multistep
+from fastdiff.samplers.dpm_singlestep import dpm_singlestep, grown_by, inserted, step_rows
+from fastdiff.samplers.exponential import blend, init_sigma
+from fastdiff.schedules.level import Schedule
+from fastdiff.schedules.spacing import Spacing, levels
+
+
+def dpmpp_1s(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    spacing: str | Spacing | None = None,
+) -> Plan:
+    """DPM-Solver++(1), which is DDIM at η = 0 (Lu et al. 2022b, Section 4).
+
+    Args:
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    plan = dpm_multistep(
+        schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=1,
+    )  # fmt: skip
+    return replace(plan, name="dpmpp_1s")
+
+
+def dpmpp_2s(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    spacing: str | Spacing | None = None,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = True,
+    stages: str = "inserted",
+) -> Plan:
+    """DPM-Solver++(2S), two calls a step (Lu et al. 2022b, Algorithm 1).
+
+    Args:
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: levels that a step leads from and to; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
+        solver_type: the slope weighs half the step ("midpoint", as published), or is integrated ("heun", "exact").
+        stages: "inserted": the second call lies halfway in λ; "listed": the calls' levels are the spacing's.
+        lower_order_final: for "listed": end with a step of one call, so that any number of levels will do.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    plan = dpm_singlestep(
+        schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=2, solver_type=solver_type,
+        lower_order_final=lower_order_final, stages=stages,
+    )  # fmt: skip
+    return replace(plan, name="dpmpp_2s")
+
+
+def dpmpp_2s_ancestral(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    spacing: str | Spacing | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Plan:
+    """k-diffusion's: a step of DPM-Solver++(2S) down to σ_down, with its middle there, then noise up to σ'.
+
+    Args:
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: levels that a step leads from and to; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
+        eta: 0 ≤ η ≤ 1, the share of noise. s_noise: a factor of the noise.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    check_number("eta", eta, 0, 1)
+    check_number("s_noise", s_noise, 0)
+    bound = check_clip(clip)
+    stops, quantize = levels(schedule, steps, spacing), Spacing.of(spacing).quantize
+    rows = []
+    for here, there in pairwise(stops):
+        extra = grown_by(there.log_snr - here.log_snr, eta) if eta else 0.0
+        down = replace(there, sigma=there.sigma * math.exp(-extra))
+        group, shares = inserted(schedule, here, down, (0.5,), quantize)
+        *inner, last = step_rows(group, shares, prediction, bound, False, ["midpoint"] * 2, 0.0, 0.0)
+        noise = s_noise * there.sigma * math.sqrt(-math.expm1(-2 * extra))
+        rows += [*inner, replace(last, x=blend((1.0, last.x), (noise, {"z": 1.0})))]
+    return Plan(tuple(rows), name="dpmpp_2s_ancestral", init_sigma=init_sigma(stops[0]))
+
+
+def dpmpp_2m(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    spacing: str | Spacing | None = None,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
+) -> Plan:
+    """DPM-Solver++(2M), which reads the last output, too (Lu et al. 2022b, Algorithm 2).
+
+    Args:
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
+        solver_type: how the slope of order 2 enters: "midpoint" (half the step, as published), "heun" (integrated) or
+            "exact", which integrates order 3's parabola, too.
+        lower_order_final: in fewer than 15 steps the last is first order and the one before it at most second.
+        euler_at_final: the last step is first order in any number. It always is where it ends without noise.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    plan = dpm_multistep(
+        schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=2, solver_type=solver_type,
+        lower_order_final=lower_order_final, euler_at_final=euler_at_final,
+    )  # fmt: skip
+    return replace(plan, name="dpmpp_2m")
+
+
+def dpmpp_3m(
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    prediction: str = "epsilon",
+    clip: float | None = None,
+    spacing: str | Spacing | None = None,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
+) -> Plan:
+    """DPM-Solver++(3M), which reads the last two outputs, too; of order 3 with solver_type="exact".
+
+    Args:
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls; None visits every timestep of a NoiseSchedule.
+        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
+        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
+        solver_type: how the slope of order 2 enters: "midpoint" (half the step, as published), "heun" (integrated) or
+            "exact", which integrates order 3's parabola, too.
+        lower_order_final: in fewer than 15 steps the last is first order and the one before it at most second.
+        euler_at_final: the last step is first order in any number. It always is where it ends without noise.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+    plan = dpm_multistep(
+        schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=3, solver_type=solver_type,
+        lower_order_final=lower_order_final, euler_at_final=euler_at_final,
+    )  # fmt: skip
+    return replace(plan, name="dpmpp_3m")

@@ -1,0 +1,38 @@
+"""What a run asks of ``fastdiff.acceleration``: the only file of sampling that knows how a network was accelerated."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from torch import Tensor
+
+from fastdiff.acceleration.network import network_of, networks_in
+
+
+def planned_embeddings(model: Any, times: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+    """An accelerated network's time embeddings of a plan's timesteps [rows, batch], all at once, and their tensors.
+
+    The first ``.at(row)`` is a context in which the network's call takes those of one row; None where it has none. The
+    guards of networks inside the model have looked at their weights when this returns.
+    """
+    accelerated = network_of(model)
+    for network in networks_in(model) if times.is_cuda else ():
+        network.check(wait=True)
+    planned = None if accelerated is None or times.shape[1] == 0 else accelerated.rows(times[:, 0])
+    return planned, () if planned is None else (planned.emb, planned.projected)
+
+
+def is_accelerated(model: Any) -> bool:
+    """Whether a module itself was accelerated; a compiled one runs what it traced."""
+    return network_of(model) is not None
+
+
+def fingerprint(model: Any) -> Hashable:
+    """What differs once a module or one inside it is accelerated, restored, or written to."""
+    return tuple(network.stamp() for network in networks_in(model))
+
+
+def kept_weights(model: Any) -> list[Any]:
+    """The packed weights of accelerated networks, and those they stand for: a graph holds the addresses of both."""
+    return [network.kept_weights() for network in networks_in(model)]
