@@ -64,6 +64,7 @@ def error(got: Tensor, expected: Tensor) -> float:
     return (got.double() - expected.double()).abs().max().item()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("config", "size", "parameters"), [(CIFAR10, 32, 35_746_307), (CELEBA256, 64, 113_673_219)])
 def test_published_configurations_equal_diffusers(config, size, parameters):
@@ -202,6 +203,7 @@ def test_samples_of_a_batch_do_not_meet():
     assert model(x[:0], 3, torch.arange(0)).shape == (0, 3, 8, 8)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_one_graph_without_breaks():
     model, x = small(num_class_embeds=3, null_class=2), torch.randn(2, 3, 8, 8)

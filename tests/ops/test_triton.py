@@ -43,6 +43,7 @@ def run_files(names: tuple[str, ...], options: tuple[str, ...], environment: dic
     assert "skipped" not in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_in_the_interpreter(seed):
     run_cases(FASTDIFF_TEST_SEED=str(seed), TRITON_INTERPRET="1")
 
