@@ -118,13 +118,15 @@ def test_random_configurations_equal_diffusers_in_float64(rng, _):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_errs_no_more_than_diffusers(dtype):
+def test_half_precision_errs_no_more_than_diffusers(seed, dtype):
+    """Root-mean-squares of 6144 numbers, which another CPU's library changes less than the largest of them."""
     theirs, ours = pair(**{**SMALL, "block_out_channels": (32, 64)})
     x, t = torch.randn(8, 3, 16, 16).to(dtype), torch.randint(1000, [8])
     exact = copy.deepcopy(theirs).to(dtype).double()(x.double(), t).sample
     got = ours.to(dtype)(x, t)
     assert got.dtype == dtype
-    assert error(got, exact) <= 2 * error(theirs.to(dtype)(x, t).sample, exact)
+    errors = [(y.double() - exact).square().mean().sqrt() for y in (got, theirs.to(dtype)(x, t).sample)]
+    assert float(errors[0]) <= 2 * float(errors[1])
 
 
 def test_gradients_equal_diffusers():
