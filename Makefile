@@ -3,7 +3,7 @@ PYTHON ?= python
 RESULTS ?= benchmarks/results
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint bench report gpu compat aot
+.PHONY: help install test slow gates lint bench report gpu compat aot
 
 help:     ## this list
 	@sed -n 's/^\([a-z]*\): *## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -11,8 +11,14 @@ help:     ## this list
 install:  ## the package with everything needed to work on it, in place
 	$(PYTHON) -m pip install -e ".[dev]"
 
-test:     ## the suite
+test:     ## the tests that are quick, in two processes
 	$(PYTHON) -m pytest
+
+slow:     ## the others
+	$(PYTHON) -m pytest -n0 -m slow
+
+gates:    ## circles of imports, calls, lines: tools/gates.py
+	$(PYTHON) tools/gates.py
 
 lint:     ## ruff, mypy and, where it is installed, clang-format
 	ruff check .
@@ -36,7 +42,7 @@ compat:   ## the suite in fresh environments with the oldest and the newest torc
 	  work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
 	  git clone -q . $$work/fastdiff; $(PYTHON) -m venv $$work/v; \
 	  (cd $$work/fastdiff; . $$work/v/bin/activate; pip install -q $$torch; pip install -q -e ".[test]"; \
-	   python -c "import torch, triton; print('torch', torch.__version__, 'triton', triton.__version__)"; pytest); \
+	   python -c "import torch, triton; print('torch', torch.__version__, 'triton', triton.__version__)"; pytest -m ''); \
 	  rm -rf $$work; \
 	done
 

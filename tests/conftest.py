@@ -1,12 +1,21 @@
-"""What the tests share: the run's seed, hypothesis' profiles, the skip of GPU tests, the CPU's SIMD variants."""
+"""What the tests share: processes and threads, the run's seed, hypothesis' profiles, the CPU's SIMD variants."""
 
 import os
 import random
 from collections.abc import Iterator
 
 import pytest
+
+# OpenMP reads these once, as torch is imported. Threads that spin while they wait take the cores from the other
+# processes that test; and as many threads as cores in each of several processes are too many.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 import torch
 from helpers import SEED, SEED_VARIABLE
+
+os.environ[SEED_VARIABLE] = str(SEED)  # the processes that this one starts must collect the same random cases
 
 try:
     from hypothesis import settings
@@ -18,6 +27,18 @@ else:
     settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 SIMD = ("avx512", "avx2", "portable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """``pytest`` alone runs in two processes, where pytest-xdist is installed; -n, or files named, say otherwise.
+
+    This is no addopts, since benchmarks measure nothing in pytest-xdist's processes.
+    """
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")
+    if whole and getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb:
+        config.option.numprocesses = 2
+        config.option.dist = "worksteal"
 
 
 def pytest_report_header() -> str:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("triton_aot.py")
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+]
 
 
 @pytest.fixture(scope="module")

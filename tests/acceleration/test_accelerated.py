@@ -105,6 +105,7 @@ def test_gradients_and_training(network, inputs):
         assert_same_bits(network(x, t), expected)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compile(network, inputs):
     """Before and after: a compiled module runs what it traced, which is the module's own code."""

@@ -12,6 +12,8 @@ from networks import CASES, halved, oracle
 import fastdiff
 from fastdiff.ops.conv2d.winograd import pack
 
+QUICK = ("scale_shift", "rescaled", "ours", "packaged", "usual")  # the others are networks of published sizes
+
 
 def rms(y, exact):
     return float((y.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
@@ -23,7 +25,9 @@ def pairs(monkeypatch):
     monkeypatch.setattr(sys.modules[pack.__module__], "_pairs", lambda dtype: dtype == torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 @torch.no_grad()
 def test_same_function(name, seed, pairs):
     """Float32 within 1e-5; bfloat16 with at most 1.5 times PyTorch's own RMS error. Nothing is left behind."""
@@ -49,6 +53,7 @@ def test_same_function(name, seed, pairs):
             assert_same_bits(value, state[key], key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "decoder"])
 @torch.no_grad()
 def test_a_network_of_bfloat16(name, seed, pairs):
@@ -63,7 +68,7 @@ def test_a_network_of_bfloat16(name, seed, pairs):
     assert rms(y, exact) <= 1.5 * rms(half, exact)
 
 
-@pytest.mark.parametrize("steps", [50, 1000])
+@pytest.mark.parametrize("steps", [50, pytest.param(1000, marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_whole_samplings(steps, seed):
     """The packaged model's images, in float32 within 1e-3 of the unaccelerated ones."""
@@ -80,6 +85,7 @@ def test_whole_samplings(steps, seed):
     fastdiff.restore(trained.unet)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_quality_in_bfloat16(seed):
     """As many digits are recognised as from the unaccelerated model, within what 300 images can tell."""

@@ -17,6 +17,7 @@ CASES = list(cases())
 NAMES = list(ours.SCHEDULERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_single_steps(seed, name):
     """Every option, with diffusers' own float32 numbers held in float64: what is left is the arithmetic."""

@@ -205,7 +205,7 @@ def test_bad_input(change, what):
             guided_diffusion.p_sample_loop(**arguments, **clash)
 
 
-LIBRARIES = ("guided_diffusion", "improved_diffusion")
+LIBRARIES = ("guided_diffusion", "improved_diffusion_for_SMLM.improved_diffusion")  # the modules of the peers extra
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -223,7 +223,7 @@ def test_library(seed, eta, mean, variance, rescale, name):
     model = network(variance, rescale)
     for given in (library.GaussianDiffusion(**options), respace.SpacedDiffusion(KEPT, **options)):
         for functions in ({}, {"denoised_fn": torch.tanh}, {"cond_fn": classifier}):
-            if "cond_fn" in functions and name != "guided_diffusion":
+            if "cond_fn" in functions and "guided" not in name:
                 continue
             arguments = {"model_kwargs": {"y": Y}, "device": "cpu", **functions}
             loop = "p_sample_loop_progressive"
@@ -235,4 +235,7 @@ def test_library(seed, eta, mean, variance, rescale, name):
             ours = list(getattr(guided_diffusion, loop)(given, model, SHAPE, **arguments))
             for a, b in zip(ours, theirs, strict=True):
                 close(a["sample"], b["sample"])
-                close(a["pred_xstart"], b["pred_xstart"])
+                if eta is None or "cond_fn" not in functions or not hasattr(given, "plms_sample"):
+                    # The packaged guided_diffusion is a fork (it has PLMS). Its DDIM returns x̂_0 as it was before the
+                    # classifier's gradient, the original as it is after; the next state has the gradient in both.
+                    close(a["pred_xstart"], b["pred_xstart"])

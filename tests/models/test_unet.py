@@ -64,6 +64,7 @@ def error(got: Tensor, expected: Tensor) -> float:
     return (got.double() - expected.double()).abs().max().item()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("config", "size", "parameters"), [(CIFAR10, 32, 35_746_307), (CELEBA256, 64, 113_673_219)])
 def test_published_configurations_equal_diffusers(config, size, parameters):
@@ -117,13 +118,15 @@ def test_random_configurations_equal_diffusers_in_float64(rng, _):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_errs_no_more_than_diffusers(dtype):
+def test_half_precision_errs_no_more_than_diffusers(seed, dtype):
+    """Root-mean-squares of 6144 numbers, which another CPU's library changes less than the largest of them."""
     theirs, ours = pair(**{**SMALL, "block_out_channels": (32, 64)})
     x, t = torch.randn(8, 3, 16, 16).to(dtype), torch.randint(1000, [8])
     exact = copy.deepcopy(theirs).to(dtype).double()(x.double(), t).sample
     got = ours.to(dtype)(x, t)
     assert got.dtype == dtype
-    assert error(got, exact) <= 2 * error(theirs.to(dtype)(x, t).sample, exact)
+    errors = [(y.double() - exact).square().mean().sqrt() for y in (got, theirs.to(dtype)(x, t).sample)]
+    assert float(errors[0]) <= 2 * float(errors[1])
 
 
 def test_gradients_equal_diffusers():
@@ -202,6 +205,7 @@ def test_samples_of_a_batch_do_not_meet():
     assert model(x[:0], 3, torch.arange(0)).shape == (0, 3, 8, 8)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_one_graph_without_breaks():
     model, x = small(num_class_embeds=3, null_class=2), torch.randn(2, 3, 8, 8)

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc")
-pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="needs nvcc")]
 
 # The general update has up to eight tensors to read at a time: three blocks of 256 threads, 24 warps a multiprocessor,
 # keep more than 40 KiB on their way, which is more than the latency of any memory asks for.

@@ -18,7 +18,7 @@ from fastdiff.plan.plan import COLUMNS
 _C = pytest.importorskip("fastdiff._C", reason="the extension is not built")
 ROOT = Path(__file__).resolve().parents[2]
 GXX = shutil.which("g++")
-pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(GXX is None, reason="needs g++")]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

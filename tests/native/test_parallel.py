@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GXX = shutil.which("g++")
-pytestmark = pytest.mark.skipif(GXX is None or sys.platform != "linux", reason="needs g++ and Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(GXX is None or sys.platform != "linux", reason="needs g++ and Linux"),
+]
 
 BEGIN = """
 import ctypes, os, sys, threading, time

@@ -196,6 +196,7 @@ def test_second_gradients(seed):
     assert torch.autograd.gradcheck(lambda *a: reference_module.backward(*a, 0.3), (grad, q, k, v))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(seed, backend, dtype):

@@ -185,6 +185,7 @@ def test_gradients_in_half_and_to_some(backend, seed):
         assert not conv_epilogue(**given, backend=backend).requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [PARTS[0], PARTS[3], PARTS[-1]])
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_opcheck(backend, seed, dtype, parts):

@@ -21,7 +21,7 @@ from fastdiff.ops.group_norm_silu import group_norm_silu, native_impl
 
 ROOT = Path(__file__).resolve().parents[2]
 GXX = shutil.which("g++")
-pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(GXX is None, reason="needs g++")]
 MARGIN = 64  # elements before and after every result
 
 

@@ -22,6 +22,11 @@ HALVES = (
     ("triton_attention_cases", "triton_group_norm_cases", "triton_conv_cases", "triton_fast_cases"),
 )
 
+QUICK = " or ".join((
+    "test_randn_of_any_length", "(test_add_noise and drawn)", "test_noise_given", "test_through_the_operation",
+    "(test_keys and 16)", "test_slices_of_channels", "test_counters_are_zeros",
+))  # fmt: skip
+
 
 def run_cases(*options: str, **environment: str) -> None:
     with ThreadPoolExecutor(len(HALVES)) as pool:
@@ -43,6 +48,13 @@ def run_files(names: tuple[str, ...], options: tuple[str, ...], environment: dic
     assert "skipped" not in done.stdout.splitlines()[-1]
 
 
+def test_some_in_the_interpreter(seed):
+    """The smallest cases of each kernel, which take seconds; the next test has them all."""
+    names = tuple(name for half in HALVES for name in half if name != "triton_fast_cases")
+    run_files(names, ("-k", QUICK), {"FASTDIFF_TEST_SEED": str(seed), "TRITON_INTERPRET": "1"})
+
+
+@pytest.mark.slow
 def test_in_the_interpreter(seed):
     run_cases(FASTDIFF_TEST_SEED=str(seed), TRITON_INTERPRET="1")
 

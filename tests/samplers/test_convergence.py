@@ -130,6 +130,7 @@ def test_every_sampler_is_studied():
     assert len({case.title for case in (*CASES, *NOISY)}) == len(CASES) + len(NOISY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=title)
 def test_the_order_is_the_theory_s(case, page):
     order = slope(STEPS, [exact_error(case, "VP", steps) for steps in STEPS])
@@ -138,6 +139,7 @@ def test_the_order_is_the_theory_s(case, page):
     assert page[case.title][2] == str(case.order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["VE", "flow"])
 @pytest.mark.parametrize("case", CASES, ids=title)
 def test_the_order_is_the_same_for_other_processes(case, process, page):
@@ -167,6 +169,7 @@ def check(found, page_line: list[str]) -> None:
     assert found.distance == pytest.approx(float(page_line[-2]), abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NOISY, ids=title)
 def test_the_distribution(case, page):
     check(sampled(case), page[case.title])

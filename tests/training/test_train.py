@@ -67,6 +67,7 @@ def assert_equal(a, b, name="state"):
 # ---- resuming
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_bits_of_a_straight_one(tmp_path, straight):
     train("digits", tmp_path, steps=2, save_every=100, **TINY)
     torch.manual_seed(random.randrange(2**31))  # the global generator has no say
@@ -143,6 +144,7 @@ def test_resuming_elsewhere_is_said(straight, tmp_path):
 # ---- what is learnt, and what is written
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_average_follows(tmp_path):
     folder = train("digits", tmp_path, steps=120, **{**TINY, "channels": (16, 16), "batch_size": 16})
     state = checkpoint(folder)
@@ -210,6 +212,7 @@ def test_pictures_without_classes_train_an_unconditional_model(tmp_path):
 # ---- kills and errors
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_files_that_load(tmp_path):
     call = f"train('digits', {str(tmp_path)!r}, steps=10**6, save_every=1, **{TINY})"
     code = f"from fastdiff.training.train import SAMPLING, train; SAMPLING['steps'] = 3; {call}"
