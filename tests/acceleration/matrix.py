@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
 import diffusers
 import torch
 from helpers import assert_same_bits
-from networks import SMALL, VAE, Usual, randomized
+from networks import SMALL, VAE, Usual, halved, randomized
 from torch import Tensor, nn
 
 import fastdiff
@@ -47,6 +50,25 @@ class Case(NamedTuple):
                 break
             args.append(inputs.pop(name))
         return self.pick(function(*args, **inputs))
+
+
+def exact(case: Case) -> Tensor:
+    """The result in float64; of code that casts to float32 by itself, as OpenAI's does, its own result."""
+    with torch.no_grad():
+        try:
+            return case.call(copy.deepcopy(case.network).double(), torch.float64)
+        except RuntimeError:
+            return case.call()
+
+
+def rounded(case: Case) -> Tensor:
+    """PyTorch's own result in bfloat16: of a bfloat16 network, or under autocast where its code casts by itself."""
+    with torch.no_grad():
+        try:
+            return case.call(halved(case.network), torch.bfloat16)
+        except RuntimeError:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return case.call()
 
 
 def first_tensor(out: Any) -> Tensor:
@@ -158,6 +180,29 @@ def lora(*names: str, **more: Any) -> Step:
 # ---- networks
 
 
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Several libraries import torchvision for what no network uses; beside PyTorch's CPU build it may not load.
+
+    Stand-ins of its modules are there for as long as such a library is imported.
+    """
+    try:
+        import torchvision  # noqa: F401
+
+        stubs: dict[str, Any] = {}
+    except (ImportError, RuntimeError):
+        names = ("", ".transforms", ".transforms.functional", ".utils", ".datasets", ".models")
+        stubs = {f"torchvision{name}": MagicMock(__path__=[], __spec__=None) for name in names}
+    for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"] if stubs else ():
+        del sys.modules[name]
+    sys.modules.update(stubs)
+    try:
+        yield
+    finally:
+        for name in stubs:
+            sys.modules.pop(name, None)
+
+
 CROSS = {
     "sample_size": 8,
     "block_out_channels": (32, 64),
@@ -176,6 +221,8 @@ def filled(network: nn.Module) -> nn.Module:
     for p in network.parameters():
         if p.is_floating_point() and p.ndim > 1 and p.numel() > 1 and float(p.std()) == 0:
             nn.init.normal_(p, 0.0, (p[0].numel()) ** -0.5)
+        elif p.is_floating_point() and p.ndim == 0:
+            nn.init.normal_(p, 1.0, 0.2)
     return network
 
 
@@ -287,8 +334,8 @@ def svd() -> Case:
 
 def kandinsky3() -> Case:
     network = diffusers.Kandinsky3UNet(
-        in_channels=4, time_embedding_dim=16, groups=4, attention_head_dim=4, layers_per_block=1,
-        block_out_channels=(16, 32), cross_attention_dim=8, encoder_hid_dim=32,
+        in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=3,
+        block_out_channels=(32, 64), cross_attention_dim=4, encoder_hid_dim=32,
     )  # fmt: skip
     inputs = {"sample": torch.randn(2, 4, 16, 16), "timestep": torch.tensor([5, 700])}
     inputs |= {"encoder_hidden_states": torch.randn(2, 7, 32), "encoder_attention_mask": torch.ones(2, 7)}
@@ -309,7 +356,9 @@ def adapter() -> Case:
 
 
 def dit() -> Case:
-    network = diffusers.DiTTransformer2DModel(num_layers=2, sample_size=16, num_attention_heads=2, attention_head_dim=32)
+    network = diffusers.DiTTransformer2DModel(
+        num_layers=2, sample_size=16, num_attention_heads=2, attention_head_dim=32
+    )
     inputs = {"hidden_states": torch.randn(2, 4, 16, 16), "timestep": torch.tensor([5, 700])}
     return Case(filled(network), inputs | {"class_labels": torch.tensor([1, 2])})
 
@@ -330,7 +379,9 @@ def sd3() -> Case:
         joint_attention_dim=24, pooled_projection_dim=40, out_channels=4, in_channels=4, pos_embed_max_size=16,
     )  # fmt: skip
     inputs = {"hidden_states": torch.randn(2, 4, 16, 16), "encoder_hidden_states": torch.randn(2, 7, 24)}
-    return Case(filled(network), inputs | {"pooled_projections": torch.randn(2, 40), "timestep": torch.tensor([5, 700])})
+    return Case(
+        filled(network), inputs | {"pooled_projections": torch.randn(2, 40), "timestep": torch.tensor([5, 700])}
+    )
 
 
 def flux() -> Case:
@@ -459,14 +510,16 @@ def dc_vae() -> Case:
 
 
 def lucidrains() -> Case:
-    from denoising_diffusion_pytorch import Unet
+    with importing():
+        from denoising_diffusion_pytorch import Unet
 
     inputs = {"x": torch.randn(2, 3, 16, 16), "time": torch.tensor([5.0, 700.0])}
     return Case(filled(Unet(dim=32, dim_mults=(1, 2), flash_attn=False)), inputs)
 
 
 def karras_lucidrains() -> Case:
-    from denoising_diffusion_pytorch.karras_unet import KarrasUnet
+    with importing():
+        from denoising_diffusion_pytorch.karras_unet import KarrasUnet
 
     network = KarrasUnet(image_size=16, dim=16, dim_max=32, num_downsamples=2, attn_res=(8,), num_blocks_per_stage=1)
     return Case(filled(network), {"x": torch.randn(2, 4, 16, 16), "time": torch.tensor([0.3, 0.7])})
@@ -474,7 +527,8 @@ def karras_lucidrains() -> Case:
 
 def guided(**more: Any) -> Case:
     """OpenAI's UNet; CompVis' latent diffusion and torchcfm have copies of it."""
-    from guided_diffusion.unet import UNetModel
+    with importing():
+        from guided_diffusion.unet import UNetModel
 
     options = {"channel_mult": (1, 2), "num_heads": 2, "num_classes": 5} | more
     network = UNetModel(16, 3, 32, 3, 1, (2,), **options)
@@ -487,28 +541,32 @@ def guided_scale_shift() -> Case:
 
 
 def torchcfm_unet() -> Case:
-    from torchcfm.models.unet import UNetModel
+    with importing():
+        from torchcfm.models.unet.unet import UNetModelWrapper
 
-    network = UNetModel(dim=(3, 16, 16), num_channels=32, num_res_blocks=1)
+    network = UNetModelWrapper(dim=(3, 16, 16), num_channels=32, num_res_blocks=1, channel_mult=(1, 2))
     return Case(filled(network), {"t": torch.tensor([0.3, 0.7]), "x": torch.randn(2, 3, 16, 16)})
 
 
 def k_diffusion() -> Case:
-    from k_diffusion.models import ImageDenoiserModelV1
+    with importing():
+        from k_diffusion.models import ImageDenoiserModelV1
 
     network = ImageDenoiserModelV1(3, 32, (1, 1), (32, 64), (False, True), patch_size=1)
     return Case(filled(network), {"input": torch.randn(2, 3, 16, 16), "sigma": torch.tensor([0.5, 3.0])})
 
 
 def smalldiffusion_unet() -> Case:
-    from smalldiffusion import Unet
+    with importing():
+        from smalldiffusion import Unet
 
     network = Unet(16, 3, 3, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,))
     return Case(filled(network), {"x": torch.randn(2, 3, 16, 16), "sigma": torch.tensor(0.7)})
 
 
 def smalldiffusion_dit() -> Case:
-    from smalldiffusion import DiT
+    with importing():
+        from smalldiffusion import DiT
 
     network = DiT(16, 3, patch_size=2, depth=2, head_dim=16, num_heads=2)
     return Case(filled(network), {"x": torch.randn(2, 3, 16, 16), "sigma": torch.tensor(0.7)})

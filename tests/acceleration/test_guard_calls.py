@@ -138,7 +138,9 @@ def test_heads_of_more_than_512_channels(seed, name, dtype):
     history(case, [], 0, dtype=dtype, tolerance=1e-5 if dtype == torch.float32 else 0.06, effect=None)
 
 
-@pytest.mark.parametrize("option", [{"pre_only": True}, {"only_cross_attention": True, "added_kv_proj_dim": 16}, {"bias": True}])
+@pytest.mark.parametrize(
+    "option", [{"pre_only": True}, {"only_cross_attention": True, "added_kv_proj_dim": 16}, {"bias": True}]
+)
 @torch.no_grad()
 def test_a_bare_attention(seed, option):
     """Alone, with options that leave layers out; also nn.MultiheadAttention's like."""
@@ -291,7 +293,9 @@ class Shared(Apart):
 class Nested(Apart):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Sequential(nn.Identity(), nn.GroupNorm(8, 32)), nn.SiLU(), nn.GroupNorm(4, 32), nn.SiLU())
+        self.layers = nn.Sequential(
+            nn.Sequential(nn.Identity(), nn.GroupNorm(8, 32)), nn.SiLU(), nn.GroupNorm(4, 32), nn.SiLU()
+        )
 
     def forward(self, x):
         return self.layers(x) + self.layers[0](x) + self.layers[2:](x)
@@ -304,14 +308,20 @@ class Grown(Apart):
         return self.layers(x)
 
 
-@pytest.mark.parametrize("kind", [Apart, Tapped, Both, Activation, ByLoop, Shared, Nested, Grown], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "kind", [Apart, Tapped, Both, Activation, ByLoop, Shared, Nested, Grown], ids=lambda k: k.__name__
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_parts_of_a_sequential_used_apart(seed, kind, dtype):
     case = Case(filled(kind()), {"x": torch.randn(2, 32, 8, 8)})
     steps = []
     if kind is Grown:
-        steps = [lambda m: m.layers.insert(1, nn.Tanh()), lambda m: m.layers.__delitem__(2), lambda m: m.layers.append(nn.SiLU())]
+        steps = [
+            lambda m: m.layers.insert(1, nn.Tanh()),
+            lambda m: m.layers.__delitem__(2),
+            lambda m: m.layers.append(nn.SiLU()),
+        ]
     history(case, steps, 0, dtype=dtype, tolerance=1e-5 if dtype == torch.float32 else 0.06, effect=None)
 
 
@@ -374,7 +384,15 @@ def test_gradients_through_containers(seed, kind):
         assert_equal(g, w)
 
 
-WAYS = ("input hook", "output hook", "closure in a forward", "pre-hook of the root", "buffer", "processor", "default argument")
+WAYS = (
+    "input hook",
+    "output hook",
+    "closure in a forward",
+    "pre-hook of the root",
+    "buffer",
+    "processor",
+    "default argument",
+)
 
 
 @pytest.mark.parametrize("way", WAYS)

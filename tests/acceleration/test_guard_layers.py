@@ -47,7 +47,17 @@ TARGETS = {
     "resolution": ("downsamplers.0.conv", "upsamplers.0.conv"),
     "tokens": ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     "embedding": ("linear_1", "linear_2"),
-    "all": (*ATTENTION, "conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "ff.net.2", "linear_1", "conv_in"),
+    "all": (
+        *ATTENTION,
+        "conv1",
+        "conv2",
+        "conv_shortcut",
+        "time_emb_proj",
+        "proj_in",
+        "ff.net.2",
+        "linear_1",
+        "conv_in",
+    ),
 }
 
 
@@ -405,7 +415,9 @@ def test_every_hook_runs(seed, make, at, pre):
             if pre:
                 m.register_forward_pre_hook(lambda m, args, name=name: seen.append((name, *shapes(args))))
             else:
-                m.register_forward_hook(lambda m, args, out, name=name: seen.append((name, *shapes(args), *shapes(out))))
+                m.register_forward_hook(
+                    lambda m, args, out, name=name: seen.append((name, *shapes(args), *shapes(out)))
+                )
 
     wanted, seen = [], []
     if at == 0:
@@ -441,7 +453,9 @@ def test_a_hook_that_changes_what_passes(seed, end, kind, at):
             if kind == "output":
                 handles.append(m.register_forward_hook(lambda m, args, out: scaled(out)))
             elif kind == "input":
-                handles.append(m.register_forward_pre_hook(lambda m, args: (scaled(args[0]), *args[1:]) if args else None))
+                handles.append(
+                    m.register_forward_pre_hook(lambda m, args: (scaled(args[0]), *args[1:]) if args else None)
+                )
             else:
                 handles.append(m.register_forward_pre_hook(both, with_kwargs=True))
 
@@ -673,7 +687,9 @@ def parametrised(kind, end):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal", "scale", "old weight_norm", "prune"])
-@pytest.mark.parametrize("end", ["conv1", "to_q", "to_out.0", "time_emb_proj", "conv_in", "upsamplers.0.conv", "proj_in"])
+@pytest.mark.parametrize(
+    "end", ["conv1", "to_q", "to_out.0", "time_emb_proj", "conv_in", "upsamplers.0.conv", "proj_in"]
+)
 @UNDOING
 def test_weights_that_are_computed(seed, kind, end, at):
     history(cross(), parametrised(kind, end), at)
