@@ -13,10 +13,27 @@ import torch.nn.functional as F
 from helpers import assert_same_bits
 from torch import nn
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
+import diffusers
 from matrix import (
-    CROSS, MAIN, Case, assert_equal, controlled, cross, decoder, difference, encoder, filled, first_tensor, history, motion,
-    ours, pixels, usual, vae,
+    CROSS,
+    MAIN,
+    Case,
+    assert_equal,
+    controlled,
+    cross,
+    decoder,
+    difference,
+    encoder,
+    filled,
+    first_tensor,
+    history,
+    in_words,
+    motion,
+    ours,
+    pixels,
+    usual,
+    vae,
 )  # fmt: skip
 
 import fastdiff
@@ -119,7 +136,8 @@ WIDE = {
     ),
     "a wide autoencoder": (
         diffusers.AutoencoderKL, dict(block_out_channels=(32, 1024), norm_num_groups=8, layers_per_block=1,
-                                      down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2),
+                                      down_block_types=("DownEncoderBlock2D",) * 2,
+                                      up_block_types=("UpDecoderBlock2D",) * 2),
         {"z": torch.randn(1, 4, 4, 4)}, "decode",
     ),
     "tokens": (
@@ -150,7 +168,8 @@ def test_a_bare_attention(seed, option):
     try:
         fastdiff.accelerate(network, dtype=torch.float32)
     except ValueError as error:
-        assert len(str(error)) > 20
+        if not in_words(error):
+            raise
 
 
 @NETWORKS
@@ -815,7 +834,8 @@ def test_threads_with_other_inputs(seed):
     case = cross()
     plain, fast = twins(case)
     inputs = [case._replace(inputs=case.inputs | {
-        "sample": torch.randn(1 + i % 2, 4, 8, 8), "timestep": 100 * i, "encoder_hidden_states": torch.randn(1 + i % 2, 7, 48),
+        "sample": torch.randn(1 + i % 2, 4, 8, 8), "timestep": 100 * i,
+        "encoder_hidden_states": torch.randn(1 + i % 2, 7, 48),
     }) for i in range(4)]  # fmt: skip
     with torch.no_grad():
         wanted = [c.call(plain) for c in inputs]
@@ -886,7 +906,8 @@ def test_a_part_accelerated_before_the_whole(seed):
     try:
         fastdiff.accelerate(case.network, dtype=torch.float32)
     except ValueError as error:
-        assert "accelerated" in str(error)
+        if "accelerated" not in str(error):
+            raise
     assert_equal(case.call(), want)
     fastdiff.restore(case.network.decoder)
     assert_equal(case.call(), want)
@@ -913,7 +934,8 @@ def test_a_part_shared_by_two_networks(seed):
     try:
         fastdiff.accelerate(b, dtype=torch.float32)
     except ValueError as error:
-        assert "accelerated" in str(error)
+        if "accelerated" not in str(error):
+            raise
     fastdiff.restore(a)
     assert_equal(b(x), want * 2)
     assert_equal(a(x), want)
@@ -958,7 +980,9 @@ COMPILED = {
     "conv_in": (pixels, compile_part("conv_in"), unwrap("conv_in")),
     "the decoder": (decoder, compile_part("decoder"), unwrap("decoder")),
     "mid_block in place": (cross, compiled_in_place("mid_block"), lambda m: None),
-    "repeated blocks": (cross, lambda m: (torch._dynamo.reset(), m.compile_repeated_blocks(backend="eager")), lambda m: None),
+    "repeated blocks": (
+        cross, lambda m: (torch._dynamo.reset(), m.compile_repeated_blocks(backend="eager")), lambda m: None
+    ),
 }  # fmt: skip
 
 

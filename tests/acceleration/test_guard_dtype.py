@@ -6,12 +6,31 @@ import pytest
 import torch
 from torch import nn
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
+import diffusers
 import matrix
 from matrix import (
-    MAIN, MAKERS, Case, assert_equal, controlled, cross, decoder, difference, exact, filled, first_tensor, history, ours, pixels,
+    MAIN,
+    MAKERS,
+    Case,
+    assert_equal,
+    controlled,
+    cross,
+    decoder,
+    difference,
+    exact,
+    filled,
+    first_tensor,
+    history,
+    in_words,
+    ours,
+    pixels,
     rounded,
-    svd, to, usual, vae, vq,
+    svd,
+    to,
+    usual,
+    vae,
+    vq,
 )  # fmt: skip
 from networks import VAE
 
@@ -258,7 +277,8 @@ METHODS = {
     "AutoencoderKL, tiled": (lambda: tiled(vae()), "decode", (1, 4, 16, 16), {}),
     "AutoencoderKL, tiled encode": (lambda: tiled(vae()), "encode", (1, 3, 32, 32), {}),
     "AutoencoderKL, sliced": (lambda: sliced(vae()), "decode", (2, 4, 8, 8), {}),
-    "AutoencoderKL without quant_conv": (lambda: kl(use_quant_conv=False, use_post_quant_conv=False), "decode", (1, 4, 8, 8), {}),
+    "AutoencoderKL without quant_conv": (
+        lambda: kl(use_quant_conv=False, use_post_quant_conv=False), "decode", (1, 4, 8, 8), {}),
     "AsymmetricAutoencoderKL.decode": (lambda: matrix.asymmetric_vae().network, "decode", (1, 4, 8, 8), {}),
     "AsymmetricAutoencoderKL.encode": (lambda: matrix.asymmetric_vae().network, "encode", (1, 3, 16, 16), {}),
     "AutoencoderTiny.decode": (lambda: matrix.tiny_vae().network, "decode", (1, 4, 8, 8), {}),
@@ -268,7 +288,8 @@ METHODS = {
     "VQModel.decode, not quantised": (vq, "decode", (1, 4, 8, 8), {"force_not_quantize": True}),
     "VQModel.encode": (vq, "encode", (1, 3, 16, 16), {}),
     "VQModel": (vq, "", (1, 3, 16, 16), {}),
-    "AutoencoderKLTemporalDecoder.decode": (lambda: matrix.temporal_vae().network, "decode", (2, 4, 8, 8), {"num_frames": 2}),
+    "AutoencoderKLTemporalDecoder.decode": (
+        lambda: matrix.temporal_vae().network, "decode", (2, 4, 8, 8), {"num_frames": 2}),
     "AutoencoderKLTemporalDecoder.encode": (lambda: matrix.temporal_vae().network, "encode", (2, 3, 16, 16), {}),
     "AutoencoderDC.decode": (lambda: matrix.dc_vae().network, "decode", (1, 4, 8, 8), {}),
     "AutoencoderDC.encode": (lambda: matrix.dc_vae().network, "encode", (1, 3, 16, 16), {}),
@@ -312,7 +333,8 @@ def test_results_of_autoencoders(seed, name, arithmetic, as_dict):
     try:
         fastdiff.accelerate(network, dtype=arithmetic)
     except ValueError as error:
-        assert len(str(error)) > 20
+        if not in_words(error):
+            raise
         return
     got = call()
     assert type(got) is type(wanted)
@@ -338,7 +360,8 @@ def test_results_of_networks(seed, name, as_dict):
     try:
         fastdiff.accelerate(case.network, dtype=torch.bfloat16)
     except ValueError as error:
-        assert len(str(error)) > 20
+        if not in_words(error):
+            raise
         return
     got = call()
     assert type(got) is type(wanted)
@@ -362,7 +385,8 @@ def test_auto_runs_every_network(seed, name, bfloat16_cpu):
     try:
         report = fastdiff.accelerate(case.network)
     except ValueError as error:
-        assert len(str(error)) > 20
+        if not in_words(error):
+            raise
         return
     got = case.call()
     assert got.dtype == plain.dtype
@@ -423,7 +447,8 @@ def test_networks_that_mix_dtypes_in_their_own_code(seed, name, arithmetic):
     try:
         fastdiff.accelerate(case.network, dtype=arithmetic)
     except ValueError as error:
-        assert len(str(error)) > 20
+        if not in_words(error):
+            raise
         return
     got = case.call()
     assert got.dtype == want.dtype

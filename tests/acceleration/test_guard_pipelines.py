@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
+import diffusers
 from matrix import CROSS, assert_equal, controlnet, cross, difference, dit, filled, flux, motion, pixels, sd3, vae, xl
 from networks import VAE
 
@@ -268,10 +269,12 @@ def test_every_network_of_a_pipeline_is_named(seed, kind):
         pipe = diffusers.FluxPipeline(transformer=flux().network, vae=vae(), scheduler=flow, **none)
     elif kind == "sd3":
         pipe = diffusers.StableDiffusion3Pipeline(
-            transformer=sd3().network, vae=vae(), scheduler=flow, text_encoder_3=None, tokenizer_3=None, **none)  # fmt: skip
+            transformer=sd3().network, vae=vae(), scheduler=flow, text_encoder_3=None, tokenizer_3=None,
+            **none)  # fmt: skip
     elif kind == "motion":
         pipe = diffusers.AnimateDiffPipeline(vae=vae(), text_encoder=None, tokenizer=None, unet=motion().network,
-                                             motion_adapter=None, scheduler=diffusers.DDIMScheduler(**LATENT))  # fmt: skip
+                                             motion_adapter=None,
+                                             scheduler=diffusers.DDIMScheduler(**LATENT))  # fmt: skip
     else:
         vq = filled(diffusers.VQModel(**VAE, num_vq_embeddings=32, vq_embed_dim=4))
         pipe = diffusers.LDMSuperResolutionPipeline(vqvae=vq, unet=pixels(in_channels=8, out_channels=4).network,

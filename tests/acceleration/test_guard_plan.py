@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
+import diffusers
 from matrix import CROSS, assert_equal, cross, difference, filled, ours, pixels
 from networks import SMALL
 
@@ -23,12 +24,15 @@ CONDITIONED = {
     "time_embedding_act_fn": (dict(time_embedding_act_fn="silu"), {}),
     "time_embedding_type fourier": (dict(time_embedding_type="fourier", time_embedding_dim=32), {}),
     "class_embed_type timestep": (dict(class_embed_type="timestep"), dict(class_labels=LABELS)),
-    "class_embed_type timestep, the same numbers": (dict(class_embed_type="timestep"), dict(class_labels=torch.tensor([500.0, 500.0]))),
+    "class_embed_type timestep, the same numbers": (
+        dict(class_embed_type="timestep"), dict(class_labels=torch.tensor([500.0, 500.0]))),
     "class_embed_type identity": (dict(class_embed_type="identity"), dict(class_labels=torch.randn(2, 128))),
     "class_embed_type projection": (
-        dict(class_embed_type="projection", projection_class_embeddings_input_dim=20), dict(class_labels=torch.randn(2, 20))),
+        dict(class_embed_type="projection", projection_class_embeddings_input_dim=20),
+        dict(class_labels=torch.randn(2, 20))),
     "class_embeddings_concat": (
-        dict(class_embed_type="simple_projection", projection_class_embeddings_input_dim=20, class_embeddings_concat=True),
+        dict(class_embed_type="simple_projection", projection_class_embeddings_input_dim=20,
+             class_embeddings_concat=True),
         dict(class_labels=torch.randn(2, 20))),
     "num_class_embeds": (dict(num_class_embeds=5), dict(class_labels=torch.tensor([1, 4]))),
     "text_time": (
@@ -48,7 +52,7 @@ def sampled(network, seed, options, sampler="ddim", steps=3, channels=4, size=8)
 @pytest.mark.parametrize("name", CONDITIONED)
 @torch.no_grad()
 def test_conditions_beside_the_time(seed, name):
-    """Sampled, called directly between samplings, and sampled with another number of steps: as the network's own code."""
+    """Sampled, called directly between samplings, and sampled in another number of steps: as the module's own code."""
     config, more = CONDITIONED[name]
     network = filled(diffusers.UNet2DConditionModel(**(CROSS | config)))
     fast = copy.deepcopy(network)
@@ -69,8 +73,13 @@ def test_the_condition_matters(seed, name):
     """Two samplings with other conditions differ as they do without acceleration."""
     config, more = CONDITIONED[name]
     network = filled(diffusers.UNet2DConditionModel(**(CROSS | config)))
-    other = {k: {n: t.flip(0) for n, t in v.items()} if isinstance(v, dict) else v.flip(0) * (1 if v.dtype == torch.int64 else 2)
-             for k, v in more.items()}  # fmt: skip
+
+    def changed(v):
+        if isinstance(v, dict):
+            return {name: changed(t) for name, t in v.items()}
+        return v.flip(0) * (1 if v.dtype == torch.int64 else 2)
+
+    other = {name: changed(v) for name, v in more.items()}
     fast = copy.deepcopy(network)
     fastdiff.accelerate(fast, dtype=torch.float32)
     results = [sampled(fast, seed, PROMPT | o) for o in (more, other)]
