@@ -778,7 +778,7 @@ def ip_adapter(network):
     network.set_attn_processor(processors)
     projection = ImageProjection(image_embed_dim=24, cross_attention_dim=48, num_image_text_embeds=4)
     network.encoder_hid_proj = filled(MultiIPAdapterImageProjection([projection]))
-    network.config["encoder_hid_dim_type"] = "ip_image_proj"
+    network.config.encoder_hid_dim_type = "ip_image_proj"
 
 
 @pytest.mark.parametrize("at", [0, 1], ids=["before", "after"])

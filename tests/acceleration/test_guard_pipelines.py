@@ -74,7 +74,7 @@ def named(pipe, report):
 
 SCHEDULERS = {
     "DDIM": lambda: diffusers.DDIMScheduler(**LATENT),
-    "PNDM": lambda: diffusers.PNDMScheduler(**LATENT),
+    "PNDM": lambda: diffusers.PNDMScheduler(**LATENT, skip_prk_steps=True),
     "DDPM": lambda: diffusers.DDPMScheduler(**LATENT),
     "Euler": lambda: diffusers.EulerDiscreteScheduler(**LATENT),
     "DPM": lambda: diffusers.DPMSolverMultistepScheduler(**LATENT),

@@ -38,7 +38,7 @@ CONDITIONED = {
     "text_time": (
         dict(addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80),
         dict(added_cond_kwargs={"text_embeds": torch.randn(2, 32), "time_ids": torch.randint(0, 99, (2, 6)).float()})),
-    "text": (dict(addition_embed_type="text", encoder_hid_dim=48), {}),
+    "text": (dict(addition_embed_type="text", encoder_hid_dim=48, addition_embed_type_num_heads=4), {}),
     "no condition": ({}, {}),
 }  # fmt: skip
 

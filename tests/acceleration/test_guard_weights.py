@@ -65,7 +65,7 @@ def at_the_same_address(p):
 
 
 def set_in_place(p):
-    p.detach().set_((p.detach() * 1.1).clone())
+    p.set_((p.detach() * 1.1).clone())
 
 
 def swap(p):
