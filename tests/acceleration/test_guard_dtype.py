@@ -222,7 +222,7 @@ def test_default_dtype(seed, make, default):
 
 
 @pytest.mark.parametrize("arithmetic", [torch.float32, *HALVES])
-@pytest.mark.parametrize("residuals", FLOATS)
+@pytest.mark.parametrize("residuals", FLOATS[:3])
 @torch.no_grad()
 def test_residuals_of_any_dtype(seed, arithmetic, residuals):
     """ControlNet's are summed into skips by the network, which promotes them."""
@@ -239,7 +239,7 @@ def test_residuals_of_any_dtype(seed, arithmetic, residuals):
 def test_adapter_residuals(seed, arithmetic):
     """T2I-Adapter's, on the way down."""
     case = cross()
-    states = [torch.randn(2, 32, 8, 8), torch.randn(2, 64, 8, 8)]
+    states = [torch.randn(2, 32, 8, 8), torch.randn(2, 64, 4, 4)]
     call = lambda: first_tensor(  # noqa: E731
         case.network(**case.inputs, down_intrablock_additional_residuals=[s.clone() for s in states])
     )

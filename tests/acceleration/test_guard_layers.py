@@ -337,7 +337,7 @@ def test_lycoris_merged(seed, at):
 
     def merge(network):
         net = lycoris.create_lycoris(network, 1.0, linear_dim=4, linear_alpha=2.0, algo="lora")
-        for p in net.parameters():
+        for p in [p for part in net.loras for p in part.parameters()]:
             nn.init.normal_(p, 0.0, 0.2)
         net.merge_to(1.0)
 
