@@ -418,9 +418,9 @@ def adapter() -> Case:
     return Case(filled(network), {"x": torch.randn(2, 3, 32, 32)}, lambda out: out[-1])
 
 
-def dit() -> Case:
+def dit(**more: Any) -> Case:
     network = diffusers.DiTTransformer2DModel(
-        num_layers=2, sample_size=16, num_attention_heads=2, attention_head_dim=32
+        num_layers=2, sample_size=16, num_attention_heads=2, attention_head_dim=32, **more
     )
     inputs = {"hidden_states": torch.randn(2, 4, 16, 16), "timestep": torch.tensor([5, 700])}
     return Case(filled(network), inputs | {"class_labels": torch.tensor([1, 2])})
