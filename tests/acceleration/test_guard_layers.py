@@ -532,8 +532,9 @@ class ScaledConv(nn.Conv2d):
         return 1.5 * super().forward(x)
 
 
-def like(kind):
+def like(linear, convolution):
     def make(m):
+        kind = linear if isinstance(m, nn.Linear) else convolution
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
         if isinstance(m, nn.Linear):
             new = kind(m.in_features, m.out_features, m.bias is not None)
@@ -545,8 +546,8 @@ def like(kind):
 
 
 EXCHANGED = {
-    **{f"{end}: another": (end, like(nn.Conv2d if "conv" in end else nn.Linear)) for end in LAYERS},
-    **{f"{end}: a subclass": (end, like(ScaledConv if "conv" in end else Scaled)) for end in LAYERS},
+    **{f"{end}: another": (end, like(nn.Linear, nn.Conv2d)) for end in LAYERS},
+    **{f"{end}: a subclass": (end, like(Scaled, ScaledConv)) for end in LAYERS},
     "conv1: wrapped": ("conv1", lambda m: nn.Sequential(m, nn.Tanh())),
     "to_q: wrapped": ("to_q", lambda m: nn.Sequential(m, nn.Tanh())),
     "to_out.0: wrapped": ("to_out.0", lambda m: nn.Sequential(m, nn.Tanh())),
@@ -616,7 +617,7 @@ ATTRIBUTES = {
     "padding_mode of a down-sampler": (cross, set_on("downsamplers.0.conv", padding_mode="circular")),
     "padding_mode of an up-sampler": (cross, set_on("upsamplers.0.conv", padding_mode="reflect")),
     "eps of norms": (cross, set_on("norm1", eps=0.5)),
-    "groups of norms": (cross, set_on("norm2", num_groups=4)),
+    "groups of norms": (cross, set_on("resnets.0.norm2", num_groups=4)),
     "eps of the last norm": (pixels, set_on("conv_norm_out", eps=0.5)),
     "eps of an attention's norm": (pixels, set_on("group_norm", eps=0.5)),
     "dilation": (cross, set_on("conv1", dilation=(2, 2), padding=(2, 2))),
@@ -628,7 +629,6 @@ ATTRIBUTES = {
     "heads": (cross, set_on("attn1", heads=2)),
     "heads over pixels": (pixels, set_on("attentions.0", heads=1)),
     "activation by function": (decoder, set_on("nonlinearity", forward=torch.tanh)),
-    "no time": (cross, set_on("mid_block.resnets.1", time_emb_proj=None)),
     "skip_time_act": (cross, set_on("mid_block.resnets.0", skip_time_act=True)),
     "an up-sampler interpolates no more": (decoder, lambda m: set_on("upsamplers.0", use_conv=False)(m)),
     "flip_sin_to_cos": (cross, set_on("time_proj", flip_sin_to_cos=False)),
