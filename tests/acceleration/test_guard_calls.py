@@ -25,6 +25,7 @@ from matrix import (
     decoder,
     difference,
     encoder,
+    exact,
     filled,
     first_tensor,
     history,
@@ -32,6 +33,7 @@ from matrix import (
     motion,
     ours,
     pixels,
+    rounded,
     usual,
     vae,
 )  # fmt: skip
@@ -232,12 +234,15 @@ def test_parameters_that_are_views(seed, make, view, which, dtype):
         for name, p in list(module.named_parameters(recurse=False)):
             if (p.ndim == 1) == (which == "biases"):
                 setattr(module, name, nn.Parameter(VIEWS[view](p), requires_grad=False))
-    want = case.call()
+    want, true = case.call(), exact(case)
+    half = rounded(case) if dtype == torch.bfloat16 else None
     fastdiff.accelerate(case.network, dtype=dtype)
     for _ in range(2):
         got = case.call()
         assert torch.isfinite(got).all()
-        assert difference(got, want) <= (1e-5 if dtype == torch.float32 else 0.08)
+        # Channels that are all alike leave a norm nothing but rounding errors to divide by.
+        own = difference(want, true) if dtype == torch.float32 else difference(half, true)
+        assert difference(got, true) <= (1e-5 if dtype == torch.float32 else 0.08) + 4 * own
     fastdiff.restore(case.network)
     assert_same_bits(case.call(), want)
 
