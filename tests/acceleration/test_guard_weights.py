@@ -320,7 +320,7 @@ def test_ema_pytorch(seed, make, kind, tmp_path):
     if kind == "EMA":
         ema = ema_pytorch.EMA(online, beta=0.5, update_every=1, update_after_step=0, include_online_model=False)
     elif kind == "KarrasEMA":
-        ema = ema_pytorch.post_hoc_ema.KarrasEMA(online, gamma=3.0, update_every=1, include_online_model=False)
+        ema = ema_pytorch.post_hoc_ema.KarrasEMA(online, gamma=3.0, update_every=1)
     else:
         post = ema_pytorch.PostHocEMA(online, sigma_rels=(0.05, 0.3), update_every=1, checkpoint_every_num_steps=100,
                                       checkpoint_folder=str(tmp_path))  # fmt: skip
