@@ -508,7 +508,6 @@ def test_offload_hooks_on_the_roots(seed, when):
 @pytest.mark.filterwarnings("ignore")
 def test_a_pipeline_that_is_moved_to_another_dtype(seed, dtype):
     pipe = stable_diffusion()
-    before = images(pipe)
     fastdiff.accelerate(pipe, dtype=torch.float32)
     images(pipe)
     pipe.to(dtype)
@@ -518,7 +517,6 @@ def test_a_pipeline_that_is_moved_to_another_dtype(seed, dtype):
         want = images(twin, **embeds)
     except Exception as error:
         pytest.skip(f"the pipeline itself does not run so: {error}")
-    assert np.abs(want - before).mean() <= 0.05
     same(images(pipe, **embeds), want, 1e-4 if dtype == torch.float64 else 0.3)
     pipe.to(torch.float32)
     assert np.isfinite(images(pipe)).all()
