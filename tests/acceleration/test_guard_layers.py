@@ -751,7 +751,7 @@ PROCESSORS = {
     "chunked feed-forward": lambda m: one(m, "transformer_blocks.0").set_chunk_feed_forward(4, 1),
 }
 UNDONE = {
-    "own": lambda m: m.set_default_attn_processor(),
+    "own": lambda m: m.set_attn_processor(AttnProcessor2_0()),
     "fused projections": lambda m: m.unfuse_qkv_projections(),
     "FreeU": lambda m: m.disable_freeu(),
     "sliced": lambda m: m.set_default_attn_processor(),

@@ -401,7 +401,7 @@ OPTIMISERS = {
     "Adagrad fused": optimiser("Adagrad", fused=True),
     "Adafactor": optimiser("Adafactor"),
     "RMSprop": optimiser("RMSprop"),
-    "LBFGS": optimiser("LBFGS", lr=0.001, max_iter=1),
+    "LBFGS": optimiser("LBFGS", lr=0.5, max_iter=1),
 }
 
 
