@@ -43,6 +43,8 @@ def run_from(
     def randn(stream: int, draw: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, dtype=x.dtype, device=x.device)
 
+    if "resume" in options:
+        raise TypeError("resume cannot be given: the run begins at the library's own first state")
     given = dict(x_T=x, device=x.device, model_dtype=x.dtype, **options)  # a name given twice is a TypeError
     if not has_source(options):
         given["noise_fn"] = randn if noise_fn is None else noise_fn

@@ -144,10 +144,7 @@ class Request:
         plan.device_table(guidance.weights, guidance.interval)  # refused here where float32 does not hold it
 
         # How to run it.
-        if not isinstance(cuda_graph, bool) and not (isinstance(cuda_graph, str) and cuda_graph == "auto"):
-            raise ValueError(f"cuda_graph must be 'auto', True or False; got {cuda_graph!r}")
-        if cuda_graph is True:
-            check_graph(network.device, noise, callback, cond_fn)
+        check_graph(cuda_graph, network.device, noise, callback, cond_fn)
         if not isinstance(backend, str):
             raise TypeError(f"backend must be a str; got {type(backend).__name__}")
         backend = choose(backend, network.device.type)
@@ -159,8 +156,14 @@ class Request:
         )  # fmt: skip
 
 
-def check_graph(device: torch.device, noise: NoiseSource, callback: object, cond_fn: object) -> None:
-    """Raise ValueError where ``cuda_graph=True`` cannot be kept."""
+def check_graph(
+    cuda_graph: object, device: torch.device, noise: NoiseSource, callback: object, cond_fn: object
+) -> None:
+    """Raise ValueError for another ``cuda_graph`` than "auto", True or False, and for a True that cannot be kept."""
+    if not isinstance(cuda_graph, bool) and not (isinstance(cuda_graph, str) and cuda_graph == "auto"):
+        raise ValueError(f"cuda_graph must be 'auto', True or False; got {cuda_graph!r}")
+    if cuda_graph is not True:
+        return
     if device.type != "cuda":
         raise ValueError(f"cuda_graph=True needs a CUDA device; the model is on {device}")
     if not noise.from_stream or callback is not None or cond_fn is not None:

@@ -267,10 +267,10 @@ class Stepper:
         if row.uses("z"):
             z = self.noise.noise(row.stream, index, self.request.backend)
             self.watch("noise_fn", z, index)
-        if row.calls_model and self.operands.mask is not None and index + 1 < len(self.plan):
-            if self.plan[index + 1].sigma != 0:
-                known = self.noise.noise(KNOWN, index, self.request.backend)
-                self.watch("noise_fn", known, index)
+        masked = row.calls_model and self.operands.mask is not None and index + 1 < len(self.plan)
+        if masked and self.plan[index + 1].sigma != 0:
+            known = self.noise.noise(KNOWN, index, self.request.backend)
+            self.watch("noise_fn", known, index)
         (self.update if row.calls_model else self.change).set_noise(z, known)
 
     def stack(self) -> None:

@@ -1,5 +1,8 @@
 """sample and sample_iter: whose noise, stopping and resuming, networks of every kind, and what goes wrong."""
 
+import importlib
+import inspect
+import math
 import threading
 
 import pytest
@@ -236,3 +239,136 @@ def test_two_runs_at_once():
         worker.join(timeout=60)
     for k in range(4):
         assert_same_bits(got[k], expected[k])
+
+
+# ---- signatures, a sampler's function, and whose fault NaN is
+
+
+def test_signatures():
+    assert inspect.signature(fastdiff.sample_iter) == inspect.signature(fastdiff.sample)
+    for name in ("sample", "interpolate", "stepper", "graph"):
+        assert inspect.ismodule(importlib.import_module(f"fastdiff.sampling.{name}"))
+        assert inspect.ismodule(getattr(fastdiff.sampling, name))
+    for name, sampler in fastdiff.samplers.SAMPLERS.items():
+        parameters = inspect.signature(sampler).parameters.values()
+        assert not any(p.kind == p.VAR_KEYWORD for p in parameters), name
+        assert "Args:" in sampler.__doc__
+        assert "spacing" in {p.name for p in parameters}
+    with pytest.raises(TypeError, match=r"heun\(\).*spaceing"):
+        fastdiff.samplers.heun(fastdiff.NoiseSchedule.linear(), 5, spaceing="karras")
+
+
+def test_a_function_is_a_sampler(seed):
+    given = []
+
+    def mine(schedule, steps, *, clip=None, spacing=None):
+        given.append((schedule, steps, clip, spacing))
+        return fastdiff.samplers.ddim(schedule, steps, clip=clip, spacing=spacing)
+
+    got = fastdiff.sample(half, SHAPE, sampler=mine, steps=4, clip=1.0, seed=seed, sampler_options={"skip": 1})
+    assert given == [(fastdiff.NoiseSchedule.linear(), 4, 1.0, fastdiff.Spacing(skip=1))]
+    same = fastdiff.samplers.ddim(fastdiff.NoiseSchedule.linear(), 4, clip=1.0, spacing=fastdiff.Spacing(skip=1))
+    assert_same_bits(got, fastdiff.sample(half, SHAPE, sampler=same, seed=seed))
+    with pytest.raises(ValueError, match="mine does not take prediction; it takes clip, spacing"):
+        fastdiff.sample(half, SHAPE, sampler=mine, steps=4, prediction="sample")
+    with pytest.raises(TypeError, match="must return a Plan"):
+        fastdiff.sample(half, SHAPE, sampler=lambda schedule, steps: 3, steps=4)
+    with pytest.raises(ValueError, match=r"'heun' does not take order; it takes prediction, .*s_churn.*timesteps"):
+        fastdiff.sample(half, SHAPE, sampler="heun", steps=4, sampler_options={"order": 2})
+    with pytest.raises(TypeError, match="names must be str"):
+        fastdiff.sample(half, SHAPE, steps=4, sampler_options={1: 2})
+
+
+def test_options_of_a_spacing():
+    """A field of ``Spacing`` beside the sampler's own options, or in a Spacing: the same plan."""
+    options = {"steps": 6, "sampler": "dpmpp_2m", "seed": 1}
+    karras = fastdiff.Spacing("karras", rho=5.0, final="sigma_min")
+    a = fastdiff.sample(half, SHAPE, spacing=karras, **options)
+    b = fastdiff.sample(half, SHAPE, spacing="karras", sampler_options={"rho": 5.0, "final": "sigma_min"}, **options)
+    assert_same_bits(a, b)
+    with pytest.raises(ValueError, match="rho is given twice"):
+        fastdiff.sample(half, SHAPE, spacing=karras, sampler_options={"rho": 3.0}, **options)
+    with pytest.raises(ValueError, match="strength leaves out"):
+        fastdiff.sample(
+            half, SHAPE, spacing=fastdiff.Spacing(skip=2), x_init=torch.zeros(SHAPE), strength=0.5, **options
+        )
+
+
+def test_plans_compare_by_rows():
+    a, b, c = (fastdiff.samplers.ddim(fastdiff.NoiseSchedule.linear(), n) for n in (5, 5, 6))
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a != c
+    assert a != 3
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    ("author", "options"),
+    [
+        ("cond_fn", {"cond_fn": lambda x, t: x * math.nan}),
+        ("noise_fn", {"noise_fn": lambda stream, draw, shape: torch.full(shape, math.inf if stream else 1.0)}),
+        ("noise_fn", {"noise_fn": lambda stream, draw, shape: torch.full(shape, math.nan)}),
+    ],
+)
+def test_nan_is_told_of_its_author(author, options, steps):
+    """In the last row, too, which nothing reads; a row that draws no noise asks for none."""
+    if steps == 1 and "noise_fn" in options and bool(options["noise_fn"](0, 0, (1,)).isfinite()):
+        steps = 2
+    for run in (fastdiff.sample, lambda *a, **k: list(fastdiff.sample_iter(*a, **k))):
+        with pytest.raises(FloatingPointError, match=author):
+            run(half, SHAPE, sampler="ddim" if author == "cond_fn" else "ddpm", steps=steps, **options)
+
+
+def test_numbers_beyond_float32():
+    steep = fastdiff.NoiseSchedule.linear(1000, 0.02, 0.5)
+    with pytest.raises(ValueError, match=r"plan 'ddim' cannot run in float32: p of row 0"):
+        fastdiff.sample(half, SHAPE, sampler="ddim", steps=5, schedule=steep)
+    far = fastdiff.Plan((fastdiff.Row(t=0, alpha=1, sigma=1, x={"x": 1e38, "m": 1e38}),))
+    with pytest.raises(FloatingPointError, match="beyond float32"):
+        fastdiff.sample(lambda x, t: x * 10, SHAPE, sampler=far)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "names"),
+    [
+        ({"shape": (4,), "variance": "learned_range"}, ValueError, "learned variance"),
+        ({"shape": (2, 0, 4, 4), "variance": "learned_range"}, ValueError, "learned variance"),
+        ({"noise_fn": lambda stream, draw, shape: torch.zeros(shape).to_sparse()}, ValueError, "noise_fn.*dense"),
+        ({"seeds": torch.zeros(4, dtype=torch.int64).to_sparse()}, TypeError, "seeds"),
+        ({"seeds": torch.zeros(4, dtype=torch.int64, device="meta")}, TypeError, "seeds"),
+        ({"guidance_scale": 10**400}, ValueError, "guidance_scale"),
+        ({"device": 2.5}, TypeError, "device"),
+        ({"device": 10**400}, ValueError, "device"),
+        ({"backend": []}, TypeError, "backend"),
+    ],
+)
+def test_unclear_arguments_are_named(options, error, names):
+    options = dict(options)
+    with pytest.raises(error, match=names):
+        fastdiff.sample(half, options.pop("shape", SHAPE), steps=3, **options)
+
+
+class Interrupted(torch.nn.Module):
+    """Ctrl-C comes while its flag is given back."""
+
+    left = 1
+
+    def __setattr__(self, name, value):
+        if name == "training" and value and self.__dict__.get("left", self.left) and self.__dict__.get("armed"):
+            self.__dict__["left"] = 0
+            raise KeyboardInterrupt
+        super().__setattr__(name, value)
+
+    def forward(self, x, t):
+        return x * 0.5
+
+
+def test_an_interrupt_leaves_no_module_in_eval_mode():
+    network = Interrupted().train()
+    network.__dict__["armed"] = True
+    with pytest.raises(KeyboardInterrupt):
+        fastdiff.sample(network, SHAPE, steps=2)
+    assert network.training
+    fastdiff.sample(network, SHAPE, steps=2)
+    assert network.training

@@ -159,3 +159,76 @@ def test_resume_goes_without_strength():
     state = next(iter(fastdiff.sample_iter(half, SHAPE, steps=5)))
     with pytest.raises(ValueError, match="strength"):
         fastdiff.sample(half, SHAPE, steps=5, resume=state, strength=0.5)
+
+
+# ---- x_T: the first state itself
+
+
+HISTORY = ("lms", "pndm", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "dpmpp_2m_sde", "heun", "dpmpp_2s")
+
+
+def test_x_T_is_the_first_state(seed, backend):
+    """Noise given by hand is the noise that is drawn; stream 0 is then not drawn, and the tensor is left alone."""
+    z, asked = fastdiff.randn(SHAPE, seed=seed), []
+
+    def noise(stream, draw, shape):
+        asked.append(stream)
+        return torch.ones(shape)
+
+    options = {"sampler": "ddpm", "steps": 5, "backend": backend}
+    given = z.clone()
+    got = fastdiff.sample(half, SHAPE, x_T=given, seed=seed, **options)
+    assert_same_bits(got, fastdiff.sample(half, SHAPE, seed=seed, **options))
+    assert_same_bits(given, z)
+    assert_same_bits(fastdiff.sample(half, SHAPE, x_T=z.double(), seed=seed, **options), got)
+    fastdiff.sample(half, SHAPE, x_T=z, noise_fn=noise, **options)
+    assert asked == [1] * 4
+    states = list(fastdiff.sample_iter(half, SHAPE, x_T=z, seed=seed, **options))
+    assert_same_bits(states[0].x, z)
+    assert (states[0].row, states[0].x0) == (0, None)
+
+
+@pytest.mark.parametrize("sampler", HISTORY)
+def test_inversion_is_where_any_sampler_starts(seed, sampler):
+    """Inverted, an image is x_T for samplers with a history, too; each leads back near it."""
+    image = torch.rand(SHAPE) - 0.5
+
+    def network(x, t):
+        bar = LINEAR.alphas_cumprod.float()[t.long()].view(-1, 1, 1, 1) if not t.is_floating_point() else 0.5
+        return x * (1 - bar) ** 0.5 * 0.5
+
+    latents = fastdiff.sample(network, SHAPE, sampler="ddim_inverse", steps=20, x_init=image, spacing="trailing")
+    plan = SAMPLERS[sampler](LINEAR, 20, spacing="trailing")
+    x_T = latents * plan[0].alpha if plan[0].alpha != 1 else latents * plan.init_sigma
+    first = next(fastdiff.sample_iter(network, SHAPE, sampler=plan, x_T=latents))
+    assert_same_bits(first.x, latents)
+    assert bool(fastdiff.sample(network, SHAPE, sampler=plan, x_T=x_T, seed=seed).isfinite().all())
+
+
+def test_x_T_at_any_entry_row(seed):
+    """From a row of ``Plan.entries`` on, the state there is all that the rows need."""
+    plan = SAMPLERS["heun"](LINEAR, 6)
+    states = list(fastdiff.sample_iter(half, SHAPE, sampler=plan, seed=seed))
+    for row in plan.entries:
+        got = fastdiff.sample(half, SHAPE, sampler=plan, x_T=states[row].x, start_step=row, seed=seed)
+        assert_same_bits(got, states[-1].x)
+    inside = next(i for i in range(len(plan)) if i not in plan.entries)
+    with pytest.raises(ValueError, match="start_step"):
+        fastdiff.sample(half, SHAPE, sampler=plan, x_T=states[0].x, start_step=inside)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "names"),
+    [
+        ({"x_T": torch.zeros(2, 3, 4, 5)}, ValueError, "x_T must have shape"),
+        ({"x_T": torch.zeros(SHAPE, dtype=torch.int64)}, TypeError, "x_T"),
+        ({"x_T": torch.full(SHAPE, math.nan)}, ValueError, "x_T must be finite"),
+        ({"x_T": [0.0]}, TypeError, "x_T"),
+        ({"x_T": torch.zeros(SHAPE), "x_init": torch.zeros(SHAPE)}, ValueError, "x_T"),
+        ({"x_T": torch.zeros(SHAPE), "strength": 0.5}, ValueError, "x_T"),
+        ({"x_init": torch.full(SHAPE, math.inf)}, ValueError, "x_init must be finite"),
+    ],
+)
+def test_refuses_a_first_state(options, error, names):
+    with pytest.raises(error, match=names):
+        fastdiff.sample(half, SHAPE, steps=5, **options)
