@@ -1,4 +1,4 @@
-"""``bind``: calls that decide once have the bits of the functional form, whatever the layout, and threads share them."""
+"""``bind``: calls that decide once have the bits of the functional form in any layout, and threads share them."""
 
 import threading
 

@@ -9,8 +9,8 @@ import torch
 from helpers import assert_accurate
 from triton_cases import DEVICE, NAN
 
-from fastdiff.ops.conv2d import gemm_triton as triton_impl
 from fastdiff.ops.conv2d import bind, conv2d
+from fastdiff.ops.conv2d import gemm_triton as triton_impl
 from fastdiff.ops.conv2d.gemm import pack
 from fastdiff.ops.conv2d.geometry import Geometry
 

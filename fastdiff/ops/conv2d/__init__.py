@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.checks import check_image, check_operand
+from fastdiff.ops.conv2d.choice import select
 from fastdiff.ops.conv2d.geometry import Geometry, geometry_of
 from fastdiff.ops.conv2d.reference import conv2d as reference
-from fastdiff.ops.conv2d.choice import select
 from fastdiff.ops.registry import traced, transformed
 
 Call = Callable[..., Tensor]

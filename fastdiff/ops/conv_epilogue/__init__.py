@@ -20,7 +20,7 @@ from fastdiff.ops.conv_epilogue.reference import conv_epilogue as reference
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 
 LARGEST = torch.finfo(torch.float32).max
-Call = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+Call = Callable[..., Tensor]
 
 
 def conv_epilogue(

@@ -21,7 +21,7 @@ from fastdiff.ops.group_norm_silu.planes import dense_channels, memory_format, w
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 
 KERNELS = {"native": "native", "triton": "triton", "reference": "reference"}
-Call = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+Call = Callable[..., Tensor]
 
 
 def group_norm_silu(
@@ -179,7 +179,7 @@ def _bind(
 
 def _bind_walked(arguments: tuple[Any, ...], backend: str) -> Call:
     """The call of native_impl's or triton_impl's arguments, or of the reference."""
-    out, x, x2, add, weight, bias, groups, eps, silu, _ = arguments
+    out, *_, weight, bias, groups, eps, silu, _ = arguments
     device = out.device
     params = None
     if native.missing(device.type, "group_norm_silu") is None:
