@@ -192,6 +192,27 @@ def check_operand(name: str, operand: Any, x: Tensor, shape: tuple[int, ...], *d
         raise ValueError(f"{name} must be on x's device {x.device}; got {operand.device}")
 
 
+def check_one_of(
+    name: str, operand: Any, x: Tensor, dtypes: tuple[torch.dtype, ...], shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    """Raises TypeError for what is neither None nor a dense tensor of one of the dtypes; ValueError for a shape that is
+    none of ``shapes``, or another device than x's.
+    """
+    if operand is None:
+        return
+    if not isinstance(operand, Tensor):
+        raise TypeError(f"{name} must be a tensor or None; got {type(operand).__name__}")
+    if operand.dtype not in dtypes:
+        raise TypeError(f"{name} must be {' or '.join(map(str, dict.fromkeys(dtypes)))}; got {operand.dtype}")
+    if operand.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got {operand.layout}")
+    if tuple(operand.shape) not in shapes:
+        allowed = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"{name} must have the shape {allowed}; got {list(operand.shape)}")
+    if operand.device != x.device:
+        raise ValueError(f"{name} must be on x's device {x.device}; got {operand.device}")
+
+
 def check_fields(instance: Any, mismatch: type[Exception] = ValueError) -> None:
     """Every field of a dataclass against its annotation; a list becomes the tuple that the annotation asks for.
 

@@ -38,7 +38,7 @@ def blocks(packed: dict[Any, Any], kind: tuple[Any, ...], blocked: Tensor) -> Te
     known = [key for key in list(packed) if key[: len(kind)] == kind and len(key) == len(kind) + 1]
     for key in known[: len(known) + 1 - MOST]:  # the oldest go; calls that were bound to them keep theirs
         packed.pop(key, None)
-    packed[*kind, format] = blocked
+    packed[(*kind, format)] = blocked
     return blocked
 
 

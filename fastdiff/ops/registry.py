@@ -20,7 +20,7 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
 
 
 def traced(*tensors: object) -> bool:
-    """Whether a call must go through its operator: where something records operations, or on tensors that are not plain.
+    """Whether a call must go through its operator: where something records operations, or tensors are not plain.
 
     That is under torch.compile, torch.jit.trace, make_fx, and any other dispatch mode, which would not see what a
     kernel writes. An eager call on plain tensors runs the kernel directly, since the operator's boundary costs

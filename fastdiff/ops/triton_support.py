@@ -52,6 +52,8 @@ def launch(kernel: Any, like: Tensor, *args: Any) -> None:
     """
     import triton
 
+    if not like.numel():
+        return
     n = like.numel() // len(like)
     quads = GPU_QUADS
     if not isinstance(kernel, triton.JITFunction):

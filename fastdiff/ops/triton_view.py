@@ -20,7 +20,7 @@ def view(tensor: Tensor | None) -> tuple:
         return ()
     strides = strides_of(tensor)
     assert strides is not None
-    if strides.step == 1 and strides.inner >= tensor.numel() // len(tensor):
+    if strides.step == 1 and strides.inner >= tensor.numel() // (len(tensor) or 1):
         return tensor, strides.batch
     return tensor, *strides
 

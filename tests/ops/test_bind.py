@@ -1,4 +1,4 @@
-"""``bind``: calls that decide once have the bits of the functional form, whatever the layout, and threads share them."""
+"""``bind``: calls that decide once have the bits of the functional form in any layout, and threads share them."""
 
 import threading
 
@@ -204,7 +204,7 @@ def test_empty_batch(backend, seed, dtype):
 
 def test_bind_refuses(seed):
     x = torch.randn(2, 8, 4, 4)
-    with pytest.raises(TypeError, match="weight must be float32"):
+    with pytest.raises(TypeError, match="weight must be torch"):
         bind_norm(x, torch.ones(8, dtype=torch.float64), None, 2)
     with pytest.raises(ValueError, match="groups must divide"):
         bind_norm(x, None, None, 3)

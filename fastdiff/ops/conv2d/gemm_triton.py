@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -199,10 +199,10 @@ def counters(device: torch.device) -> Tensor | None:
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return None
     key = device, torch.cuda.current_stream(device).cuda_stream
-    found = _local.__dict__.get(key)
-    if found is None:
-        found = _local.__dict__[key] = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
-    return found
+    kept: dict[Any, Tensor] = _local.__dict__.setdefault("counters", {})
+    if key not in kept:
+        kept[key] = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+    return kept[key]
 
 
 def conv(
@@ -224,7 +224,7 @@ def conv(
         # The interpreter would multiply bfloat16's bits as integers.
         wide = torch.empty_like(out, dtype=torch.float32)
         floats = [None if t is None else t.float() for t in (x, weights, residual)]
-        conv(wide, floats[0], tuple(t.float() for t in inputs), floats[1], bias, floats[2],  # type: ignore[arg-type]
+        conv(wide, floats[0], tuple(t.float() for t in inputs), floats[1], bias, floats[2],
              side, stride, low, up, counters)  # fmt: skip
         out.copy_(wide)
         return

@@ -51,7 +51,7 @@ def _product(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, residual: Tensor | None, packed: dict[Any, Any]
 ) -> Call:
     """A window of one pixel: a matrix product."""
-    (batch, channels, height, width), features = x.shape, len(weight)
+    batch, channels, height, width = x.shape
     rows = torch.empty(batch, height, width, channels, dtype=x.dtype, device=x.device)
     run = linear.unguarded(rows, weight.flatten(1), bias, packed)
 

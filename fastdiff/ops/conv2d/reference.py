@@ -21,8 +21,9 @@ def conv2d(
     residual: Tensor | None = None,
     wide: torch.dtype | None = None,
 ) -> Tensor:
-    """conv2d(x, weight, bias) + Σ conv2d(inputs[i], pointwise[i]) + residual, in the dtype ``wide``; by default float32,
-    or float64 where x is: the oracle.
+    """conv2d(x, weight, bias) + Σ conv2d(inputs[i], pointwise[i]) + residual, in the dtype ``wide``.
+
+    By default that is float32, or float64 where x is: the oracle.
     """
     wide = torch.promote_types(x.dtype, torch.float32) if wide is None else wide
     x, weight = x.to(wide), weight.to(wide)

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.checks import check_dense
+from fastdiff.checks import check_dense, check_one_of
 from fastdiff.ops.backend import choose
 from fastdiff.ops.conv_epilogue.layout import walkable
 from fastdiff.ops.conv_epilogue.reference import conv_epilogue as reference
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 
 LARGEST = torch.finfo(torch.float32).max
-Call = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+Call = Callable[..., Tensor]
 
 
 def conv_epilogue(
@@ -93,31 +93,13 @@ def _check(x: Tensor, bias: Tensor | None, add: Tensor | None, residual: Tensor 
         raise ValueError(f"x must have the shape [B, C, …]; got {list(x.shape)}")
     batch, channels = x.shape[:2]
     wide_or_same = (x.dtype, torch.float32)
-    _check_operand("bias", bias, x, wide_or_same, ((channels,),))
-    _check_operand("add", add, x, wide_or_same, ((batch, channels), (1, channels), (channels,)))
-    _check_operand("residual", residual, x, (x.dtype,), (tuple(x.shape),))
+    check_one_of("bias", bias, x, wide_or_same, ((channels,),))
+    check_one_of("add", add, x, wide_or_same, ((batch, channels), (1, channels), (channels,)))
+    check_one_of("residual", residual, x, (x.dtype,), (tuple(x.shape),))
     if not isinstance(scale, (int, float)) or isinstance(scale, bool):
         raise TypeError(f"scale must be a number; got {type(scale).__name__}")
     if not abs(scale) <= LARGEST:  # written so that NaN fails
         raise ValueError(f"scale must be finite in float32; got {scale}")
-
-
-def _check_operand(
-    name: str, operand: Tensor | None, x: Tensor, dtypes: tuple[torch.dtype, ...], shapes: tuple[tuple[int, ...], ...]
-) -> None:
-    if operand is None:
-        return
-    if not isinstance(operand, Tensor):
-        raise TypeError(f"{name} must be a tensor or None; got {type(operand).__name__}")
-    if operand.dtype not in dtypes:
-        raise TypeError(f"{name} must be {' or '.join(map(str, dict.fromkeys(dtypes)))}; got {operand.dtype}")
-    if operand.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor; got {operand.layout}")
-    if tuple(operand.shape) not in shapes:
-        allowed = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
-        raise ValueError(f"{name} must have the shape {allowed}; got {list(operand.shape)}")
-    if operand.device != x.device:
-        raise ValueError(f"{name} must be on x's device {x.device}; got {operand.device}")
 
 
 def _compute(

@@ -6,14 +6,13 @@ statistics that stay accurate where |mean| is far above the standard deviation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff.checks import check_dense, check_int
+from fastdiff.checks import check_dense, check_int, check_number, check_one_of
 from fastdiff.ops import native
 from fastdiff.ops.backend import check_backend, select
 from fastdiff.ops.group_norm_silu import native_impl
@@ -21,7 +20,7 @@ from fastdiff.ops.group_norm_silu.planes import dense_channels, memory_format, w
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 
 KERNELS = {"native": "native", "triton": "triton", "reference": "reference"}
-Call = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+Call = Callable[..., Tensor]
 
 
 def group_norm_silu(
@@ -111,16 +110,14 @@ def _check(
         if x2.device != x.device:
             raise ValueError(f"x2 must be on x's device {x.device}; got {x2.device}")
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
-    _check_channels("weight", weight, x, [(channels,)])
-    _check_channels("bias", bias, x, [(channels,)])
-    _check_channels("add", add, x, [(channels,), (1, channels), (x.shape[0], channels)])
+    wide_or_same = (torch.float32, x.dtype)
+    check_one_of("weight", weight, x, wide_or_same, ((channels,),))
+    check_one_of("bias", bias, x, wide_or_same, ((channels,),))
+    check_one_of("add", add, x, wide_or_same, ((channels,), (1, channels), (x.shape[0], channels)))
     check_int("groups", groups, 1, (1 << 31) - 1)
     if channels % groups:
         raise ValueError(f"groups must divide the {channels} channels; got {groups}")
-    if isinstance(eps, bool) or not isinstance(eps, int | float):
-        raise TypeError(f"eps must be a number; got {type(eps).__name__}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps must be finite and at least 0; got {eps}")
+    check_number("eps", eps, 0)
     if not isinstance(silu, bool):
         raise TypeError(f"silu must be a bool; got {type(silu).__name__}")
 
@@ -131,21 +128,6 @@ def _check_input(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must have shape [B, C, …]; got {list(x.shape)}")
     if x.shape[1] == 0:
         raise ValueError(f"{name} must have channels; got {list(x.shape)}")
-
-
-def _check_channels(name: str, v: Tensor | None, x: Tensor, shapes: list[tuple[int, ...]]) -> None:
-    if v is None:
-        return
-    if not isinstance(v, Tensor):
-        raise TypeError(f"{name} must be a tensor or None; got {type(v).__name__}")
-    if v.dtype not in (torch.float32, x.dtype):
-        raise TypeError(f"{name} must be float32 or of x's dtype {x.dtype}; got {v.dtype}")
-    if v.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor; got {v.layout}")
-    if tuple(v.shape) not in shapes:
-        raise ValueError(f"{name} must have shape {' or '.join(str(list(s)) for s in shapes)}; got {list(v.shape)}")
-    if v.device != x.device:
-        raise ValueError(f"{name} must be on x's device {x.device}; got {v.device}")
 
 
 def _compute(
@@ -179,7 +161,7 @@ def _bind(
 
 def _bind_walked(arguments: tuple[Any, ...], backend: str) -> Call:
     """The call of native_impl's or triton_impl's arguments, or of the reference."""
-    out, x, x2, add, weight, bias, groups, eps, silu, _ = arguments
+    out, *_, weight, bias, groups, eps, silu, _ = arguments
     device = out.device
     params = None
     if native.missing(device.type, "group_norm_silu") is None:

@@ -122,6 +122,9 @@ def update(
         raise ValueError(f"row {row} makes {'a' if r.calls_model else 'no'} network call; got {len(several)} outputs")
     if model_dtype is not None and model_dtype not in DTYPES:
         raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {model_dtype}")
+    for name, flag in (("return_x0", return_x0), ("channels_last", channels_last)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be a bool; got {type(flag).__name__}")
     if channels_last and x.ndim != 4:
         raise ValueError(f"channels_last needs x of four dimensions; got {x.ndim}")
 
