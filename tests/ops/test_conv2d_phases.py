@@ -9,7 +9,13 @@ from torch.nn.functional import conv2d, interpolate
 from fastdiff.ops.conv2d.phases import pack, packed_upsample_conv, presum, upsample_conv
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHAPES = ((2, 3, 5, 4, 4), (3, 8, 16, 5, 7), (1, 1, 1, 1, 1), (2, 33, 17, 1, 6), (2, 64, 64, 8, 8))  # the last for root-mean-squares
+SHAPES = (
+    (2, 3, 5, 4, 4),
+    (3, 8, 16, 5, 7),
+    (1, 1, 1, 1, 1),
+    (2, 33, 17, 1, 6),
+    (2, 64, 64, 8, 8),
+)  # the last for root-mean-squares
 CHANNELS_LAST = torch.channels_last
 
 
