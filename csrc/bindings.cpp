@@ -219,12 +219,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         .ADDRESS(WinogradConvParams, out);
 
     using Released = py::call_guard<py::gil_scoped_release>;
-    m.def("randn_cpu", &randn_cpu, Released());
-    m.def("add_noise_cpu", &add_noise_cpu, Released());
-    m.def("update_cpu", &update_cpu, Released());
-    m.def("group_norm_silu_cpu", &group_norm_silu_cpu, Released());
-    m.def("conv_epilogue_cpu", &conv_epilogue_cpu, Released());
-    m.def("winograd_conv_cpu", &winograd_conv_cpu, Released());
+#define FASTDIFF_BIND_CPU(op, Params) m.def(#op "_cpu", &op##_cpu, Released());
+    FASTDIFF_OPERATIONS(FASTDIFF_BIND_CPU)
     // The same with a call's own addresses, 0 for what is absent: parameters are prepared once a layer and shape.
     m.def("group_norm_silu_cpu_at",
           [](const GroupNormSiluParams& params, int threads, uintptr_t x, uintptr_t x2, uintptr_t add, uintptr_t out) {
@@ -260,16 +256,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 #ifdef FASTDIFF_WITH_CUDA
         true;
     m.attr("cuda_version") = CUDART_VERSION;
-    m.def("randn_cuda",
-          [](const RandnParams& p, uintptr_t stream) { check(randn_cuda(p, pointer<void>(stream)), "randn_cuda"); });
-    m.def("add_noise_cuda", [](const AddNoiseParams& p, uintptr_t stream) {
-        check(add_noise_cuda(p, pointer<void>(stream)), "add_noise_cuda");
-    });
-    m.def("update_cuda",
-          [](const UpdateParams& p, uintptr_t stream) { check(update_cuda(p, pointer<void>(stream)), "update_cuda"); });
-    m.def("group_norm_silu_cuda", [](const GroupNormSiluParams& p, uintptr_t stream) {
-        check(group_norm_silu_cuda(p, pointer<void>(stream)), "group_norm_silu_cuda");
-    });
+#define FASTDIFF_BIND_CUDA(op, Params) \
+    m.def(#op "_cuda",                 \
+          [](const Params& p, uintptr_t stream) { check(op##_cuda(p, pointer<void>(stream)), #op "_cuda"); });
+    FASTDIFF_CUDA_OPERATIONS(FASTDIFF_BIND_CUDA)
     m.def("group_norm_silu_cuda_at",
           [](const GroupNormSiluParams& p, uintptr_t stream, uintptr_t x, uintptr_t x2, uintptr_t add, uintptr_t out) {
               check(group_norm_silu_cuda(at(p, x, x2, add, out), pointer<void>(stream)), "group_norm_silu_cuda");

@@ -17,6 +17,9 @@ struct View {
     int64_t batch_stride = 0, inner = 1, outer_stride = 0, inner_stride = 1;
 };
 
+// Streams of noise that are not a parameter: what add_noise draws and what inpainting adds to the known pixels.
+constexpr uint32_t kAddNoiseStream = 2, kKnownNoiseStream = 3;
+
 // Who draws: sample b has seed seeds[b] and number samples[b], or seed and sample_offset + b where those are null.
 struct NoiseKey {
     const int64_t* seeds = nullptr;
@@ -42,7 +45,7 @@ struct AddNoiseParams {
     const int64_t* timesteps = nullptr;   // [batch], or null for the one below
     int64_t timestep = 0;
     NoiseKey key;
-    uint32_t draw = 0, stream = 2;
+    uint32_t draw = 0, stream = kAddNoiseStream;
 };
 
 // One row of a plan applied to the state. csrc/common/row.h has the row, fastdiff/plan/plan.py the formula.
@@ -128,19 +131,25 @@ struct WinogradConvParams {
     void* out = nullptr;
 };
 
-// csrc/cpu/<op>.cpp; threads is an upper bound.
-void randn_cpu(const RandnParams& params, int threads);
-void add_noise_cpu(const AddNoiseParams& params, int threads);
-void update_cpu(const UpdateParams& params, int threads);
-void group_norm_silu_cpu(const GroupNormSiluParams& params, int threads);
-void conv_epilogue_cpu(const ConvEpilogueParams& params, int threads);
-void winograd_conv_cpu(const WinogradConvParams& params, int threads);
+// The operations and their parameters, once: X(name, parameters) writes the entry points below, those of each vector
+// width (cpu/entry.h), the choice among them (cpu/dispatch.cpp) and the functions that Python calls (bindings.cpp).
+#define FASTDIFF_CUDA_OPERATIONS(X) \
+    X(randn, RandnParams)           \
+    X(add_noise, AddNoiseParams)    \
+    X(update, UpdateParams)         \
+    X(group_norm_silu, GroupNormSiluParams)
+#define FASTDIFF_OPERATIONS(X)           \
+    FASTDIFF_CUDA_OPERATIONS(X)          \
+    X(conv_epilogue, ConvEpilogueParams) \
+    X(winograd_conv, WinogradConvParams)
 
-// csrc/cuda/<op>.cu; each returns a cudaError_t. stream is a cudaStream_t of the current device.
-int randn_cuda(const RandnParams& params, void* stream);
-int add_noise_cuda(const AddNoiseParams& params, void* stream);
-int update_cuda(const UpdateParams& params, void* stream);
-int group_norm_silu_cuda(const GroupNormSiluParams& params, void* stream);
+// <op>_cpu(params, threads), csrc/cpu/<op>.cpp; threads is an upper bound.
+#define FASTDIFF_CPU_ENTRY(op, Params) void op##_cpu(const Params& params, int threads);
+FASTDIFF_OPERATIONS(FASTDIFF_CPU_ENTRY)
+
+// <op>_cuda(params, stream), csrc/cuda/<op>.cu, returns a cudaError_t. stream is a cudaStream_t of the current device.
+#define FASTDIFF_CUDA_ENTRY(op, Params) int op##_cuda(const Params& params, void* stream);
+FASTDIFF_CUDA_OPERATIONS(FASTDIFF_CUDA_ENTRY)
 
 // csrc/cpu/dispatch.cpp: "avx512", "avx2" or "portable"; set_cpu_simd returns false for one that this CPU lacks.
 const char* cpu_simd();

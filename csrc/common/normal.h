@@ -6,6 +6,7 @@
 #pragma once
 
 #include "common/lane.h"
+#include "fastdiff.h"
 
 namespace fastdiff {
 
@@ -96,6 +97,14 @@ FASTDIFF_HD void normal4(typename L::U quad, uint32_t sample, uint32_t draw, uin
     philox<L>(c, L::splat_uint(static_cast<uint32_t>(seed)), L::splat_uint(static_cast<uint32_t>(seed >> 32)));
     box_muller<L>(c[0], c[1], z[0], z[1]);
     box_muller<L>(c[2], c[3], z[2], z[3]);
+}
+
+// The seed and sample number of sample b.
+FASTDIFF_HD uint64_t seed_of(const NoiseKey& key, int64_t b) {
+    return key.seeds ? static_cast<uint64_t>(key.seeds[b]) : key.seed;
+}
+FASTDIFF_HD uint32_t sample_of(const NoiseKey& key, int64_t b) {
+    return static_cast<uint32_t>(key.samples ? key.samples[b] : key.sample_offset + b);
 }
 
 }  // namespace fastdiff

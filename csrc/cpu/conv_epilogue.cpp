@@ -7,14 +7,14 @@ namespace fastdiff {
 namespace FASTDIFF_SIMD {
 
 // count elements, inner_stride apart, from address `at`; `whole` promises W of them, side by side.
-FASTDIFF_HD Simd::F take(const View& v, int64_t at, int count, bool whole) {
+FASTDIFF_HD Simd::F load_elements(const View& v, int64_t at, int count, bool whole) {
     if (__builtin_expect(whole, 1)) return load_dense(v, at);
     Simd::F result = {};
     for (int i = 0; i < count; ++i) result[i] = load_one(v, at + i * v.inner_stride);
     return result;
 }
 
-FASTDIFF_HD void put(const View& v, int64_t at, int count, bool whole, Simd::F f) {
+FASTDIFF_HD void store_elements(const View& v, int64_t at, int count, bool whole, Simd::F f) {
     if (__builtin_expect(whole, 1)) return store_dense(v, at, f);
     for (int i = 0; i < count; ++i) store_one(v, at + i * v.inner_stride, f[i]);
 }
@@ -35,11 +35,12 @@ static void conv_epilogue_range(const void* context, int64_t begin, int64_t end)
         for (int64_t i = at.first; i < last; i += W) {
             const int count = static_cast<int>(std::min<int64_t>(W, last - i));
             const bool whole = side_by_side && count == W;
-            Simd::F y = take(p.x, x + i * p.x.inner_stride, count, whole);
-            if (p.shift && p.channels_last) y = y + take(shifts, b * p.shift_stride + i, count, count == W);
+            Simd::F y = load_elements(p.x, x + i * p.x.inner_stride, count, whole);
+            if (p.shift && p.channels_last) y = y + load_elements(shifts, b * p.shift_stride + i, count, count == W);
             if (p.shift && !p.channels_last) y = y + p.shift[b * p.shift_stride + row];
-            if (p.residual.data) y = y + take(p.residual, residual + i * p.residual.inner_stride, count, whole);
-            put(p.out, out + i * p.out.inner_stride, count, whole, y * p.scale);
+            if (p.residual.data)
+                y = y + load_elements(p.residual, residual + i * p.residual.inner_stride, count, whole);
+            store_elements(p.out, out + i * p.out.inner_stride, count, whole, y * p.scale);
         }
     }
 }

@@ -11,31 +11,29 @@
 namespace fastdiff {
 namespace {
 
+#define FASTDIFF_MEMBER(op, Params) void (*op)(const Params&, int);
 struct Kernels {
     const char* name;
-    void (*randn)(const RandnParams&, int);
-    void (*add_noise)(const AddNoiseParams&, int);
-    void (*update)(const UpdateParams&, int);
-    void (*group_norm_silu)(const GroupNormSiluParams&, int);
-    void (*conv_epilogue)(const ConvEpilogueParams&, int);
-    void (*winograd_conv)(const WinogradConvParams&, int);
     bool (*runs_here)();
+    FASTDIFF_OPERATIONS(FASTDIFF_MEMBER)
 };
 
 const Kernels kernels[] = {
 #ifdef FASTDIFF_X86
-    {"avx512", avx512::randn, avx512::add_noise, avx512::update, avx512::group_norm_silu, avx512::conv_epilogue,
-     avx512::winograd_conv,
+#define FASTDIFF_AVX512(op, Params) avx512::op,
+    {"avx512",
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-     }},
-    {"avx2", avx2::randn, avx2::add_noise, avx2::update, avx2::group_norm_silu, avx2::conv_epilogue,
-     avx2::winograd_conv,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+     },
+     FASTDIFF_OPERATIONS(FASTDIFF_AVX512)},
+#define FASTDIFF_AVX2(op, Params) avx2::op,
+    {"avx2",
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
+     FASTDIFF_OPERATIONS(FASTDIFF_AVX2)},
 #endif
-    {"portable", portable::randn, portable::add_noise, portable::update, portable::group_norm_silu,
-     portable::conv_epilogue, portable::winograd_conv, [] { return true; }},
+#define FASTDIFF_PORTABLE(op, Params) portable::op,
+    {"portable", [] { return true; }, FASTDIFF_OPERATIONS(FASTDIFF_PORTABLE)},
 };
 
 const Kernels* widest() {
@@ -51,19 +49,9 @@ std::atomic<const Kernels*>& chosen() {
 
 }  // namespace
 
-void randn_cpu(const RandnParams& params, int threads) { chosen().load()->randn(params, threads); }
-void add_noise_cpu(const AddNoiseParams& params, int threads) { chosen().load()->add_noise(params, threads); }
-void update_cpu(const UpdateParams& params, int threads) { chosen().load()->update(params, threads); }
-void group_norm_silu_cpu(const GroupNormSiluParams& params, int threads) {
-    chosen().load()->group_norm_silu(params, threads);
-}
-void conv_epilogue_cpu(const ConvEpilogueParams& params, int threads) {
-    chosen().load()->conv_epilogue(params, threads);
-}
-
-void winograd_conv_cpu(const WinogradConvParams& params, int threads) {
-    chosen().load()->winograd_conv(params, threads);
-}
+#define FASTDIFF_DISPATCH(op, Params) \
+    void op##_cpu(const Params& params, int threads) { chosen().load()->op(params, threads); }
+FASTDIFF_OPERATIONS(FASTDIFF_DISPATCH)
 
 const char* cpu_bfloat16() {
     static const char* const kind = [] {  // asked once: a virtual machine answers slowly

@@ -25,7 +25,7 @@ constexpr int64_t kUnits = 32;           // of a call, where it has the channels
 constexpr int64_t kUnitElements = 8192;  // some 3 microseconds of work
 
 // n numbers of channels from `at`, a NaN as the usual one.
-void take(const Channels& v, int64_t at, int64_t n, float absent, float* to) {
+void load_channels(const Channels& v, int64_t at, int64_t n, float absent, float* to) {
     if (v.data == nullptr) {
         std::fill_n(to, n, absent);
         return;
@@ -89,7 +89,7 @@ void measure(const Params& p, int64_t b, int64_t begin, int64_t end, int64_t siz
     }
     if (p.add.data) {
         float add[kWide];
-        take(p.add, b * p.add.batch_stride + begin, end - begin, 0.0f, add);
+        load_channels(p.add, b * p.add.batch_stride + begin, end - begin, 0.0f, add);
         for (int64_t c = 0; c < end - begin; ++c) mean[c] += add[c];
     }
     const int64_t first = begin / size;
@@ -106,9 +106,9 @@ void measure(const Params& p, int64_t b, int64_t begin, int64_t end, int64_t siz
 template <int D, bool kSilu>
 void apply(const Params& p, int64_t b, int64_t begin, int64_t end, int64_t size, const Moments* group) {
     float mean[kWide + W], scale[kWide + W], shift[kWide + W];
-    take(p.add, b * p.add.batch_stride + begin, end - begin, 0.0f, mean);
-    take(p.weight, begin, end - begin, 1.0f, scale);
-    take(p.bias, begin, end - begin, 0.0f, shift);
+    load_channels(p.add, b * p.add.batch_stride + begin, end - begin, 0.0f, mean);
+    load_channels(p.weight, begin, end - begin, 1.0f, scale);
+    load_channels(p.bias, begin, end - begin, 0.0f, shift);
     for (float* numbers : {mean, scale, shift}) std::fill_n(numbers + end - begin, W, 0.0f);
     const int64_t first = begin / size;
     groups(begin, end, size, [&](int64_t g, int64_t from, int64_t to) {

@@ -19,10 +19,10 @@ struct Rectangle {
 
 // The numbers of a tile's lanes, in the order of its elements.
 template <int D, int V>
-FASTDIFF_HD void deal(const float* numbers, F (&dealt)[V]) {
+FASTDIFF_HD void distribute(const float* numbers, F (&distributed)[V]) {
     float elements[V * W];
     for (int i = 0; i < V * W; ++i) elements[i] = numbers[lane_of<D, V>(i)];
-    memcpy(dealt, elements, sizeof(dealt));
+    memcpy(distributed, elements, sizeof(distributed));
 }
 
 // Each lane's mean and sum of squared deviations. A block of rows is summed around the mean of the block before it, the
@@ -81,9 +81,9 @@ void normalise_rows(const Rectangle& r, void* out, const float* mean, const floa
         constexpr int V = decltype(tile)::vectors;
         constexpr bool kPart = decltype(tile)::part;
         F x[V], m[V], s[V], t[V];
-        deal<D>(mean + lane, m);
-        deal<D>(scale + lane, s);
-        deal<D>(shift + lane, t);
+        distribute<D>(mean + lane, m);
+        distribute<D>(scale + lane, s);
+        distribute<D>(shift + lane, t);
         for (int64_t i = 0; i < r.rows; ++i) {
             load_tile<D, V, kPart>(r.data, r.at + i * r.stride + lane, count, x);
             for (int v = 0; v < V; ++v) {

@@ -66,13 +66,14 @@ int64_t nanoseconds() {
 class Pool {
   public:
     void run(Job& job) {
+        const int wanted = job.helpers_wanted;  // helpers lower the job's own number as soon as it is in the queue
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (helpers_.size() < static_cast<size_t>(job.helpers_wanted) && start_helper()) caller_cpu_ = -1;
+            while (helpers_.size() < static_cast<size_t>(wanted) && start_helper()) caller_cpu_ = -1;
             jobs_.push_back(&job);
             keep_off_my_core();
         }
-        for (int i = 0; i < job.helpers_wanted; ++i) wake_.notify_one();
+        for (int i = 0; i < wanted; ++i) wake_.notify_one();
         job.work();
         std::unique_lock<std::mutex> lock(mutex_);
         const auto mine = std::find(jobs_.begin(), jobs_.end(), &job);

@@ -1,4 +1,5 @@
-// parallel_for: work dealt in chunks to the calling thread and torch's own team, or a pool of ours. See parallel.cpp.
+// parallel_for: work distributed in chunks to the calling thread and torch's own team, or a pool of ours. See
+// parallel.cpp.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// y sigmoid(y), and the fused multiply and add that it takes. Within 2 ulp, not to the bit: the three vector widths may
+// y sigmoid(y). Within 2 ulp, not to the bit: the three vector widths may
 // differ in the last one, so nothing of the noise stream or of a plan's rows belongs here.
 #pragma once
 
@@ -6,17 +6,6 @@
 
 namespace fastdiff {
 namespace FASTDIFF_SIMD {
-
-// a b + c, in one rounding where the CPU has it.
-FASTDIFF_HD Simd::F fma(Simd::F a, Simd::F b, Simd::F c) {
-#if defined(__AVX512F__)
-    return (Simd::F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-    return (Simd::F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-    return a * b + c;
-#endif
-}
 
 // 2^t = 2^floor(t) 2^f, with a minimax polynomial for 2^f on [0, 1]: relative error 9e-8, or 7.5e-5 where a result of 8
 // bits (kRough) makes no more of it. 0 and infinity beyond float32's exponents; a NaN gives anything.

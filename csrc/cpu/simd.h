@@ -6,7 +6,7 @@
 
 #include "common/lane.h"
 #include "common/normal.h"
-#include "cpu/half.h"
+#include "common/half.h"
 #include "fastdiff.h"
 
 #if defined(__x86_64__)
@@ -83,7 +83,19 @@ struct Simd {
     }
 };
 
-// Quads are dealt to lanes so that a transpose within each group of four lanes puts elements in order:
+// a b + c, in one rounding where the CPU has it: nothing of the noise stream or of a plan's rows may use it, since the
+// vector widths would differ in the last bit.
+FASTDIFF_HD Simd::F fma(Simd::F a, Simd::F b, Simd::F c) {
+#if defined(__AVX512F__)
+    return (Simd::F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (Simd::F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+// Quads are distributed to lanes so that a transpose within each group of four lanes puts elements in order:
 // lane 4 g + j holds quad (W / 4) j + g, and after transpose4 vector j holds elements W j .. W j + W - 1.
 inline Simd::U first_quads() {
     Simd::U quads = {};
@@ -120,7 +132,7 @@ FASTDIFF_HD void transpose4(Simd::F z[4]) {
 #endif
 }
 
-// Work is dealt in groups of eight vectors: two Philox blocks of W lanes and four normals each.
+// Work is distributed in groups of eight vectors: two Philox blocks of W lanes and four normals each.
 constexpr int kVectors = 8;
 constexpr int kGroup = kVectors * W;
 
@@ -217,8 +229,7 @@ FASTDIFF_HD void store_dense(const View& v, int64_t at, Simd::F f) {
     }
     H half = {};
     if (v.dtype == kBFloat16) {
-        const Simd::U bits = bit_cast<Simd::U>(f);
-        const Simd::U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        const Simd::U rounded = round_to_bfloat16(bit_cast<Simd::U>(f)) >> 16;
         const Simd::I nan = f != f;
         half = __builtin_convertvector((rounded & ~bit_cast<Simd::U>(nan)) | (0x7fc0u & bit_cast<Simd::U>(nan)), H);
     } else {
@@ -266,14 +277,6 @@ FASTDIFF_HD void normal_group(Simd::U quads, int64_t first, uint32_t sample, uin
     box_muller<Simd>(b[2], b[3], z[6], z[7]);
     transpose4(z);
     transpose4(z + 4);
-}
-
-// The seed and sample number of sample b.
-FASTDIFF_HD uint64_t seed_of(const NoiseKey& key, int64_t b) {
-    return key.seeds ? static_cast<uint64_t>(key.seeds[b]) : key.seed;
-}
-FASTDIFF_HD uint32_t sample_of(const NoiseKey& key, int64_t b) {
-    return static_cast<uint32_t>(key.samples ? key.samples[b] : key.sample_offset + b);
 }
 
 }  // namespace FASTDIFF_SIMD

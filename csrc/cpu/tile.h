@@ -46,21 +46,15 @@ FASTDIFF_HD void load_tile(const void* data, int64_t at, int count, Simd::F (&x)
     for (int v = 0; v < V; ++v) x[v] = load_dense(view, at + v * W);
 }
 
-// float32 rounded to the upper half of its word. A NaN must have zeros there or be the usual one: one whose bits are
-// all ones would round to a zero.
-FASTDIFF_HD Simd::U rounded_bfloat16(Simd::F f) {
-    const Simd::U bits = bit_cast<Simd::U>(f);
-    return bits + 0x7fffu + ((bits >> 16) & 1u);
-}
-
 template <int D, int V, bool kPart>
 FASTDIFF_HD void store_tile(void* data, int64_t at, int count, const Simd::F (&x)[V]) {
     View view;
     view.dtype = D;
     if (kPaired<D, V>) {
         for (int v = 0; v < V; v += 2) {
-            const Simd::U odd = rounded_bfloat16(x[v + 1 < V ? v + 1 : v]);
-            const Simd::U words = (rounded_bfloat16(x[v]) >> 16) | (odd & 0xffff0000u);
+            // A NaN here must have zeros in its lower half or be the usual one.
+            const Simd::U odd = round_to_bfloat16(bit_cast<Simd::U>(x[v + 1 < V ? v + 1 : v]));
+            const Simd::U words = (round_to_bfloat16(bit_cast<Simd::U>(x[v])) >> 16) | (odd & 0xffff0000u);
             memcpy(static_cast<uint16_t*>(data) + at + v * W, &words, sizeof(words));
         }
         return;

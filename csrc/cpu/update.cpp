@@ -187,7 +187,8 @@ void update_range(const void* context, int64_t begin, int64_t end) {
     for (Cursor at(begin, p.n); at.group < end; at.advance()) {
         const int64_t b = at.b, first = at.first;
         if (draws) normal_group(quads, first, sample_of(p.key, b), draw, stream, seed_of(p.key, b), z);
-        if (draws_known) normal_group(quads, first, sample_of(p.key, b), draw, 3, seed_of(p.key, b), known_z);
+        if (draws_known)
+            normal_group(quads, first, sample_of(p.key, b), draw, kKnownNoiseStream, seed_of(p.key, b), known_z);
         if (whole && first + kGroup <= p.n) {
             if (uses_z && p.noise)
                 for (int j = 0; j < kVectors; ++j) z[j] = load_at(p.noise, b * p.n + first + j * W, W);

@@ -10,11 +10,11 @@
 // channels and channels x features.
 //
 // A block of tiles is transformed once; its numbers are read once for each panel of 32 features. float32 weights lie in
-// memory as they are, 9 numbers each, and are transformed kSum channels at a time into the core's cache, where all
+// memory as they are, 9 numbers each, and are transformed a sum's channels at a time into the core's cache, where all
 // tiles of the block use them: a network at batch 1 reads its weights from memory, and 9 numbers come faster than 16.
-// The products of kSum channels are summed in registers and these sums are added up: the rounding error of n terms
-// added in blocks of s grows as sqrt(s + n / s), where that of one running sum grows as sqrt(n). A result's bits depend
-// on nothing but its window: neither on its place in a block nor on the threads.
+// The products of 64 channels (all of them, up to 128) are summed in registers and these sums are added up: the
+// rounding error of n terms added in blocks of s grows as sqrt(s + n / s), where that of one running sum grows as
+// sqrt(n). A result's bits depend on nothing but its window: neither on its place in a block nor on the threads.
 //
 // Weights lie as [panels, channels, 9, 32], the last panel filled with zeros. Pairs of bfloat16 channels, whose
 // products round the transformed numbers, are transformed when they are packed: [panels, points, 2, channels / 2, 16,
@@ -36,28 +36,17 @@ constexpr int kPanel = 32;               // features
 constexpr int kHalf = kPanel / 2;        // of them, whose weights are side by side: a cache line
 constexpr int kWords = 16;               // of 4 bytes, one or two channels each, that lie side by side: a chunk
 constexpr int kRows = W >= 16 ? 12 : 6;  // tiles that are multiplied at once: with two vectors each the registers' fill
-constexpr int64_t kSum = 64 / kWords;    // chunks of float32 numbers that are summed in registers
+constexpr int64_t kSum = 64 / kWords;    // chunks of float32 numbers that are summed at once; twice as many if all are
 constexpr int64_t kBlock = 2 << 20;      // bytes of a block of tiles' float32 numbers
 constexpr int64_t kCached = 8 << 20;     // bytes of weights that are expected to stay in a shared cache
-
-constexpr int64_t kLine = 64;  // bytes of a cache line
+constexpr int64_t kLine = 64;            // bytes of a cache line
 
 enum Product { kFloats, kPairs, kPairsByFloats };
-
-FASTDIFF_HD F multiply_add(F a, F b, F c) {
-#if defined(__AVX512F__)
-    return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-    return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-    return a * b + c;
-#endif
-}
 
 // c + a b, of words that are numbers or pairs of bfloat16 numbers.
 template <Product kProduct>
 FASTDIFF_HD F product(F a, F b, F c) {
-    if (kProduct == kFloats) return multiply_add(a, b, c);
+    if (kProduct == kFloats) return fma(a, b, c);
 #if defined(__AVX512F__)
     if (kProduct == kPairs) {
         // Not the intrinsic: this file is compiled for CPUs without it, too.
@@ -66,8 +55,8 @@ FASTDIFF_HD F product(F a, F b, F c) {
     }
 #endif
     const Simd::U first = bit_cast<Simd::U>(a), second = bit_cast<Simd::U>(b);
-    c = multiply_add(bit_cast<F>(first & 0xffff0000u), bit_cast<F>(second & 0xffff0000u), c);
-    return multiply_add(bit_cast<F>(first << 16), bit_cast<F>(second << 16), c);
+    c = fma(bit_cast<F>(first & 0xffff0000u), bit_cast<F>(second & 0xffff0000u), c);
+    return fma(bit_cast<F>(first << 16), bit_cast<F>(second << 16), c);
 }
 
 FASTDIFF_HD F load_words(const void* at) {
@@ -102,7 +91,9 @@ __attribute__((noinline)) void multiply(const uint32_t* v, const uint32_t* u, in
     }
 }
 
-// Of one point: v is [groups of kRows tiles, all chunks, kRows, words], u [2, chunks, words, 16], m [tiles, 32].
+// Of one point and sum: v is [groups of kRows tiles, chunks, kRows, words], u [2, chunks, words, 16], m [tiles, 32].
+// Meanwhile next_bytes from `next`, the weights that are transformed after these, are fetched from memory: the
+// transform alone would wait for all of them, and the multiplication leaves the memory idle.
 template <Product kProduct>
 void multiply_rows(const uint32_t* v, int64_t group, const uint32_t* u, int64_t chunks, int64_t rows, bool more,
                    float* m, const char* next, int64_t next_bytes) {
@@ -242,6 +233,13 @@ FASTDIFF_HD void transform_back(const Work& work, int64_t tile, int64_t panel, c
     }
 }
 
+// The tiles whose numbers this thread's scratch holds: the next unit of the same tiles needs no second transform.
+struct InScratch {
+    uint64_t call;
+    int64_t first_tile;
+};
+thread_local InScratch in_scratch{0, 0};
+
 // The thread's own memory, kept from call to call.
 uint32_t* scratch(size_t words) {
     static thread_local std::unique_ptr<char[]> memory;
@@ -270,18 +268,15 @@ void range(const void* context, int64_t first_unit, int64_t last_unit) {
     char* const zeros = reinterpret_cast<char*>(held + held_words);
     const float* const weights = static_cast<const float*>(work.p.weights);
     const auto channels = [&](int64_t sum) { return std::min(work.sum, work.chunks - sum * work.sum) * kWords; };
-    // What the scratch holds since this thread's last range: units of the same tiles need no second transform.
-    static thread_local uint64_t call = 0;
-    static thread_local int64_t tiles_held = 0;
-    if (call != work.call) memset(zeros, 0, words * 4);
+    if (in_scratch.call != work.call) memset(zeros, 0, words * 4);
     for (int64_t unit = first_unit; unit < last_unit; ++unit) {
         const int64_t first = unit / work.parts * work.block, count = std::min(work.block, work.tiles - first);
         const int64_t part = unit % work.parts;
-        if (call != work.call || tiles_held != first)
+        if (in_scratch.call != work.call || in_scratch.first_tile != first)
             for (int64_t t = 0; t < count; ++t)
                 transform<D, !kTransforms, kUp>(work, first + t, zeros,
                                                 v + t / kRows * work.group + t % kRows * kWords);
-        call = work.call, tiles_held = first;
+        in_scratch = {work.call, first};
         for (int64_t panel = part * work.panels / work.parts; panel < (part + 1) * work.panels / work.parts; ++panel) {
             for (int64_t sum = 0; sum < sums; ++sum) {
                 const uint32_t* u = static_cast<const uint32_t*>(work.p.weights) + panel * block;

@@ -22,7 +22,7 @@ struct GroupNormLaunch {
     int pieces_of_group;                      // in a pixel
     int group_lanes;                          // log2 of the lanes that add up a group
     uint32_t by_vectors, by_pieces, by_size;  // divide()'s multipliers: plan.vectors, pieces_of_group, plan.size
-    uint32_t zero;                            // forget()'s
+    uint32_t zero;                            // optimisation_barrier()'s
     bool silu;
     double eps;
     float first_pixels, per_first;  // the pixels that the first mean is of; 1 / elements of those in a group
@@ -69,7 +69,7 @@ FASTDIFF_HD void narrow(Float4& raw, int q, const Float4& y) {
 // Exclusive-or with a zero that the compiler does not know, so that it widens a vector again for each pass: it would
 // keep what it once widened, in twice the registers.
 template <int kDType>
-FASTDIFF_HD void forget(Float4& raw, uint32_t zero) {
+FASTDIFF_HD void optimisation_barrier(Float4& raw, uint32_t zero) {
     if constexpr (kDType != kFloat32) {
         FASTDIFF_UNROLL
         for (float& word : raw.v) word = bit_cast<float>(bit_cast<uint32_t>(word) ^ zero);
@@ -130,10 +130,10 @@ __device__ __forceinline__ void sum_rows(const GroupNormPlan& plan, int row, flo
     }
 }
 
-// Leaves a warp's sums of a vector's pieces among the parts, [groups][warps][pieces of a group].
+// Writes a warp's sums of a vector's pieces to the partial sums, [groups][warps][pieces of a group].
 template <int kPieces>
-__device__ __forceinline__ void leave_parts(const GroupNormLaunch& u, int vector, int warp, const float* sums,
-                                            float* parts) {
+__device__ __forceinline__ void write_partials(const GroupNormLaunch& u, int vector, int warp, const float* sums,
+                                               float* parts) {
     FASTDIFF_UNROLL
     for (int j = 0; j < kPieces; ++j) {
         const int piece = vector * kPieces + j, group = divide(piece, u.by_pieces);
@@ -141,7 +141,7 @@ __device__ __forceinline__ void leave_parts(const GroupNormLaunch& u, int vector
     }
 }
 
-// Group g's total, with all lanes of lane >> group_lanes = g, from the parts that the warps left.
+// Group g's total, with all lanes of lane >> group_lanes = g, from the partial sums that the warps wrote.
 __device__ __forceinline__ float sum_parts(const GroupNormLaunch& u, int lane, const float* parts) {
     const int lanes = 1 << u.group_lanes, group = lane >> u.group_lanes;
     const int count = u.plan.warps * u.pieces_of_group;

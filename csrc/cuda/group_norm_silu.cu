@@ -73,10 +73,10 @@ __global__ void __launch_bounds__(bound_threads(kMax, kVecs == 8), bound_blocks(
         for (int c = 0; c < kWidth; ++c) sums[c / kGranule] += widen<kDType>(raw[i], c / 4).v[c % 4];
     }
     sum_rows(plan, row, sums);
-    if (row == 0) leave_parts<kPieces>(u, vector, warp, sums, parts[0]);
+    if (row == 0) write_partials<kPieces>(u, vector, warp, sums, parts[0]);
     __syncthreads();
     FASTDIFF_UNROLL
-    for (Float4& vector : raw) forget<kDType>(vector, u.zero);
+    for (Float4& vector : raw) optimisation_barrier<kDType>(vector, u.zero);
     float total = sum_parts(u, lane, parts[0]);
     if (kAdds) total += u.first_pixels * sum_adds(u, lane, adds);
     float mean[kPieces];
@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(bound_threads(kMax, kVecs == 8), bound_blocks(
     }
     sum_rows(plan, row, deviations);
     if (row == 0) {
-        leave_parts<kPieces>(u, vector, warp, deviations, parts[1]);
-        leave_parts<kPieces>(u, vector, warp, deviations + kPieces, parts[2]);
+        write_partials<kPieces>(u, vector, warp, deviations, parts[1]);
+        write_partials<kPieces>(u, vector, warp, deviations + kPieces, parts[2]);
     }
     __syncthreads();
     // y = (h - mean - off) rstd weight + bias; the channels' constants are computed once.
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(bound_threads(kMax, kVecs == 8), bound_blocks(
     }
     __syncthreads();
     FASTDIFF_UNROLL
-    for (Float4& vector : raw) forget<kDType>(vector, u.zero);
+    for (Float4& vector : raw) optimisation_barrier<kDType>(vector, u.zero);
     char* to = u.out.data + b * u.out.batch + static_cast<uint32_t>(first) * u.out.pixel + kBytes * channel;
     FASTDIFF_UNROLL
     for (int i = 0; i < kVecs; ++i) {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "common/lane.h"
-#include "cpu/half.h"
+#include "common/half.h"
 #include "fastdiff.h"
 
 #ifdef __CUDACC__
@@ -247,14 +247,6 @@ FASTDIFF_HD void store4(const View& v, const Quad& at, int64_t n, Float4 f) {
         walk4(v, at, n, [&](int i, int64_t address) {
             static_cast<uint16_t*>(v.data)[address] = static_cast<uint16_t>(h.v[i / 2] >> 16 * (i % 2));
         });
-}
-
-// The seed and sample number of sample b.
-FASTDIFF_HD uint64_t seed_of(const NoiseKey& key, uint32_t b) {
-    return key.seeds ? static_cast<uint64_t>(key.seeds[b]) : key.seed;
-}
-FASTDIFF_HD uint32_t sample_of(const NoiseKey& key, uint32_t b) {
-    return static_cast<uint32_t>(key.samples ? key.samples[b] : key.sample_offset + b);
 }
 
 }  // namespace fastdiff

@@ -116,8 +116,8 @@ FASTDIFF_HD bool finish_update(const UpdateLaunch& u, const Row& r, const Update
             const Float4 w = load4(p.mask, wide, at), image = load4(p.known, wide, at);
             Float4 known_z = {};
             if (r.known_sigma != 0)
-                known_z =
-                    p.known_noise ? load4(p.known_noise, wide, at) : draw4(p.key, static_cast<uint32_t>(r.draw), 3, at);
+                known_z = p.known_noise ? load4(p.known_noise, wide, at)
+                                        : draw4(p.key, static_cast<uint32_t>(r.draw), kKnownNoiseStream, at);
             const Float4 known = image * r.known_alpha + known_z * r.known_sigma;
             FASTDIFF_UNROLL
             for (int i = 0; i < 4; ++i) next.v[i] = w.v[i] * known.v[i] + (1.0f - w.v[i]) * next.v[i];

@@ -8,10 +8,16 @@ namespace fastdiff {
 
 FASTDIFF_HD float bfloat16_to_float(uint16_t bits) { return bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
+// The bits of float32 numbers (a uint32_t or a vector of them) rounded to their upper halves. A NaN must be treated
+// apart: one whose bits are all ones would round to a zero.
+template <class U>
+FASTDIFF_HD U round_to_bfloat16(U bits) {
+    return bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+
 FASTDIFF_HD uint16_t float_to_bfloat16(float f) {
     if (f != f) return 0x7fc0;
-    const uint32_t bits = bit_cast<uint32_t>(f);
-    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    return static_cast<uint16_t>(round_to_bfloat16(bit_cast<uint32_t>(f)) >> 16);
 }
 
 FASTDIFF_HD float half_to_float(uint16_t bits) {
