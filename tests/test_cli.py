@@ -55,7 +55,7 @@ def test_gif_shows_the_reverse_process(tmp_path: Path) -> None:
     result = fastdiff(*arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     with Image.open(tmp_path / "steps.gif") as gif:
-        assert gif.n_frames == 5
+        assert gif.n_frames == 6  # the noise, and the state after each step
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def _listed(stops: list[Level], order: int, lower_order_final: bool, given: Sequ
             raise TypeError(f"sizes must be a sequence of ints; got {type(given).__name__}")
         sizes = [check_int(f"sizes[{i}]", size, 1, 3) for i, size in enumerate(given)]
         if sum(sizes) != count:
-            raise ValueError(f"sizes must add up to the {count} calls; got {sizes}")
+            raise ValueError(f"sizes must add up to the spacing's {count} calls; got {sizes}")
         if (stops[0].alpha == 0 and sizes[0] > 1) or (stops[-1].sigma == 0 and sizes[-1] > 1):
             raise ValueError(f"a step that leaves or reaches an infinite λ makes one call; got sizes {sizes}")
     ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]

@@ -136,8 +136,10 @@ def _copied(name: str, image: object, shape: tuple[int, ...], device: torch.devi
     """A finite float32 copy of a checked tensor of the run's shape, contiguous."""
     if not isinstance(image, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(image).__name__}")
-    if not image.is_floating_point() or image.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense floating-point tensor; got a {image.layout} one of {image.dtype}")
+    if not image.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor; got {image.dtype}")
+    if image.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got a {image.layout} one")
     if tuple(image.shape) != shape:
         raise ValueError(f"{name} must have shape {list(shape)}; got {list(image.shape)}")
     if image.device != device:

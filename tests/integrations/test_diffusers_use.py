@@ -292,7 +292,7 @@ def test_steps_refuse(seed):
 def test_singlestep_sizes_refuse():
     """``sizes`` of samplers.dpm_singlestep, by which a run begins within a step of several calls."""
     for sizes, message in (
-        ([2, 2], "must add up to the walk's 5 calls"),
+        ([2, 2], "must add up to the spacing's 5 calls"),
         ([2, 3], "makes one call"),
         ([4, 1], "sizes"),
     ):
