@@ -121,7 +121,8 @@ def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(shape, str) or not isinstance(shape, Sequence):
         raise TypeError(f"{name} must be a sequence of ints; got {type(shape).__name__}")
     sizes = tuple(shape)
-    if torch._C._is_tracing():  # torch.jit.trace has tensors in the place of sizes
+    # torch.jit.trace has tensors in the place of sizes; the compiler cannot trace the question.
+    if not torch.compiler.is_compiling() and torch._C._is_tracing():
         sizes = tuple(int(size) for size in sizes)
     if not all([type(size) is int and size >= 0 for size in sizes]):  # a compiler's symbols are checked by their tensor
         sizes = tuple(check_int(f"{name}[{i}]", size, 0, (1 << 63) - 1) for i, size in enumerate(shape))

@@ -76,12 +76,13 @@ def test_first_order_is_ddim(seed, prediction):
     x = torch.randn(2, 4, dtype=torch.float64)
     for options in ({"steps": 9}, {"steps": 9, "final": "sigma_min"}):
         own = {"prediction": prediction, **options}
-        ddim = samplers.ddim(VP, **own, spacing="trailing")
+        ddim = planned(samplers.ddim, VP, **own, spacing="trailing")
         same = [
-            samplers.dpmpp_1s(VP, **own), samplers.lms(VP, order=1, ve=False, **own), samplers.deis(VP, order=1, **own),
-            samplers.unipc(VP, order=1, disable_corrector=range(9), **own), samplers.dpm_singlestep(VP, order=1, **own),
-            samplers.unipc(VP, order=1, predict_x0=False, disable_corrector=range(9), **own),
-            samplers.dpm_singlestep(VP, order=1, algorithm="dpmsolver", **own),
+            planned(samplers.dpmpp_1s, VP, **own), planned(samplers.lms, VP, order=1, ve=False, **own),
+            planned(samplers.deis, VP, order=1, **own), planned(samplers.dpm_singlestep, VP, order=1, **own),
+            planned(samplers.unipc, VP, order=1, disable_corrector=range(9), **own),
+            planned(samplers.unipc, VP, order=1, predict_x0=False, disable_corrector=range(9), **own),
+            planned(samplers.dpm_singlestep, VP, order=1, algorithm="dpmsolver", **own),
         ]  # fmt: skip
         for plan in same:
             pairs = zip(walk(ddim, x, network(prediction)), walk(plan, x, network(prediction)), strict=True)
@@ -89,9 +90,9 @@ def test_first_order_is_ddim(seed, prediction):
                 torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
         # SDE-DPM-Solver++ of order 1 adds √(1 − e^{−2h}) σ' of noise, as DDIM does at η = 1, and has its mean.
         noises = [torch.randn(2, 4, dtype=torch.float64) for _ in range(9)]
-        ddim = samplers.ddim(VP, eta=1.0, **own, spacing="trailing")
+        ddim = planned(samplers.ddim, VP, eta=1.0, **own, spacing="trailing")
         for make in (samplers.dpm_multistep, samplers.dpm_singlestep):
-            plan = make(VP, order=1, eta=1.0, **own)
+            plan = planned(make, VP, order=1, eta=1.0, **own)
             pairs = zip(*(walk(p, x, network(prediction), noises) for p in (ddim, plan)), strict=True)
             for a, b in pairs:
                 torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)

@@ -144,7 +144,7 @@ def update(
     run: Callable[..., list[Tensor]] = _compute
     who: tuple[Any, ...] = (key,)
     if traced(*tensors) and not needs_grad:
-        if torch._C._is_tracing():
+        if not torch.compiler.is_compiling() and torch._C._is_tracing():
             raise RuntimeError("update cannot be recorded by torch.jit.trace, which knows no lists of optional tensors")
         run, who = torch.ops.fastdiff.update, key.tensors(shape[0], device)
     written = run(
