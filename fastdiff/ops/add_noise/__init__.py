@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastdiff.checks import check_dense, check_int, check_shape
 from fastdiff.noise import TRAINING, NoiseKey, noise_key
@@ -97,8 +98,15 @@ def _check_timesteps(t: int | Tensor, batch: int, device: torch.device, T: int) 
     return t
 
 
-@lru_cache(maxsize=32)
 def _coefficients(schedule: NoiseSchedule, device: torch.device) -> Tensor:
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+        with _disable_current_modes():  # a table of fake tensors must not be kept for later calls
+            return _table(schedule, device)
+    return _table(schedule, device)
+
+
+@lru_cache(maxsize=32)
+def _table(schedule: NoiseSchedule, device: torch.device) -> Tensor:
     return torch.stack([schedule.alphas, schedule.sigmas], dim=1).to(torch.float32).to(device)
 
 
