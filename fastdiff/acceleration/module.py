@@ -52,6 +52,14 @@ class StandIn(ABC):
         """Why this module is not one that ``run`` computes, or None."""
         return None
 
+    @classmethod
+    def no_gain_reason(cls, module: Any) -> str | None:
+        """Why a stand-in for this module, amid code that is not known, would not be faster than its own code, or None.
+
+        The stand-in of a layer costs some microseconds of Python a call, which it must bring in.
+        """
+        return None
+
     @abstractmethod
     def run(self, *args: Any) -> Any:
         """What the module's forward computes, of the same positional arguments."""

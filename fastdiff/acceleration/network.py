@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from fastdiff.acceleration.blocks import Resnet
+from fastdiff.acceleration.blocks import Block, Resnet
 from fastdiff.acceleration.guard import Guard
 from fastdiff.acceleration.known import (
     AUTOENCODERS,
@@ -20,6 +20,7 @@ from fastdiff.acceleration.known import (
     LAYERS,
     TAILS,
     TIMES,
+    UNETS,
     WHOLE,
     inside_out,
     is_whole,
@@ -28,7 +29,7 @@ from fastdiff.acceleration.known import (
     plans_embeddings,
     reason_of,
 )
-from fastdiff.acceleration.layers import AbsorbedSiLU, GroupNorm
+from fastdiff.acceleration.layers import AbsorbedSiLU, GroupNorm, Layer
 from fastdiff.acceleration.module import StandIn, cast, hooked, stand_in_of
 from fastdiff.acceleration.report import Accelerated, NetworkReport, Rows
 from fastdiff.acceleration.time_embedding import PlannedEmbeddings, TimeEmbedding, TimeEmbeddings, TimeProjection
@@ -113,6 +114,7 @@ class Network:
         self.epoch = 0  # a graph's key: another one means other weights or other stand-ins
         self.local, self.lock = Local(), threading.RLock()
         self.stand_ins: dict[nn.Module, StandIn] = {}
+        self.left: dict[nn.Module, str] = {}  # whose class is known, but whose own code is as fast
         self.entries: list[Entry] = []
         self.embeddings = TimeEmbeddings(self)
         self.guards: dict[nn.Module, Guard] = {}
@@ -140,23 +142,39 @@ class Network:
     # ---- in and out
 
     def _install(self) -> None:
+        needed = self._needed()
         for module in inside_out(self.root):
             kind = self.kinds.get(name_of(module))
-            if kind is not None and reason_of(module, kind) is None:
+            if kind is None or reason_of(module, kind) is not None:
+                continue
+            reason = None if module in needed else kind.no_gain_reason(module)
+            if reason is None:
                 self._put(module, kind(module, self))
+            else:
+                self.left[module] = reason
         if plans_embeddings(self.root):
             for part in (self.root.get_submodule("time_proj"), self.root.get_submodule("time_embedding")):
                 if name_of(part) in TIMES and "forward" not in part.__dict__:
                     self._put(part, TIMES[name_of(part)](part, self))
         self._absorb()
         if not self.stand_ins:
-            raise ValueError(f"nothing in this {type(self.root).__name__} is known to fastdiff, so nothing was changed")
+            what = f"nothing in this {type(self.root).__name__} is known to fastdiff"
+            raise ValueError(f"{what}{' and would be faster' if self.left else ''}, so nothing was changed")
         for part in _entries(self.root):
             entry = Entry(part, self, self.stand_ins.pop(part, None))
             self.entries.append(entry)
             self._put(part, entry)
         self.root.__dict__[RECORD] = self
         self.renew()
+
+    def _needed(self) -> set[nn.Module]:
+        """The modules that get a stand-in whether or not that alone is faster: all, where the whole network is known
+        or another dtype was asked for, and else the layers that a block reads.
+        """
+        if name_of(self.root) in (*UNETS, *AUTOENCODERS) or self.requested not in ("auto", self.own_dtype):
+            return set(self.root.modules())
+        blocks = (m for m in self.root.modules() if issubclass(KNOWN.get(name_of(m), Layer), Block))
+        return {part for block in blocks for part in block.modules()}
 
     def _put(self, module: nn.Module, stand_in: StandIn) -> None:
         module.__dict__["forward"] = self.stand_ins[module] = stand_in
@@ -387,7 +405,7 @@ class Network:
                 reason = stand_in.reason
             elif kind is not None:
                 reason = reason_of(m, kind)
-                reason = None if name_of(m).endswith("Sequential") else reason
+                reason = None if name_of(m).endswith("Sequential") else reason or self.left.get(m)
             else:
                 owner = isinstance(m, LAYERS) or any(True for _ in m.parameters(recurse=False))
                 reason = kept_as(m) if owner and name_of(m) not in EMBEDDINGS else None
