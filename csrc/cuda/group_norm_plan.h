@@ -11,7 +11,8 @@
 namespace fastdiff {
 
 constexpr int kVectorBytes = 16, kSectorBytes = 32;  // what a thread and what a GPU's memory reads at least
-constexpr int kMostVecs = 8;                         // of a thread: 32 registers
+// Vectors of a thread, which fill 32 registers.
+constexpr int kMostVecs = 8;
 constexpr int kMostWidth = 256;    // channels of a chunk: of a warp's 32 lanes, each with 8 half-precision numbers
 constexpr int kMostPieces = 4;     // of a vector: each piece has a mean and sums in registers of its own
 constexpr int kPartials = 512;     // floats of shared memory for a sum's parts: a warp's, of each piece
