@@ -182,7 +182,7 @@ def conv_kernel(
         # Release and acquire: the last to be counted sees what the others stored before they were.
         if tl.atomic_add(counters + program, 1, sem="acq_rel") == SPLIT - 1:
             acc = sums(bias, residual, at, n, stored, N, BM, BN)
-            # .cg reads the L2 cache, which all multiprocessors share; this one's L1 knows nothing of the others' stores.
+            # .cg reads the L2 cache, which multiprocessors share; this one's L1 knows nothing of the others' stores.
             for i in range(SPLIT):
                 acc += tl.load(shares + i * (BM * BN) + within, cache_modifier=".cg")
             tl.store(out + at, acc.to(out.dtype.element_ty), mask=stored)
