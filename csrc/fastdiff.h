@@ -48,7 +48,7 @@ struct AddNoiseParams {
     uint32_t draw = 0, stream = kAddNoiseStream;
 };
 
-// One row of a plan applied to the state. csrc/common/row.h has the row, fastdiff/plan/plan.py the formula.
+// One row of a plan applied to the state. csrc/common/row.h has the row, fastdiff/plan/row.py the formula.
 // Pointers that are not Views are contiguous float32 [batch, n], except gain [batch] and clip [batch, 2] (bound,
 // scale). An output may be the input of the same name. Null means absent; noise that is needed and absent is drawn.
 struct UpdateParams {

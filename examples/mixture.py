@@ -146,7 +146,7 @@ def run(
     exact: Callable[[Row], Array | None] = lambda row: None,
     noise: Callable[[int], Array] | None = None,
 ) -> Array:
-    """x after the last row, by the formula of fastdiff/plan/plan.py.
+    """x after the last row, by the formula of fastdiff/plan/row.py.
 
     Where ``exact`` gives a row's state, that is taken in place of what the row before made of it: rows that start so
     leave exact outputs in the slots.

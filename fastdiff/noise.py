@@ -1,4 +1,4 @@
-"""Who draws what: the seeds and sample numbers of a batch (DESIGN: the noise stream, version 1).
+"""Who draws what: the seeds and sample numbers of a batch (docs/noise.md: the noise stream, version 1).
 
 The normal at (seed, sample, draw, stream, element) is a pure function of those numbers, so a batch is described by a
 seed and a sample number for each of its members. ``stream`` is 0 for x_T and for noising an initial image, 1 for the

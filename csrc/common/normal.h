@@ -1,8 +1,8 @@
 // The noise stream, version 1: the normal at (seed, sample, draw, stream, element), defined bit for bit.
 // Philox4x32-10 (Salmon et al. 2011) makes four words a counter; Box-Muller makes two normals of two words.
 // Only IEEE float32 multiply, add and correctly rounded square root are used, in the order written here: compile
-// without contraction (-ffp-contract=off, -fmad=false). ops/randn/reference.py and triton_impl.py mirror it line by
-// line.
+// without contraction (-ffp-contract=off, -fmad=false). ops/randn/reference.py and ops/triton_noise.py mirror it line
+// by line.
 #pragma once
 
 #include "common/lane.h"

@@ -1,5 +1,5 @@
-// One row of a plan and the arithmetic it asks for. fastdiff/plan/plan.py documents the columns and the formula; both
-// lists of names are compared by a test. The order of operations is fixed, so that every backend gives the same bits.
+// One row of a plan and the arithmetic it asks for. fastdiff/plan/row.py has the formula, plan.py the columns' names,
+// which a test compares with those here. The order of operations is fixed, so that every backend gives the same bits.
 #pragma once
 
 #include "common/lane.h"

@@ -24,7 +24,7 @@ constexpr int64_t kLine = 32;            // channels: whole cache lines in every
 constexpr int64_t kUnits = 32;           // of a call, where it has the channels
 constexpr int64_t kUnitElements = 8192;  // some 3 microseconds of work
 
-// n numbers of channels from `at`, a NaN as the usual one.
+// n numbers of channels from `at`; every NaN becomes the usual one, since store_tile rounds no other to bfloat16.
 void load_channels(const Channels& v, int64_t at, int64_t n, float absent, float* to) {
     if (v.data == nullptr) {
         std::fill_n(to, n, absent);

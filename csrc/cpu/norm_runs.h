@@ -74,7 +74,7 @@ Moments run_moments(const void* data, int64_t at, int64_t n) {
             F rest[tile.vectors];
             load_tile<D, tile.vectors, tile.part>(data, start + i + lane, count, rest);
             for (int v = 0; v < tile.vectors; ++v) {
-                F d = rest[v] - shift;
+                F d = rest[v] - shift;  // lanes past the end hold 0 - shift, which is no element's deviation
                 for (int l = count; tile.part && l < W; ++l) d[l] = 0;
                 sum[v] += d;
                 squares[v] = fma(d, d, squares[v]);

@@ -1,5 +1,5 @@
-// y sigmoid(y). Within 2 ulp, not to the bit: the three vector widths may
-// differ in the last one, so nothing of the noise stream or of a plan's rows belongs here.
+// y sigmoid(y), within 2 ulp. The three vector widths may differ in the last bit, so nothing of the noise stream or of
+// a plan's rows belongs here.
 #pragma once
 
 #include "cpu/simd.h"
@@ -16,7 +16,7 @@ FASTDIFF_HD Simd::F exp2(Simd::F t) {
     const F f = (F)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #else
     const float shift =
-        12582912.0f;  // 1.5 2^23, whose spacing is 1: adding it rounds, and its low bits are the integer
+        12582912.0f;  // 1.5 2^23, where floats are 1 apart: adding it rounds, and the sum's low bits are the integer
     const F low = Simd::select(t < -126.0f, F{} - 126.0f, t);
     const F inside = Simd::select(t > 127.5f, F{} + 127.5f, low);
     const F shifted = (inside - 0.5f) + shift;

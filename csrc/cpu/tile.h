@@ -52,7 +52,8 @@ FASTDIFF_HD void store_tile(void* data, int64_t at, int count, const Simd::F (&x
     view.dtype = D;
     if (kPaired<D, V>) {
         for (int v = 0; v < V; v += 2) {
-            // A NaN here must have zeros in its lower half or be the usual one.
+            // NaN is not treated apart: one with a lower half that is not 0 could round to an infinity or a zero. A NaN
+            // that comes here must have zeros there, or be the usual one.
             const Simd::U odd = round_to_bfloat16(bit_cast<Simd::U>(x[v + 1 < V ? v + 1 : v]));
             const Simd::U words = (round_to_bfloat16(bit_cast<Simd::U>(x[v])) >> 16) | (odd & 0xffff0000u);
             memcpy(static_cast<uint16_t*>(data) + at + v * W, &words, sizeof(words));

@@ -171,7 +171,7 @@ bool is_plain(const UpdateParams& p, const Row& r) {
            !reads_slot2(r);
 }
 
-// Compiled twice, since state_vectors' many vectors would drive those of plain rows out of registers.
+// Compiled twice: in one function the many vectors of state_vectors would push those of plain rows out of registers.
 template <bool plain>
 void update_range(const void* context, int64_t begin, int64_t end) {
     const Update& u = *static_cast<const Update*>(context);

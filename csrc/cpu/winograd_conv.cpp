@@ -32,14 +32,16 @@ namespace {
 
 using Params = WinogradConvParams;
 
-constexpr int kPanel = 32;               // features
-constexpr int kHalf = kPanel / 2;        // of them, whose weights are side by side: a cache line
-constexpr int kWords = 16;               // of 4 bytes, one or two channels each, that lie side by side: a chunk
-constexpr int kRows = W >= 16 ? 12 : 6;  // tiles that are multiplied at once: with two vectors each the registers' fill
-constexpr int64_t kSum = 64 / kWords;    // chunks of float32 numbers that are summed at once; twice as many if all are
-constexpr int64_t kBlock = 2 << 20;      // bytes of a block of tiles' float32 numbers
-constexpr int64_t kCached = 8 << 20;     // bytes of weights that are expected to stay in a shared cache
-constexpr int64_t kLine = 64;            // bytes of a cache line
+constexpr int kPanel = 32;         // features
+constexpr int kHalf = kPanel / 2;  // of them, whose weights are side by side: a cache line
+constexpr int kWords = 16;         // of 4 bytes, one or two channels each, that lie side by side: a chunk
+// Tiles that are multiplied at once: their sums, two vectors each, fill the 32 registers of AVX-512, or 16, but for
+// those that two vectors of weights and a number are in.
+constexpr int kRows = W >= 16 ? 12 : 6;
+constexpr int64_t kSum = 64 / kWords;  // chunks of float32 numbers that are summed at once; twice as many if all are
+constexpr int64_t kBlock = 2 << 20;    // bytes of a block of tiles' float32 numbers
+constexpr int64_t kCached = 8 << 20;   // bytes of weights that are expected to stay in a shared cache
+constexpr int64_t kLine = 64;          // bytes of a cache line
 
 enum Product { kFloats, kPairs, kPairsByFloats };
 
@@ -92,6 +94,7 @@ __attribute__((noinline)) void multiply(const uint32_t* v, const uint32_t* u, in
 }
 
 // Of one point and sum: v is [groups of kRows tiles, chunks, kRows, words], u [2, chunks, words, 16], m [tiles, 32].
+// Of a last, smaller group more rows may be computed than there are; m must have room for them after its own.
 // Meanwhile next_bytes from `next`, the weights that are transformed after these, are fetched from memory: the
 // transform alone would wait for all of them, and the multiplication leaves the memory idle.
 template <Product kProduct>
@@ -268,7 +271,7 @@ void range(const void* context, int64_t first_unit, int64_t last_unit) {
     char* const zeros = reinterpret_cast<char*>(held + held_words);
     const float* const weights = static_cast<const float*>(work.p.weights);
     const auto channels = [&](int64_t sum) { return std::min(work.sum, work.chunks - sum * work.sum) * kWords; };
-    if (in_scratch.call != work.call) memset(zeros, 0, words * 4);
+    if (in_scratch.call != work.call) memset(zeros, 0, words * 4);  // another call's scratch was divided otherwise
     for (int64_t unit = first_unit; unit < last_unit; ++unit) {
         const int64_t first = unit / work.parts * work.block, count = std::min(work.block, work.tiles - first);
         const int64_t part = unit % work.parts;
@@ -339,6 +342,7 @@ void winograd_conv(const WinogradConvParams& params, int threads) {
     else
         work.block = std::clamp<int64_t>(kBlock / tile, 48, 192) / kRows * kRows;
     work.block = std::min(work.block, work.tiles);
+    // A unit is a block of tiles and a part of the panels, which are parted until there are four units a thread.
     const int64_t blocks = (work.tiles + work.block - 1) / work.block;
     while (blocks * work.parts < 4 * threads && work.parts * 2 <= work.panels) work.parts *= 2;
     work.group = work.sum * kRows * kWords;
@@ -348,6 +352,7 @@ void winograd_conv(const WinogradConvParams& params, int threads) {
     work.product = work.block * kPanel + kWords;
     static std::atomic<uint64_t> calls{0};
     work.call = ++calls;
+    // A grain's 8 microseconds (parallel.h) are taken as 400,000 multiplications.
     const int64_t macs = points * work.block * p.channels * p.features / work.parts;
     parallel_for(blocks * work.parts, 1, threads, range_of(p), &work, std::max<int64_t>(1, macs / 400'000));
 }

@@ -66,8 +66,9 @@ FASTDIFF_HD void narrow(Float4& raw, int q, const Float4& y) {
     }
 }
 
-// Exclusive-or with a zero that the compiler does not know, so that it widens a vector again for each pass: it would
-// keep what it once widened, in twice the registers.
+// Makes the compiler widen a half-precision vector again in each pass over it. It would otherwise keep the widened
+// numbers from one pass to the next, in twice the registers. An exclusive-or with a zero that it does not know to be
+// one stops that.
 template <int kDType>
 FASTDIFF_HD void optimisation_barrier(Float4& raw, uint32_t zero) {
     if constexpr (kDType != kFloat32) {
@@ -76,7 +77,8 @@ FASTDIFF_HD void optimisation_barrier(Float4& raw, uint32_t zero) {
     }
 }
 
-// Four numbers of shared memory, read where it is written: they would else be kept in registers from one to the next.
+// Reads four numbers of shared memory anew each time. Without `volatile` the compiler would read a vector's constants
+// once and keep them in registers over the whole loop.
 FASTDIFF_HD Float4 read_shared(const Float4& from) {
 #ifdef __CUDA_ARCH__
     Float4 f;
@@ -115,7 +117,8 @@ FASTDIFF_HD float load_channel(const Channels& from, int64_t b, int channel, flo
 // ---------------------------------------------------------------------------------------------------------------------
 // sums over a block, in an order that depends on nothing but its shape
 
-// Leaves the sums over a warp's pixels with those of its first pixel.
+// Leaves the sums over a warp's pixels with the lanes of its first pixel. Pixels need not be a power of two: of an odd
+// number one waits for the next round. Lanes without a pixel take part, since a shuffle waits for all that it names.
 template <int kCount>
 __device__ __forceinline__ void sum_rows(const GroupNormPlan& plan, int row, float (&v)[kCount]) {
     FASTDIFF_ROLLED
@@ -130,7 +133,8 @@ __device__ __forceinline__ void sum_rows(const GroupNormPlan& plan, int row, flo
     }
 }
 
-// Writes a warp's sums of a vector's pieces to the partial sums, [groups][warps][pieces of a group].
+// Writes a warp's sums of a vector's pieces to the partial sums, [groups][warps][pieces of a group]. `piece` counts
+// from the chunk's first group: group * pieces_of_group is in it already, and so one warp fewer is counted.
 template <int kPieces>
 __device__ __forceinline__ void write_partials(const GroupNormLaunch& u, int vector, int warp, const float* sums,
                                                float* parts) {
@@ -141,7 +145,8 @@ __device__ __forceinline__ void write_partials(const GroupNormLaunch& u, int vec
     }
 }
 
-// Group g's total, with all lanes of lane >> group_lanes = g, from the partial sums that the warps wrote.
+// Group g's total, with all lanes of lane >> group_lanes = g, from the partial sums that the warps wrote. Every warp
+// adds the same numbers in the same order, so that no barrier is needed to hand totals from one warp to the others.
 __device__ __forceinline__ float sum_parts(const GroupNormLaunch& u, int lane, const float* parts) {
     const int lanes = 1 << u.group_lanes, group = lane >> u.group_lanes;
     const int count = u.plan.warps * u.pieces_of_group;
@@ -164,8 +169,8 @@ __device__ __forceinline__ float sum_adds(const GroupNormLaunch& u, int lane, co
     return total;
 }
 
-// 1 / sqrt(variance + eps) from the sum of the squared deviations and their mean. Float32 results take it in double,
-// whose roundings they would else show.
+// 1 / sqrt(variance + eps) from the sum of the squared deviations and their mean. For float32 it is computed in double:
+// float32's roundings would show in the result, those of half precision hide them.
 template <int kDType>
 __device__ __forceinline__ float reciprocal_deviation(const GroupNormLaunch& u, float squares, float off) {
     if constexpr (kDType == kFloat32) {

@@ -1,8 +1,9 @@
 // Which group normalisations group_norm_silu.cu serves, and the shape of their blocks. No CUDA is needed here.
 //
-// A block holds whole groups of one sample: of every pixel a chunk of `groups` groups' channels, which is a number of
-// 16-byte vectors. A warp takes `rows` pixels at a time, lane = pixel * vectors + vector, and a thread `vecs` vectors,
-// rows * warps pixels apart: all have the same channels. A piece is the part of a vector that lies in one group.
+// A block holds whole groups of one sample, so that it needs no other block's sums: of every pixel a chunk of `groups`
+// groups' channels, which is a number of 16-byte vectors. A warp takes `rows` pixels at a time, lane = pixel * vectors
+// + vector, and a thread `vecs` vectors, rows * warps pixels apart: all have the same channels. A piece is the part of
+// a vector that lies in one group.
 #pragma once
 
 #include "fastdiff.h"
@@ -10,12 +11,13 @@
 namespace fastdiff {
 
 constexpr int kVectorBytes = 16, kSectorBytes = 32;  // what a thread and what a GPU's memory reads at least
+// Vectors of a thread, which fill 32 registers.
 constexpr int kMostVecs = 8;
-constexpr int kMostWidth = 256;    // channels of a chunk
-constexpr int kMostPieces = 4;     // of a vector
+constexpr int kMostWidth = 256;    // channels of a chunk: of a warp's 32 lanes, each with 8 half-precision numbers
+constexpr int kMostPieces = 4;     // of a vector: each piece has a mean and sums in registers of its own
 constexpr int kPartials = 512;     // floats of shared memory for a sum's parts: a warp's, of each piece
 constexpr int kMostWarps = 16;     // in a block of up to 4 vectors a thread,
-constexpr int kMostWarpsOf8 = 24;  // and of 8
+constexpr int kMostWarpsOf8 = 24;  // and of 8, which take up to 80 registers: kRegisters in group_norm_silu.cu
 
 struct GroupNormPlan {
     const char* refusal = nullptr;  // why no block can be formed; then nothing below counts
@@ -37,7 +39,7 @@ inline GroupNormPlan plan_block(const GroupNormSiluParams& p, int groups, int wa
         return plan;
     };
     plan.size = static_cast<int>((p.channels + p.channels2) / p.groups);
-    int granule = per;  // gcd of the group's size and the vector's, a power of two
+    int granule = per;  // channels of a piece: the gcd of the group's size and the vector's, a power of two
     while (plan.size % granule != 0) granule /= 2;
     plan.pieces = per / granule;
     if (plan.pieces > kMostPieces || granule == 1) return refuse("a group has an odd number of channels");

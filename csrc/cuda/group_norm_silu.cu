@@ -9,9 +9,10 @@ namespace fastdiff {
 
 namespace {
 
-constexpr unsigned kMostGridY = 65535;
+constexpr unsigned kMostGridY = 65535;  // CUDA's limit; a larger batch goes on in z
 
-// The registers that ptxas needs at least, so that nothing spills; and the bounds that leave it those, of 65536.
+// Registers of a thread: the fewest with which ptxas spills nothing. The bounds below, on a block's threads and on the
+// blocks of a multiprocessor, are what leaves every thread so many of its 65536.
 template <int kDType, int kVecs, int kPieces, bool kAdds>
 constexpr int kRegisters = kVecs == 8   ? (kPieces == 4 || kAdds || kDType == kFloat32 ? 80 : 64)
                            : kVecs == 4 ? (kPieces == 4 || kAdds || kDType == kFloat32 ? 64 : 48)
@@ -30,12 +31,14 @@ template <int kDType, int kVecs, int kPieces, bool kAdds, int kMax = kRegisters<
 __global__ void __launch_bounds__(bound_threads(kMax, kVecs == 8), bound_blocks(kMax, kVecs == 8))
     group_norm_silu_kernel(const __grid_constant__ GroupNormLaunch u) {
     constexpr int kWidth = kPer<kDType>, kFours = kWidth / 4, kGranule = kWidth / kPieces, kBytes = 16 / kWidth;
+    // Three arrays of partial sums: a warp may write the next ones while another still reads the last.
     __shared__ float parts[3][kPartials];
     __shared__ Float4 shared_add[kMostWidth / 4], shared_scale[kMostWidth / 4], shared_shift[kMostWidth / 4];
     const GroupNormPlan& plan = u.plan;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int row = divide(lane, u.by_vectors), vector = lane - row * plan.vectors;
     const int b = static_cast<int>(blockIdx.y + blockIdx.z * kMostGridY), chunk = static_cast<int>(blockIdx.x);
+    // The whole block leaves, so that none of its threads waits for others at a barrier.
     if (b >= u.batch) return;
     const int width = plan.groups * plan.size;  // channels of the chunk
     const int channel = chunk * width + vector * kWidth;
@@ -47,6 +50,7 @@ __global__ void __launch_bounds__(bound_threads(kMax, kVecs == 8), bound_blocks(
     const Rows& from = second ? u.x2 : u.x;
     const char* source = from.data + b * from.batch + static_cast<uint32_t>(first) * from.pixel +
                          kBytes * (second ? channel - u.channels : channel);
+    // All loads are on their way before the first sum waits for one.
     Float4 raw[kVecs];
     FASTDIFF_UNROLL
     for (int i = 0; i < kVecs; ++i) {
@@ -64,8 +68,9 @@ __global__ void __launch_bounds__(bound_threads(kMax, kVecs == 8), bound_blocks(
         shifts[c] = load_channel<kDType>(u.bias, 0, chunk * width + c, 0);
     }
 
-    // A mean near the group's: its error is the deviations' own mean. In half precision that of the first vectors will
-    // do: it is at most sqrt(kVecs - 1) standard deviations off, and the others are still on their way.
+    // A first mean, near the group's own. What it is off by is the mean of the deviations from it, and is corrected
+    // below. In half precision each thread's first vector is enough: that mean is at most sqrt(kVecs - 1) standard
+    // deviations off, and the other vectors are still on their way.
     float sums[kPieces] = {};
     FASTDIFF_UNROLL
     for (int i = 0; i < kFirst<kDType, kVecs>; ++i) {
@@ -106,7 +111,8 @@ __global__ void __launch_bounds__(bound_threads(kMax, kVecs == 8), bound_blocks(
         write_partials<kPieces>(u, vector, warp, deviations + kPieces, parts[2]);
     }
     __syncthreads();
-    // y = (h - mean - off) rstd weight + bias; the channels' constants are computed once.
+    // y = (h - mean - off) rstd weight + bias, whose constants of a channel are computed once, by one thread. The warps
+    // whose lanes have no channel wait at the next barrier.
     if (warp * 32 < width) {
         const float off = sum_parts(u, lane, parts[1]) * u.per_element;
         const float rstd = reciprocal_deviation<kDType>(u, sum_parts(u, lane, parts[2]), off);
@@ -163,7 +169,7 @@ Kernel kernel_for(int pieces, bool adds) {
     if (pieces == 1) return kernel_for<kDType, kVecs, 1>(adds);
     if (pieces == 2) return kernel_for<kDType, kVecs, 2>(adds);
     if constexpr (kDType == kFloat32)
-        return nullptr;
+        return nullptr;  // four pieces of a float32 vector would be single channels, which plan_block refuses
     else
         return kernel_for<kDType, kVecs, 4>(adds);
 }
@@ -199,7 +205,7 @@ int group_norm_silu_cuda(const GroupNormSiluParams& p, void* stream) {
     u.batch = static_cast<int>(p.batch), u.pixels = static_cast<int>(p.pixels);
     u.channels = static_cast<int>(p.channels);
     u.pieces_of_group = u.plan.vectors * u.plan.pieces / u.plan.groups;
-    u.group_lanes = 5;
+    u.group_lanes = 5;  // a warp adds up all groups of a chunk at once, each with the same number of lanes
     while ((32 >> u.group_lanes) < u.plan.groups) --u.group_lanes;
     u.by_vectors = multiplier_of(u.plan.vectors);
     u.by_pieces = multiplier_of(u.pieces_of_group);

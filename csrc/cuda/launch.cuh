@@ -7,6 +7,7 @@
 
 namespace fastdiff {
 
+// Of a block. update.cu needs at least 48: there each column of a row is fetched by one thread.
 constexpr int kThreads = 256;
 
 // Blocks of kThreads threads with quads_per_thread quads each; false where there are more than a launch may have.

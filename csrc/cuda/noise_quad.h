@@ -24,6 +24,8 @@ inline bool has_wide_views(const AddNoiseParams& p) {
 
 template <bool kWide>
 FASTDIFF_HD void add_noise_quad(const AddNoiseParams& p, const Quad& at) {
+    // x0 is on its way while the timestep, and then its coefficients, are read. A timestep outside the table gives NaN:
+    // an exception would need a result that the host waits for.
     const Float4 raw = load_raw4<kWide>(p.x0, at, p.n);
     const int64_t t = p.timesteps ? p.timesteps[at.b] : p.timestep;
     const bool known = t >= 0 && t < p.T;

@@ -65,7 +65,7 @@ struct Four {
     static FASTDIFF_HD F splat(float a) { return {a, a, a, a}; }
 };
 
-// Four half-precision numbers, of which NaN may have any payload.
+// Four half-precision numbers. A NaN may come out with any payload.
 struct alignas(8) Half4 {
     uint32_t v[2];
 };
@@ -105,8 +105,8 @@ FASTDIFF_HD Half4 to_half(Float4 f) {
 #endif
 }
 
-// One access of 16 or 8 bytes. Stores are spelled out: nvcc takes the assignment of a struct, even of a float4, apart
-// now and then.
+// One access of 16 or 8 bytes. Stores are written in assembly, since nvcc sometimes splits the assignment of a struct,
+// even of a float4, into narrower ones.
 FASTDIFF_HD Float4 read16(const void* address) {
 #ifdef __CUDA_ARCH__
     const float4 f = *static_cast<const float4*>(address);
@@ -196,7 +196,7 @@ FASTDIFF_HD void walk4(const View& v, const Quad& at, int64_t n, Visit visit) {
 }
 
 // A quad of a View as it lies in memory: the first eight bytes of the result hold half precision. widen() makes float32
-// of it. Two steps, so that a thread has all its loads on their way before it waits for one of them.
+// of it. These are two steps so that a thread has all its loads on their way before it waits for one of them.
 // kWide promises is_wide(v, n).
 template <bool kWide>
 FASTDIFF_HD Float4 load_raw4(const View& v, const Quad& at, int64_t n) {

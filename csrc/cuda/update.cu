@@ -16,8 +16,9 @@ constexpr int kQuads = kPlain ? 2 : 1;
 template <bool kPlain>
 constexpr int kBlocks = kPlain ? 4 : 3;
 
-// The row is fetched by the block's first threads while the state's loads, which need no row, are on their way. It is
-// read through the device, so that one captured graph serves every step.
+// The row is fetched by the block's first threads while the state's loads, which need no row, are on their way; the
+// barrier hands it to the others. In a captured graph its number is read from device memory (step), so that one graph
+// serves every step.
 template <bool kPlain, bool kWide>
 __global__ void __launch_bounds__(kThreads, kBlocks<kPlain>) update_kernel(const __grid_constant__ UpdateLaunch u) {
     __shared__ Row row;
@@ -38,7 +39,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kPlain>) update_kernel(const
     for (int k = 0; k < kQuads<kPlain>; ++k)
         if (first + k * kThreads < u.grid.units) bad |= finish_update<kPlain, kWide>(u, row, in[k]);
 
-    // One thread of a warp reports, and only what lowers the word.
+    // One thread of a warp reports, and only what lowers the word: an atomic of every thread would queue at the one
+    // address. The ballot names all lanes, so that none may have returned before it.
     const unsigned reporters = __ballot_sync(0xffffffffu, bad);
     if (reporters != 0 && u.p.nonfinite && threadIdx.x % 32 == 0 && *u.p.nonfinite > index)
         atomicMin(reinterpret_cast<long long*>(u.p.nonfinite), static_cast<long long>(index));

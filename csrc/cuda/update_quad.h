@@ -93,7 +93,7 @@ FASTDIFF_HD bool finish_update(const UpdateLaunch& u, const Row& r, const Update
     }
     bool bad = false;
     FASTDIFF_UNROLL
-    for (int i = 0; i < 4; ++i) bad |= !(fabsf(t.m.v[i]) < INFINITY);
+    for (int i = 0; i < 4; ++i) bad |= !(fabsf(t.m.v[i]) < INFINITY);  // of NaN, too, every comparison is false
     if (!kPlain && p.n_outputs > 0 && p.gain) t.m = t.m * p.gain[at.b];
     if (p.x0_out || (kPlain ? r.x.x0 != 0 : reads_x0(r))) {
         FASTDIFF_UNROLL
@@ -112,7 +112,7 @@ FASTDIFF_HD bool finish_update(const UpdateLaunch& u, const Row& r, const Update
         if (r.keeps_anchor != 0) store4(p.anchor_out, wide, at, combine<Four>(r.anchor, t));
         if (r.write >= 0) store4(p.slots_out[static_cast<int>(r.write)], wide, at, combine<Four>(r.slot, t));
         if (p.mask) {
-            // Read only now: these twelve registers would cost every other row its occupancy.
+            // Read only now: held from the start, these twelve registers would cost every other row occupancy.
             const Float4 w = load4(p.mask, wide, at), image = load4(p.known, wide, at);
             Float4 known_z = {};
             if (r.known_sigma != 0)

@@ -105,7 +105,7 @@ class GroupNorm(Layer):
 
     summary = "one fused pass"
     reads = ("num_groups", "eps")
-    silu = False  # whether the SiLU at ``network.py``'s TAILS is done here
+    silu = False  # whether the SiLU at ``known.py``'s TAILS is done here
 
     def run(self, input: Tensor) -> Tensor:
         y = self.fused(input, self.silu)

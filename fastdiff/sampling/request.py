@@ -35,7 +35,7 @@ class Request:
         resume: the earlier run's state whose anchor and slots go on.
         noise, guidance, thresholding, classifier, mask, known: what ``sample``'s arguments of these names ask for.
         backend: which kernels update the state.
-        cuda_graph: "auto", True or False, which it is where a callback wants every state.
+        cuda_graph: "auto", True or False; with a callback, which wants every state, always False.
         progress: whether to show a bar.
         callback: called with the state after every row.
     """

@@ -73,9 +73,12 @@ def sample(
         sampler: a name of ``fastdiff.samplers``; a function of (schedule, steps, **options) that returns a ``Plan``,
             given those of the options below that were given; or a Plan, which fixes the next eight arguments, which
             must then be left out.
-        steps: network calls; None visits every timestep.
-        schedule: a NoiseSchedule or a name; None is "linear", β from 1e-4 to 0.02 over T = 1000.
-        prediction: what the network predicts: "epsilon" (the default), "v_prediction" or "sample".
+        steps: the sampler's steps, each of one network call or, in methods like Heun's, of more; None visits every
+            timestep.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule, or a name; None is "linear", β from 1e-4 to 0.02 over
+            T = 1000.
+        prediction: what the network predicts: "epsilon" (the default), "v_prediction", "sample", "flow_prediction",
+            "edm" or "score".
         variance: DDPM's: "fixed_small" (the default), "fixed_large", "learned" or "learned_range".
         spacing: which levels the sampler stops at: a name such as "trailing" or "karras", or a ``fastdiff.Spacing``;
             None is the sampler's own.
@@ -124,7 +127,7 @@ def sample(
         TypeError, ValueError: before any work, naming the argument, what it is and what it should be; or from the
             network's first call, if it returns the wrong shape or dtype.
         FloatingPointError: the output of the network, of cond_fn or of noise_fn was not finite; names the row (on a
-            GPU, after the last one). So was the last state, where a plan's numbers lead beyond float32.
+            GPU, after the last one). Also where the last state is not, as a plan's numbers may lead beyond float32.
     """
     with plain_tensors():
         request = Request.of(

@@ -92,7 +92,7 @@ def random_case(
 
 
 def textbook(case: Case, dtype: torch.dtype, magnitude: bool = False) -> dict[str, Tensor]:
-    """The formula of fastdiff/plan/plan.py from the Row's own names, as one would write it in PyTorch.
+    """The formula of fastdiff/plan/row.py from the Row's own names, as one would write it in PyTorch.
 
     In float64 it is the oracle, in float32 PyTorch's own error. With ``magnitude`` every factor is replaced by its
     absolute value, which gives Σ|coefficient·term|.

@@ -57,6 +57,7 @@ def load_rows(base, rows, row_stride, columns, column_stride, limit, D: tl.const
         return tl.load(pointers)
 
 
+# Not specialised: Triton would else compile the kernel anew for a length that is 1 or a multiple of 16.
 @triton.jit(do_not_specialize=["H", "N", "M"])
 def attention_kernel(
     out, q, k, v, scale, H, N, M, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
@@ -69,7 +70,7 @@ def attention_kernel(
     ``scale`` holds the factor log₂ e. WIDE: a block spans 2³¹ elements or more. EVEN: BLOCK_N divides M.
     LAST: M where a loop needs a constant end, as in Triton 3.6's interpreter; else 0.
     """
-    # Programs that share keys and values run side by side.
+    # Programs that share keys and values run side by side, so that those are still in the cache.
     program = tl.program_id(0)
     row_blocks = tl.cdiv(N, BLOCK_M)
     column = program % COLUMN_BLOCKS * TILE
@@ -81,7 +82,7 @@ def attention_kernel(
     v += (b * v_b + h * v_h) * UNIT + column.to(tl.int64) * v_d
     q_n, k_n, v_n = q_n * UNIT, k_n * UNIT, v_n * UNIT
 
-    # Queries past the end repeat the last one and are not stored.
+    # Queries past the end repeat the last one and are not stored, so that their loads need no mask.
     rows = tl.minimum(tl.arange(0, BLOCK_M), N - 1 - first)
     keys, tile = tl.arange(0, BLOCK_N), tl.arange(0, TILE)
     RAGGED: tl.constexpr = TILE * COLUMN_BLOCKS > D  # the (last) tile has columns past D

@@ -58,8 +58,9 @@ def tiles_for(chip: str, pixels: int, channels: int, steps: int, residual: bool 
         if (residual or moved) and tiles.pixels * tiles.channels > 1 << 14:
             continue  # the addresses of a residual, or of other pixels, would not fit in the registers beside the sums
         if tiles.channels <= channels and _count(pixels, channels, tiles) >= FULL:
-            # Four warps read a residual faster than eight, for whatever reason.
+            # On an H100 four warps were faster than eight where there is a residual; why is not known.
             return tiles._replace(num_warps=4) if residual and not moved and chip == "sm_90" else tiles
+    # Smaller tiles are more of them, and so work for more multiprocessors.
     if pixels <= 64:
         small = small._replace(pixels=16)
     elif _count(pixels, channels, small) < SHARES // 3:
@@ -67,6 +68,7 @@ def tiles_for(chip: str, pixels: int, channels: int, steps: int, residual: bool 
     count = _count(pixels, channels, small)
     if count >= FULL:
         return small
+    # A share costs its part of the reduction, 1.5 to 2 µs on an H100 (docs/h100.md): none is of fewer than six steps.
     return small._replace(split=max(1, min(steps // 6, triton.cdiv(SHARES, count))))
 
 
@@ -138,7 +140,7 @@ def conv_kernel(
         iy, ix = y * STRIDE + t // SIDE + dy, left * STRIDE + t % SIDE + dx
         inside = known & (iy >= 0) & (iy < HI) & (ix >= 0) & (ix < WI)
         there |= inside.to(tl.int32) << t
-    # Channels past N repeat the last one and are not stored.
+    # Channels past N repeat the last one and are not stored, so that their loads need no mask.
     weights += (phase * N + tl.minimum(n, N - 1))[:, None].to(tl.int64) * K
 
     if UP:
@@ -177,12 +179,14 @@ def conv_kernel(
         shares = partial + program.to(tl.int64) * (SPLIT * BM * BN)
         tl.store(shares + split * (BM * BN) + within, acc)
         tl.debug_barrier()  # every thread's part is stored before this program is counted
+        # Release and acquire: the last to be counted sees what the others stored before they were.
         if tl.atomic_add(counters + program, 1, sem="acq_rel") == SPLIT - 1:
             acc = sums(bias, residual, at, n, stored, N, BM, BN)
+            # .cg reads the L2 cache, which multiprocessors share; this one's L1 knows nothing of the others' stores.
             for i in range(SPLIT):
                 acc += tl.load(shares + i * (BM * BN) + within, cache_modifier=".cg")
             tl.store(out + at, acc.to(out.dtype.element_ty), mask=stored)
-            tl.store(counters + program, 0)
+            tl.store(counters + program, 0)  # for the next convolution that counts here
     else:
         tl.store(out + at, acc.to(out.dtype.element_ty), mask=stored)
 

@@ -5,9 +5,9 @@ in exact arithmetic; in floating point the transformed weights and images are ro
 times the result's variance. The kernel adds up channels in blocks, so that its root-mean-square error in float32 stays
 at 2.4e-7 to 3.5e-7 of the result's standard deviation up to 1280 channels: between a quarter and 1.5 times that of
 PyTorch's convolution, whose own depends on the CPU and the shape (tests/ops/test_conv2d_winograd.py derives the bound).
-In bfloat16, whose transformed numbers are rounded before they are multiplied, one convolution has
-1.8 times the library's error with float32 weights and 2.5 times with weights that are bfloat16 themselves; whole
-networks stay at 0.8 to 1.1 times that of PyTorch's bfloat16. A number that is not finite spreads to the 4×4 window of
+In bfloat16, whose transformed numbers are rounded before they are multiplied, one convolution has 1.8 times the
+library's error with float32 weights and 2.5 times with weights that are bfloat16 themselves; whole networks stay at 0.8
+to 1.1 times that of PyTorch's bfloat16. A number that is not finite spreads to the 4×4 window of
 its tile, not the 3×3 one.
 
 ``winograd_conv`` says what is computed, in PyTorch and with gradients. On a CPU ``pack`` orders weights once for

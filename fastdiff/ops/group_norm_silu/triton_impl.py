@@ -237,7 +237,7 @@ class Launch:
     def run(self, kernel, *args, **constants) -> None:
         t = self.tiles
         grid = (self.batch * triton.cdiv(self.groups, t.groups) * t.total,)
-        warps = min(16, max(1, t.pixels * t.groups * t.channels // 512))
+        warps = min(16, max(1, t.pixels * t.groups * t.channels // 512))  # 16 elements a thread, 32 in the largest tile
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             kernel[grid](*args, SIZE=self.size, P=t.pixels, G=t.groups, C=t.channels, num_warps=warps, **constants)
 

@@ -1,6 +1,6 @@
 """The reverse update: one row of a plan applied to the state in one pass over memory.
 
-fastdiff/plan/plan.py has the formula, reference.py computes it in plain PyTorch; csrc/{common/row.h, cpu/update.cpp,
+fastdiff/plan/row.py has the formula, reference.py computes it in plain PyTorch; csrc/{common/row.h, cpu/update.cpp,
 cuda/update.cu} and triton_impl.py compute the same bits. The sampling loop holds one ``bind`` for a whole run; the
 function ``update`` is its functional form.
 """

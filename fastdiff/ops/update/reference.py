@@ -1,4 +1,4 @@
-"""One row of a plan in plain PyTorch: the formula of fastdiff/plan/plan.py, in the order of csrc/common/row.h.
+"""One row of a plan in plain PyTorch: the formula of fastdiff/plan/row.py, in the order of csrc/common/row.h.
 
 With a float32 state every backend gives these bits (each operation is eager, so nothing is fused); with a float64 state
 it is the oracle.
