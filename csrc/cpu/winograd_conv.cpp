@@ -349,7 +349,9 @@ void winograd_conv(const WinogradConvParams& params, int threads) {
     work.slice = (work.block + kRows - 1) / kRows * work.group;
     // An odd number of cache lines, so that the points' planes do not meet in the same sets of the cache.
     work.plane = ((work.chunks + work.sum - 1) / work.sum * work.slice / kWords | 1) * kWords;
-    work.product = work.block * kPanel + kWords;
+    // The last of a block's tiles are multiplied kRows / 3 at a time, so that up to that many spare rows are written:
+    // a point's products end after whole kRows, or they would be written over the next point's.
+    work.product = (work.block + kRows - 1) / kRows * kRows * kPanel + kWords;
     static std::atomic<uint64_t> calls{0};
     work.call = ++calls;
     // A grain's 8 microseconds (parallel.h) are taken as 400,000 multiplications.
