@@ -101,3 +101,12 @@ def test_inversion_of_ve_states(seed):
         epsilon = m if prediction == "epsilon" else (x - m) / up[3].sigma
         exact = x + (up[4].sigma - up[3].sigma) * epsilon
         torch.testing.assert_close(fastdiff.ops.update(x, m, up, 3).x, exact, rtol=1e-9, atol=1e-9)
+
+
+def test_an_inversion_takes_no_mask():
+    """Its last row would put the clean known image into noise."""
+    x = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(ValueError, match="'ddim_inverse' leads to noise"):
+        fastdiff.sample(
+            lambda x, t: x, x.shape, sampler="ddim_inverse", steps=4, x_init=x, mask=torch.ones(4, 4) == 1, known=x
+        )

@@ -9,8 +9,10 @@ from helpers import assert_same_bits, half, spaced
 import fastdiff
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers import SAMPLERS
+from fastdiff.sampling.stepper import State
 
 SHAPE = (2, 3, 4, 4)
+IMAGES = (4, 3, 8, 8)
 LINEAR = fastdiff.NoiseSchedule.linear()
 
 
@@ -124,15 +126,6 @@ def test_a_sampler_with_a_history_begins_anew(seed, monkeypatch):
                         sampler_options={"skip": 2})  # fmt: skip
 
 
-def test_skip_leaves_out_the_first_spaced():
-    whole = spaced(LINEAR, 10)
-    for skip in (0, 3, 9):
-        assert spaced(LINEAR, 10, skip=skip) == whole[skip:]
-    for bad, error in ((10, ValueError), (-1, ValueError), (1.0, TypeError)):
-        with pytest.raises(error, match="skip"):
-            spaced(LINEAR, 10, skip=bad)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "names"),
     [
@@ -232,3 +225,34 @@ def test_x_T_at_any_entry_row(seed):
 def test_refuses_a_first_state(options, error, names):
     with pytest.raises(error, match=names):
         fastdiff.sample(half, SHAPE, steps=5, **options)
+
+
+# ---- x_init at any row
+
+
+def test_an_image_to_start_from(seed):
+    plan = fastdiff.samplers.ddim(fastdiff.NoiseSchedule.linear(), 10)
+    image, seen = torch.rand(IMAGES) * 2 - 1, []
+
+    def model(x, t):
+        seen.append((x.clone(), t.clone()))
+        return x * 0.5
+
+    for start in (0, 3, 9):
+        seen.clear()
+        got = fastdiff.sample(model, IMAGES, sampler=plan, x_init=image, start_step=start, seed=seed)
+        assert len(seen) == 10 - start
+        assert set(seen[0][1].tolist()) == {plan[start].t}
+        row, z = plan[start], fastdiff.randn(IMAGES, seed=seed, stream=0)
+        bar = fastdiff.NoiseSchedule.linear().alphas_cumprod[int(row.t)]
+        expected = bar.sqrt() * image.double() + (1 - bar).sqrt() * z.double()
+        torch.testing.assert_close(seen[0][0].double(), expected, rtol=0, atol=1e-6)
+        state = State(seen[0][0], None, None, (None,) * 4, start)
+        assert_same_bits(got, fastdiff.sample(half, IMAGES, sampler=plan, resume=state, seed=seed))
+    half_image = fastdiff.sample(half, IMAGES, sampler=plan, x_init=image.half(), start_step=9)
+    assert half_image.dtype == torch.float32
+
+
+def test_init_sigma():
+    plan = Plan((Row(t=0, alpha=1, sigma=80, x={"x": 1.0}),), init_sigma=80.0)
+    assert_same_bits(fastdiff.sample(half, IMAGES, sampler=plan, seed=3), fastdiff.randn(IMAGES, seed=3) * 80 + 0.0)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fastdiff import NoiseSchedule
-from fastdiff.schedules.resolve import resolve_table
 
 NAMES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas")
 
@@ -177,17 +176,6 @@ def test_it_keeps_its_own_numbers():
     assert (hash(a), hash(b)) == before
 
 
-def test_named():
-    for name in NAMES:
-        assert resolve_table(name) == getattr(NoiseSchedule, name)()
-    mine = NoiseSchedule.linear(3)
-    assert resolve_table(mine) is mine
-    with pytest.raises(ValueError, match="schedule"):
-        resolve_table("from_betas")
-    with pytest.raises(TypeError, match="schedule"):
-        resolve_table(None)
-
-
 @pytest.mark.parametrize(
     ("make", "error", "names"),
     [
@@ -224,3 +212,23 @@ def test_named():
 def test_refuses(make, error, names):
     with pytest.raises(error, match=names):
         make()
+
+
+LINEAR = NoiseSchedule.linear()
+SCALED = NoiseSchedule.scaled_linear()
+ZERO_SNR = LINEAR.rescale_zero_terminal_snr()
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, SCALED, NoiseSchedule.cosine(), ZERO_SNR], ids=str)
+def test_round_trips(schedule):
+    """Exact at every index, so that listed σ of the table give whole timesteps."""
+    assert [schedule.time_at(schedule.sigma_at(t)) for t in range(1000)] == list(range(1000))
+    for sigma in (0.05, 0.5, 1.0, 7.0):
+        t = schedule.time_at(sigma)
+        low = int(t)
+        a, b = schedule.sigma_at(low), schedule.sigma_at(low + 1)
+        assert a <= sigma <= b
+        assert a ** (1 - t + low) * b ** (t - low) == pytest.approx(sigma, rel=1e-12)
+        assert schedule.at(sigma).ratio == pytest.approx(sigma, rel=1e-12)
+        assert schedule.as_ve().at(sigma).sigma == sigma
+    assert (schedule.time_at(0), schedule.time_at(1e-9), schedule.time_at(1e12)) in ((0, 0, 999), (0, 0, 998))

@@ -8,14 +8,12 @@ import torch
 from helpers import spaced
 
 from fastdiff import NoiseSchedule
-from fastdiff.samplers import ddim
 from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
 from fastdiff.schedules.level import Level
 from fastdiff.schedules.spacing import SIGMA_SPACINGS
 
 LINEAR = NoiseSchedule.linear()
 SCALED = NoiseSchedule.scaled_linear()
-ZERO_SNR = LINEAR.rescale_zero_terminal_snr()
 EDM = EDMSchedule()
 FLOW = FlowSchedule()
 
@@ -155,10 +153,16 @@ def test_lists():
     assert spaced(SCALED, sigmas=sigmas(walk), ve=True) == walk
 
 
-def test_edm_starts_ddim_at_sigma_max():
-    assert ddim(EDM, 5, prediction="edm", spacing="karras").init_sigma == 80
-    assert ddim(FLOW, 5, prediction="flow_prediction", spacing="trailing").init_sigma == 1
-    assert ddim(LINEAR, 5).init_sigma == 1
+def test_skip_leaves_out_the_first_spaced():
+    whole = spaced(LINEAR, 10)
+    for skip in (0, 3, 9):
+        assert spaced(LINEAR, 10, skip=skip) == whole[skip:]
+    for bad, error in ((10, ValueError), (-1, ValueError), (1.0, TypeError)):
+        with pytest.raises(error, match="skip"):
+            spaced(LINEAR, 10, skip=bad)
+
+
+ZERO_SNR = LINEAR.rescale_zero_terminal_snr()
 
 
 # ---- bad input

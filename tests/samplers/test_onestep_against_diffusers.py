@@ -51,8 +51,6 @@ def lists(scheduler, order: int = 1) -> dict[str, Tensor]:
 
 WALKS = [{"timestep_spacing": "linspace"}, {"timestep_spacing": "trailing"},
          {"timestep_spacing": "leading", "steps_offset": 1}, {"use_karras_sigmas": True}]  # fmt: skip
-
-
 PAIRS = {"euler": "Euler", "euler_ancestral": "EulerAncestral", "heun": "Heun", "dpm2": "KDPM2",
          "dpm2_ancestral": "KDPM2Ancestral"}  # fmt: skip
 CASES = [(n, walk) for n, walk in itertools.product(PAIRS, WALKS) if "timestep_spacing" in walk or

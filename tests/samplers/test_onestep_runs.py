@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from helpers import assert_same_bits, half, planned
-from samplers_onestep import EDM, FLOW, LINEAR, SHAPE, run
+from samplers_onestep import EDM, FLOW, LINEAR, NAMES, SHAPE, run
 
 import fastdiff
 from fastdiff import samplers
@@ -141,3 +141,17 @@ def test_refuses(name, arguments, error, names):
 def test_refuses_its_own(name, schedule, arguments, error, names):
     with pytest.raises(error, match=names):
         planned(getattr(samplers, name), schedule, **{"steps": 5} | arguments)
+
+
+def test_starting_noise():
+    """σ of the first level, as in k-diffusion; 1 where states are VP."""
+    for name in NAMES:
+        plan = planned(getattr(samplers, name), LINEAR, 5)
+        assert plan.init_sigma == plan[0].sigma == pytest.approx(math.sqrt(1 / float(LINEAR.alphas_cumprod[999]) - 1))
+        z = fastdiff.randn((1, 4), seed=3)
+        _, first, *_ = fastdiff.sample_iter(lambda x, t: x, (1, 4), sampler=plan, seed=3)
+        # x_T = σ z; a network that echoes its input c_in·x says ε = z c_in σ.
+        row = plan[0]
+        torch.testing.assert_close(first.x0, z * row.sigma * (1 - row.sigma * row.c_in), rtol=1e-5, atol=1e-2)
+    for name in ("lcm", "tcd", "ddim_inverse"):
+        assert planned(getattr(samplers, name), LINEAR, 5).init_sigma == 1
