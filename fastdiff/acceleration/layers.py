@@ -86,10 +86,10 @@ class GroupNorm(Layer):
     silu = False  # whether the SiLU at ``network.py``'s TAILS is done here
 
     def run(self, input: Tensor) -> Tensor:
-        y = self.fused(input, self.silu)
+        y = self.result(self.fused(input, self.silu), input)
         if self.silu:
             self.network.local.activated = y
-        return self.result(y, input)
+        return y
 
     def fused(self, x: Tensor, silu: bool) -> Tensor:
         """The norm of x, cast to the network's dtype, and SiLU after it."""
