@@ -62,10 +62,11 @@ class SelfAttention(Block):
         if x.dtype != self.network.dtype:
             x = x.to(self.network.dtype)
         key = x.shape, x.stride()
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
             call, y = self.bind(x)
-            self.keep(key, call, x.device)
+            self.keep(bound, key, call, x.device)
         else:
             y = call(x)
         return self.result(y, given)
@@ -169,9 +170,10 @@ class Attention(Block):
             x = x.to(self.network.dtype)
         prompt = encoder_hidden_states
         key = x.shape, x.stride(), None if prompt is None else (prompt.shape, prompt.stride(), prompt.dtype)
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
-            call = self.keep(key, self.bind_self(x) if prompt is None else self.bind_cross(x, prompt), x.device)
+            call = self.keep(bound, key, self.bind_self(x) if prompt is None else self.bind_cross(x, prompt), x.device)
         y = call(x, prompt)
         if m.residual_connection:
             y = y + x

@@ -74,10 +74,11 @@ class Resnet(Block):
             skip = skip.to(network.dtype)
         layout = None if skip is None else (skip.shape, skip.stride())
         key = x.shape, x.stride(), layout, None if add is None else (len(add), add.stride(0))
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
             call, y = self.bind(x, skip, add)
-            self.keep(key, call, x.device)
+            self.keep(bound, key, call, x.device)
         else:
             y = call(x, skip, add)
         return self.result(y, given)
@@ -252,9 +253,12 @@ class Upsample(Block):
         if x.dtype != self.network.dtype:
             x = x.to(self.network.dtype)
         key = x.shape, x.stride()
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
-            call = self.keep(key, self.module.conv.forward.bind(x, upsample=True, packed=self.store(x)), x.device)
+            call = self.keep(
+                bound, key, self.module.conv.forward.bind(x, upsample=True, packed=self.store(x)), x.device
+            )
         return self.result(call(x), given)
 
 
@@ -284,8 +288,9 @@ class Downsample(Block):
         if x.dtype != self.network.dtype:
             x = x.to(self.network.dtype)
         key = x.shape, x.stride()
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
             padding: Any = ((0, 1), (0, 1)) if self.module.padding == 0 else 1
-            call = self.keep(key, self.module.conv.forward.bind(x, padding=padding), x.device)
+            call = self.keep(bound, key, self.module.conv.forward.bind(x, padding=padding), x.device)
         return self.result(call(x), given)

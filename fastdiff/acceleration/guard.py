@@ -30,8 +30,8 @@ class Guard:
         self.child_dicts = [d["_modules"] for d in self.dicts if d["_modules"]]
         self.weight_dicts = [d["_parameters"] for d in self.dicts if d["_parameters"]]
         self.hooks = [d[name] for d in self.dicts for name in ("_forward_hooks", "_forward_pre_hooks")]
-        # What else can change what a known module computes: an attribute that its stand-in reads, a new one that hides a
-        # method of its class (``conv._conv_forward = ...``), the class's forward.
+        # What else can change what a known module computes: an attribute that its stand-in reads, a new one that hides
+        # a method of its class (``conv._conv_forward = ...``), the class's forward.
         known = [m for m in self.modules if m in stand_ins]
         self.read = [(m.__dict__, name) for m in known for name in stand_ins[m].reads]
         self.known_dicts = [m.__dict__ for m in known]

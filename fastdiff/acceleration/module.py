@@ -101,16 +101,20 @@ class StandIn(ABC):
 
     def forget(self) -> None:
         """Drop what was derived from weights. Calls under way keep what they hold."""
-        self.bound: dict[Any, Callable[..., Any]] = {}
+        # In this order: a thread that finds the new ``bound`` packs into the new ``packed``.
         self.packed: dict[Any, Any] = {}
+        self.bound: dict[Any, Callable[..., Any]] = {}
 
-    def keep(self, key: Any, call: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-        """Keep a bound call for the next tensors of this layout."""
+    def keep(
+        self, bound: dict[Any, Callable[..., Any]], key: Any, call: Callable[..., Any], device: torch.device
+    ) -> Callable[..., Any]:
+        """Keep a bound call for the next tensors of this layout, in the ``bound`` that was there before it was made:
+        where another thread has seen weights change meanwhile, the call goes with it.
+        """
         if device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
                 return call  # a capture computes nothing: weights that were packed in it are its graph's alone
             torch.cuda.current_stream(device).synchronize()  # another thread may read the weights on its own stream
-        bound = self.bound
         while len(bound) >= LAYOUTS:
             bound.pop(next(iter(bound)), None)
         bound[key] = call

@@ -152,7 +152,7 @@ def _bind(
         return walkable(x, last, format), second, dense_channels(add)
 
     examples = walked(x, x2, add)
-    # Detached, so that memory whose address is bound stays even where a parameter is given other memory (``p.data = …``).
+    # Detached, so that memory whose address is bound stays even where a parameter is given other (``p.data = …``).
     affine = tuple(None if t is None else t.detach().contiguous() for t in (weight, bias))
     call = _bind_walked((_fake(x, x2), *examples, *affine, groups, float(eps), silu, last), backend)
     if all(a is b for a, b in zip(examples, (x, x2, add), strict=True)):
