@@ -18,7 +18,8 @@ from fastdiff.ops.linear import bind as bind_linear
 if TYPE_CHECKING:
     from fastdiff.acceleration.network import Network
 
-PROCESSORS = ("AttnProcessor2_0", "AttnProcessor")  # diffusers' plain ones
+# diffusers' plain ones. By their full names: others' processors are often called the same.
+PROCESSORS = tuple(f"diffusers.models.attention_processor.{name}" for name in ("AttnProcessor2_0", "AttnProcessor"))
 
 
 def _linear_reason(module: Any) -> str | None:
@@ -30,7 +31,7 @@ def _linear_reason(module: Any) -> str | None:
     if any(type(layer) is not nn.Linear for layer in linear):
         return "its projections are not Linear"
     dropout = m.to_out[1] if len(m.to_out) > 1 else None
-    if dropout is not None and (type(dropout) is not nn.Dropout or (dropout.training and dropout.p)):
+    if dropout is not None and (type(dropout) is not nn.Dropout or dropout.training):
         return "its dropout is at work"
     if m.to_q.out_features // m.heads > LARGEST:
         return f"its heads have more than {LARGEST} channels"
@@ -61,10 +62,11 @@ class SelfAttention(Block):
         if x.dtype != self.network.dtype:
             x = x.to(self.network.dtype)
         key = x.shape, x.stride()
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
             call, y = self.bind(x)
-            self.keep(key, call, x.device)
+            self.keep(bound, key, call, x.device)
         else:
             y = call(x)
         return self.result(y, given)
@@ -135,8 +137,9 @@ class Attention(Block):
     @classmethod
     def unsupported_reason(cls, module: Any) -> str | None:
         m = module
-        if type(m.processor).__name__ not in PROCESSORS:
-            return f"its processor is {type(m.processor).__name__}"
+        kind = type(m.processor)
+        if f"{kind.__module__}.{kind.__qualname__}" not in PROCESSORS:
+            return f"its processor is {kind.__module__}.{kind.__qualname__}"
         reason = _linear_reason(m)
         if reason is not None:
             return reason
@@ -144,6 +147,8 @@ class Attention(Block):
         unknown = [name for name in names if getattr(m, name, None) is not None and getattr(m, name) is not False]
         if unknown or not m.scale_qk:
             return f"it has {', '.join(unknown) or 'no scale'}"
+        if m.scale != (m.to_q.out_features // m.heads) ** -0.5:  # which AttnProcessor reads
+            return f"it has a scale of its own, {m.scale}"
         return None if m.group_norm is None else SelfAttention.unsupported_reason(m)
 
     def forget(self) -> None:
@@ -165,9 +170,10 @@ class Attention(Block):
             x = x.to(self.network.dtype)
         prompt = encoder_hidden_states
         key = x.shape, x.stride(), None if prompt is None else (prompt.shape, prompt.stride(), prompt.dtype)
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
-            call = self.keep(key, self.bind_self(x) if prompt is None else self.bind_cross(x, prompt), x.device)
+            call = self.keep(bound, key, self.bind_self(x) if prompt is None else self.bind_cross(x, prompt), x.device)
         y = call(x, prompt)
         if m.residual_connection:
             y = y + x

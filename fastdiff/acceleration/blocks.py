@@ -28,7 +28,7 @@ class Resnet(Block):
     """
 
     summary = "GroupNorm and SiLU in one pass that adds the embedding and reads the skip; residual summed as stored"
-    reads = ("output_scale_factor", "time_embedding_norm", "skip_time_act")
+    reads = ("output_scale_factor", "time_embedding_norm", "skip_time_act", "upsample", "downsample")
     number: int  # among the network's blocks that take the time embedding
 
     def __init__(self, module: nn.Module, network: Network) -> None:
@@ -57,7 +57,7 @@ class Resnet(Block):
             return "its shortcut is no 1x1 convolution"
         if m.time_emb_proj is not None and type(m.time_emb_proj) is not nn.Linear:
             return "its time projection is no Linear"
-        if type(m.dropout) is not nn.Dropout or (m.dropout.training and m.dropout.p):
+        if type(m.dropout) is not nn.Dropout or m.dropout.training:  # p may change later
             return "its dropout is at work"
         return None
 
@@ -74,10 +74,11 @@ class Resnet(Block):
             skip = skip.to(network.dtype)
         layout = None if skip is None else (skip.shape, skip.stride())
         key = x.shape, x.stride(), layout, None if add is None else (len(add), add.stride(0))
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
             call, y = self.bind(x, skip, add)
-            self.keep(key, call, x.device)
+            self.keep(bound, key, call, x.device)
         else:
             y = call(x, skip, add)
         return self.result(y, given)
@@ -99,7 +100,9 @@ class Resnet(Block):
             # W [x, skip] is W₁ x + W₂ skip: the two are never copied side by side.
             inputs = (x,) if skip is None else (x, skip)
             weights, bias = self._shortcut(inputs)
-            second = m.conv2.forward.bind(h, bias=bias, inputs=inputs, pointwise=weights)
+            # The bias is not the convolution's own, so what is packed must not be shared with calls of it by itself.
+            store = self.store(h).setdefault("second", {})
+            second = m.conv2.forward.bind(h, bias=bias, inputs=inputs, pointwise=weights, packed=store)
 
         def finish(h: Tensor, x: Tensor, skip: Tensor | None) -> Tensor:
             if shortcut is None:
@@ -250,9 +253,12 @@ class Upsample(Block):
         if x.dtype != self.network.dtype:
             x = x.to(self.network.dtype)
         key = x.shape, x.stride()
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
-            call = self.keep(key, self.module.conv.forward.bind(x, upsample=True, packed=self.store(x)), x.device)
+            call = self.keep(
+                bound, key, self.module.conv.forward.bind(x, upsample=True, packed=self.store(x)), x.device
+            )
         return self.result(call(x), given)
 
 
@@ -282,8 +288,9 @@ class Downsample(Block):
         if x.dtype != self.network.dtype:
             x = x.to(self.network.dtype)
         key = x.shape, x.stride()
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
             padding: Any = ((0, 1), (0, 1)) if self.module.padding == 0 else 1
-            call = self.keep(key, self.module.conv.forward.bind(x, padding=padding), x.device)
+            call = self.keep(bound, key, self.module.conv.forward.bind(x, padding=padding), x.device)
         return self.result(call(x), given)

@@ -30,10 +30,16 @@ class Guard:
         self.child_dicts = [d["_modules"] for d in self.dicts if d["_modules"]]
         self.weight_dicts = [d["_parameters"] for d in self.dicts if d["_parameters"]]
         self.hooks = [d[name] for d in self.dicts for name in ("_forward_hooks", "_forward_pre_hooks")]
-        self.read = [(m.__dict__, name) for m in self.modules if m in stand_ins for name in stand_ins[m].reads]
+        # What else can change what a known module computes: an attribute that its stand-in reads, a new one that hides
+        # a method of its class (``conv._conv_forward = ...``), the class's forward.
+        known = [m for m in self.modules if m in stand_ins]
+        self.read = [(m.__dict__, name) for m in known for name in stand_ins[m].reads]
+        self.known_dicts = [m.__dict__ for m in known]
+        self.kinds: list[Any] = list(dict.fromkeys(map(type, self.modules)))
         self.structure = self._structure()
         self.weights = list(self._weights())
-        self.tensors = [w for w in self.weights if w is not None]
+        # Sparse weights have neither address nor strides, and nothing is derived from them.
+        self.tensors = [w for w in self.weights if w is not None and w.layout == torch.strided]
         self.versioned = [w for w in self.tensors if not w.is_inference()]
         self.state = self._state()
         self.samples = [Samples(views) for views in _sampled(self.tensors)]
@@ -46,6 +52,8 @@ class Guard:
             [d.get("_compiled_call_impl") for d in self.dicts],
             list(map(len, self.hooks)),
             [d.get(name) for d, name in self.read],
+            list(map(len, self.known_dicts)),
+            [kind.forward for kind in self.kinds],
             list(chain.from_iterable(map(dict.values, self.child_dicts))),
         )
 
@@ -111,7 +119,7 @@ def _sampled(weights: list[Tensor]) -> list[list[Tensor]]:
     """Views [at most SAMPLED] of each weight's elements, along its diagonal, as integers; by device and dtype."""
     groups: dict[Any, list[Tensor]] = {}
     for w in weights:
-        if type(w) not in (Tensor, nn.Parameter) or w.layout != torch.strided or w.is_meta or w.is_complex():
+        if type(w) not in (Tensor, nn.Parameter) or w.is_meta or w.is_complex():
             continue  # nothing is derived from such weights
         if w.numel() == 0:
             continue

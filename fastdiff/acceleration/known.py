@@ -10,7 +10,7 @@ from torch import nn
 from fastdiff.acceleration.attention import Attention, SelfAttention
 from fastdiff.acceleration.blocks import CrossAttentionUp, DiffusersUp, Downsample, Resnet, Up, Upsample
 from fastdiff.acceleration.layers import Conv, GroupNorm, LayerNorm, Linear, Sequential
-from fastdiff.acceleration.module import StandIn
+from fastdiff.acceleration.module import StandIn, replaced_method
 from fastdiff.acceleration.time_embedding import TimeEmbedding, TimeProjection
 
 # By the exact class's full name: a subclass, or a class of that name elsewhere, may compute something else.
@@ -88,7 +88,7 @@ def reason_of(module: Any, kind: type[StandIn]) -> str | None:
         return "its forward is not its class's"
     if getattr(module, "_compiled_call_impl", None) is not None:
         return "it is compiled"
-    return kind.unsupported_reason(module)
+    return replaced_method(module) or kind.unsupported_reason(module)
 
 
 def kept_as(module: nn.Module) -> str:

@@ -62,9 +62,10 @@ class Conv(Layer):
         if x.dtype != self.network.dtype:
             x = x.to(self.network.dtype)
         key = x.shape, x.stride()
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
-            call = self.keep(key, self.bind(x), x.device)
+            call = self.keep(bound, key, self.bind(x), x.device)
         return call(x)
 
     def bind(self, x: Tensor, residual: Tensor | None = None, **instead: Any) -> Any:
@@ -93,10 +94,11 @@ class Linear(Layer):
     def run(self, input: Tensor) -> Tensor:
         x = input if input.dtype == self.network.dtype else input.to(self.network.dtype)
         key = x.shape, x.stride()
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
             m = self.module
-            call = self.keep(key, bind_linear(x, m.weight, m.bias, packed=self.store(x)), x.device)
+            call = self.keep(bound, key, bind_linear(x, m.weight, m.bias, packed=self.store(x)), x.device)
         return self.result(call(x), input)
 
 
@@ -108,19 +110,20 @@ class GroupNorm(Layer):
     silu = False  # whether the SiLU at ``known.py``'s TAILS is done here
 
     def run(self, input: Tensor) -> Tensor:
-        y = self.fused(input, self.silu)
+        y = self.result(self.fused(input, self.silu), input)
         if self.silu:
             self.network.local.activated = y
-        return self.result(y, input)
+        return y
 
     def fused(self, x: Tensor, silu: bool) -> Tensor:
         """The norm of x, cast to the network's dtype, and SiLU after it."""
         if x.dtype != self.network.dtype:
             x = x.to(self.network.dtype)
         key = x.shape, x.stride(), silu
-        call = self.bound.get(key)
+        bound = self.bound
+        call = bound.get(key)
         if call is None:
-            call = self.keep(key, self.bind(x, silu=silu), x.device)
+            call = self.keep(bound, key, self.bind(x, silu=silu), x.device)
         return call(x, None, None)
 
     def bind(self, x: Tensor, x2: Tensor | None = None, add: Tensor | None = None, silu: bool = True) -> Any:
@@ -145,7 +148,8 @@ class LayerNorm(Layer):
         m, dtype = self.module, self.network.dtype
         if dtype == (input.dtype if m.weight is None else m.weight.dtype):
             return self.result(F.layer_norm(input.to(dtype), m.normalized_shape, m.weight, m.bias, m.eps), input)
-        call = self.bound.get(None)
+        bound = self.bound
+        call = bound.get(None)
         if call is None:
             weight, bias = (None if p is None else p.detach().to(dtype) for p in (m.weight, m.bias))
             shape, eps = m.normalized_shape, m.eps
@@ -153,7 +157,7 @@ class LayerNorm(Layer):
             def call(x: Tensor) -> Tensor:
                 return F.layer_norm(x.to(dtype), shape, weight, bias, eps)
 
-            call = self.keep(None, call, input.device)
+            call = self.keep(bound, None, call, input.device)
         return self.result(call(input), input)
 
 

@@ -92,7 +92,11 @@ class StandIn(ABC):
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``original`` amid tensors of the network's dtype, which its parameters may not have."""
+        """``original`` amid tensors of the network's dtype, which its parameters may not have; in a network that is not
+        known as a whole, the tensors around have the dtype that the module's own code expects.
+        """
+        if not self.network.whole:
+            return self.original(*args, **kwargs)
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), self.network.dtype)
         if dtype == self.network.dtype:
             return self.original(*args, **kwargs)
@@ -105,16 +109,20 @@ class StandIn(ABC):
 
     def forget(self) -> None:
         """Drop what was derived from weights. Calls under way keep what they hold."""
-        self.bound: dict[Any, Callable[..., Any]] = {}
+        # In this order: a thread that finds the new ``bound`` packs into the new ``packed``.
         self.packed: dict[Any, Any] = {}
+        self.bound: dict[Any, Callable[..., Any]] = {}
 
-    def keep(self, key: Any, call: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-        """Keep a bound call for the next tensors of this layout."""
+    def keep(
+        self, bound: dict[Any, Callable[..., Any]], key: Any, call: Callable[..., Any], device: torch.device
+    ) -> Callable[..., Any]:
+        """Keep a bound call for the next tensors of this layout, in the ``bound`` that was there before it was made:
+        where another thread has seen weights change meanwhile, the call goes with it.
+        """
         if device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
                 return call  # a capture computes nothing: weights that were packed in it are its graph's alone
             torch.cuda.current_stream(device).synchronize()  # another thread may read the weights on its own stream
-        bound = self.bound
         while len(bound) >= LAYOUTS:
             bound.pop(next(iter(bound)), None)
         bound[key] = call
@@ -197,9 +205,23 @@ def unusual(*modules: Any) -> str | None:
             return f"the forward of a {name} in it is not its class's"
         if getattr(forward, "previous", None) is not None:
             return f"the forward of a {name} in it is not its class's"
-        reason = weights_reason(module)
+        reason = replaced_method(module) or weights_reason(module)
         if reason is not None:
             return f"of a {name} in it {reason}"
+    return None
+
+
+def replaced_method(module: Any) -> str | None:
+    """Why a module's class does not tell what it computes, or None: a method, such as Conv2d's ``_conv_forward``, is
+    hidden by an attribute of the instance, or the class was given another forward.
+    """
+    kind = type(module)
+    for name, value in module.__dict__.items():
+        if name != "forward" and callable(value) and callable(getattr(kind, name, None)):
+            return f"the {name} is not its class's"
+    forward = kind.forward  # a decorator that keeps these names wraps the class's own
+    if (forward.__module__, forward.__qualname__) != (kind.__module__, f"{kind.__qualname__}.forward"):
+        return "the forward of its class was replaced"
     return None
 
 

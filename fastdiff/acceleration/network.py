@@ -30,7 +30,7 @@ from fastdiff.acceleration.known import (
     reason_of,
 )
 from fastdiff.acceleration.layers import AbsorbedSiLU, GroupNorm, Layer
-from fastdiff.acceleration.module import StandIn, cast, hooked, stand_in_of
+from fastdiff.acceleration.module import StandIn, cast, hooked, replaced_method, stand_in_of
 from fastdiff.acceleration.report import Accelerated, NetworkReport, Rows
 from fastdiff.acceleration.time_embedding import PlannedEmbeddings, TimeEmbedding, TimeEmbeddings, TimeProjection
 from fastdiff.checks import DTYPES
@@ -47,7 +47,7 @@ class Local(threading.local):
     temb: Any = None  # the embedding whose rows the blocks ask for, and its version
     version: Any = None
     rows: Any = None
-    planned: Any = None  # the row of PlannedEmbeddings that the sampler has reached
+    planned: Any = None  # the row of PlannedEmbeddings that the sampler has reached, and the epoch that it belongs to
     activated: Any = None  # the result of a GroupNorm that did the work of the SiLU after it
     prompt: Any = (None, None)  # the prompt of this call and its number
 
@@ -82,10 +82,10 @@ class Entry(StandIn):
 
     def _inside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = self.original(*args, **kwargs) if self.inner is None else self.inner(*args, **kwargs)
-        if not self.network.whole:
-            return out
-        given = next((a.dtype for a in (*args, *kwargs.values()) if _floating(a)), None)
-        return cast(out, given or self.network.own_dtype)
+        return self.network.as_given(out, args, kwargs)
+
+    def look(self) -> None:
+        """Nothing is bound to weights here; the stand-ins inside look at their own."""
 
     def run(self, *args: Any) -> Any:
         return self._inside(args, {})
@@ -219,9 +219,16 @@ class Network:
         local = self.local
         local.inside = True
         try:
-            return stand_in(*args, **kwargs)
+            return self.as_given(stand_in(*args, **kwargs), args, kwargs)
         finally:
             local.clear()
+
+    def as_given(self, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A result for the world outside: in the dtype of what went in, where all inside has the network's."""
+        if not self.whole:
+            return out
+        given = next((a.dtype for a in (*args, *kwargs.values()) if _floating(a)), None)
+        return cast(out, given or self.own_dtype)
 
     def check(self, part: nn.Module | None = None, wait: bool = False) -> None:
         """Compare a part of the network, by default all of it, with what was assumed; renew that where it differs."""
@@ -236,7 +243,11 @@ class Network:
                 return  # another thread did it
             new = Guard(part, self.stand_ins)
             # What other calls derived from the same weights must not outlive a change that only those would see.
-            if guard is not None or self.stale or not all(g.holds() for g in self.guards.values() if new.overlaps(g)):
+            if (
+                guard is not None
+                or self.stale
+                or not all(g.holds(wait) for g in self.guards.values() if new.overlaps(g))
+            ):
                 self.renew()
                 new = Guard(part, self.stand_ins)
             self.guards[part] = new
@@ -266,6 +277,8 @@ class Network:
                 for stand_in in self.stand_ins.values():
                     if not isinstance(stand_in, Entry):
                         stand_in.reason = f"nothing is computed in {str(self.dtype).removeprefix('torch.')} here"
+            # What is looked at now is what the next call is compared with, also if it is the first one, or a part's.
+            self.guards[self.root] = Guard(self.root, self.stand_ins)
 
     def _reason(self, module: nn.Module, stand_in: StandIn) -> str | None:
         if isinstance(stand_in, Entry):
@@ -276,10 +289,15 @@ class Network:
         if module.training:
             return "it is in training mode"
         stand_in.reason = None  # what stands in for a block's layers was asked before
+        floating = filter(Tensor.is_floating_point, module.parameters())
+        if self.requested == "auto" and any(p.dtype != self.own_dtype for p in floating):
+            return "its weights have another dtype than the network's first"  # as norms that a library keeps in float32
         if isinstance(stand_in, (TimeProjection, TimeEmbedding)):
             whose = self.root.__dict__.get("forward")
             own = isinstance(whose, Entry) and whose.previous is None and plans_embeddings(self.root)
-            return None if own and not hooked(self.root) else "the network's forward is not its class's"
+            if not own or hooked(self.root):
+                return "the network's forward is not its class's"
+            return "it has hooks" if hooked(module) else replaced_method(module)
         if isinstance(stand_in, AbsorbedSiLU):
             return "it has hooks" if hooked(module) else None
         return reason_of(module, type(stand_in))
@@ -351,6 +369,13 @@ class Network:
                 self.known_prompts = recent | {number: seen}
         local.prompt = prompt, number
         return number
+
+    def planned_row(self) -> tuple[Tensor, Tensor] | None:
+        """The embedding and the blocks' rows that a sampler has planned for this call; None where there are none, or
+        where weights or blocks have changed since, so that they and their order are others.
+        """
+        planned = self.local.planned
+        return None if planned is None or planned[0] != self.epoch else planned[1:]
 
     def rows(self, times: Tensor) -> PlannedEmbeddings | None:
         """The embeddings of a plan's timesteps [rows], where the network takes its time by an embedding that is known.

@@ -54,11 +54,13 @@ class TimeEmbeddings:
 
     def project(self, temb: Tensor) -> Tensor:
         """Every block's row for an embedding [B, D]: float32 [B, sum of channels]."""
-        joined = self.joined
+        joined, blocks = self.joined, self.blocks
         if joined is None:
             joined = self._join()
             if not (temb.is_cuda and torch.cuda.is_current_stream_capturing()):
-                self.joined = joined
+                with self.network.lock:
+                    if self.blocks is blocks:  # else another thread has seen weights change meanwhile
+                        self.joined = joined
         return F.linear(F.silu(temb.float()), *joined)
 
     @torch.no_grad()
@@ -79,7 +81,7 @@ class PlannedEmbeddings:
 
     def __init__(self, network: Network, times: Tensor) -> None:
         model: Any = network.root
-        self.network = network
+        self.network, self.epoch = network, network.epoch
         sinusoids = model.time_proj.forward.original(times)
         self.emb = model.time_embedding.forward.original(sinusoids.to(model.time_embedding.linear_1.weight.dtype))
         self.projected = network.embeddings.project(self.emb)
@@ -92,7 +94,7 @@ class PlannedEmbeddings:
         else:
             row = self.emb.index_select(0, index), self.projected.index_select(0, index)
         local = self.network.local
-        local.planned = row
+        local.planned = (self.epoch, *row)
         try:
             yield
         finally:
@@ -105,7 +107,7 @@ class TimeProjection(StandIn):
     summary = "once for all timesteps of a plan"
 
     def run(self, timesteps: Tensor) -> Tensor:
-        planned = self.network.local.planned
+        planned = self.network.planned_row()
         return self.original(timesteps) if planned is None else planned[0]
 
 
@@ -115,9 +117,9 @@ class TimeEmbedding(StandIn):
     summary = "once for all timesteps of a plan"
 
     def run(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        local = self.network.local
-        if local.planned is None or condition is not None:
+        local, planned = self.network.local, self.network.planned_row()
+        if planned is None or condition is not None:
             return self.original(sample) if condition is None else self.original(sample, condition)
-        local.temb, local.rows = local.planned
+        local.temb, local.rows = planned
         local.version = None if local.temb.is_inference() else local.temb._version
         return local.temb

@@ -81,8 +81,8 @@ def bind(
 
     Args:
         x, x2, add: examples, whose shape, strides, dtype and device every call's tensors must have.
-        weight, bias: the call keeps these very tensors, or contiguous copies of strided ones; so it must be bound anew
-            after a strided one was written to, or either was replaced.
+        weight, bias: the call keeps the memory of these tensors, or contiguous copies of strided ones; so it must be
+            bound anew after a strided one was written to, or either was replaced, also through ``.data``.
         groups, eps, silu, backend: as for ``group_norm_silu``.
 
     Returns:
@@ -152,7 +152,8 @@ def _bind(
         return walkable(x, last, format), second, dense_channels(add)
 
     examples = walked(x, x2, add)
-    affine = tuple(None if t is None else t.contiguous() for t in (weight, bias))
+    # Detached, so that memory whose address is bound stays even where a parameter is given other (``p.data = …``).
+    affine = tuple(None if t is None else t.detach().contiguous() for t in (weight, bias))
     call = _bind_walked((_fake(x, x2), *examples, *affine, groups, float(eps), silu, last), backend)
     if all(a is b for a, b in zip(examples, (x, x2, add), strict=True)):
         return call
