@@ -180,7 +180,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def stand_in_of(module: Any, kind: type) -> Any:
+def stand_in_of(module: Any, kind: Any) -> Any:
     """The ``kind`` that stands in for a module and is in use, or None."""
     found: Any = module.__dict__.get("forward") if isinstance(module, nn.Module) else None
     if found is not None and not isinstance(found, kind):

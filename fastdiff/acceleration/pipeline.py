@@ -93,7 +93,7 @@ def _networks(pipe: Any) -> dict[str, nn.Module]:
     for name, value in pipe.components.items():
         if not isinstance(value, nn.Module):
             continue
-        network = getattr(value, "_orig_mod", value)
+        network: Any = getattr(value, "_orig_mod", value)
         if type(network).__name__.startswith("Multi") and hasattr(network, "nets"):
             found |= {f"{name}.{i}": net for i, net in enumerate(network.nets)}
         else:

@@ -122,7 +122,8 @@ class Run:
         self.warmup = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warmup), last_epoch=self.step - 1)
         draws = image_data.Draws(len(self.data), settings.batch_size, self.generator)
         # A generator of its own: an iterator of a DataLoader draws a seed for workers, by default from the global one.
-        loader = DataLoader(self.data, batch_size=None, sampler=draws, generator=torch.Generator())
+        data: Any = self.data  # it has a length and entries, which is all that a loader asks for
+        loader: DataLoader[Any] = DataLoader(data, batch_size=None, sampler=draws, generator=torch.Generator())
         self.batches = iter(loader)
         _make_folder(out)
 
@@ -180,7 +181,8 @@ class Run:
         torch.save(self._state(), checkpoint)
         with atomic_write(self.out / "checkpoint.pt") as file:
             file.write(checkpoint.getbuffer())
-        self.average.module.save_pretrained(self.out)
+        network: Any = self.average.module
+        network.save_pretrained(self.out)
         _write_json(self.out / "scheduler_config.json", scheduler_config(self.settings.schedule))
         _write_json(self.out / "training.json", self._record())
         _plot(self.out / "loss.png", *self._curve())

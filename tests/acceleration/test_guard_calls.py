@@ -40,6 +40,8 @@ from matrix import (
 
 import fastdiff
 
+pytestmark = pytest.mark.slow  # hundreds of small networks; test_guard_review.py has a few of each kind
+
 NETWORKS = pytest.mark.parametrize("make", MAIN.values(), ids=MAIN)
 
 

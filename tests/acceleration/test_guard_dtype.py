@@ -36,6 +36,8 @@ from networks import VAE
 
 import fastdiff
 
+pytestmark = pytest.mark.slow  # hundreds of small networks; test_guard_review.py has a few of each kind
+
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *HALVES, torch.float64)
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.06}

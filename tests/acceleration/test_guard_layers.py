@@ -29,6 +29,8 @@ from matrix import (
 
 import fastdiff
 
+pytestmark = pytest.mark.slow  # hundreds of small networks; test_guard_review.py has a few of each kind
+
 # The step before which ``accelerate`` comes, of ``history``: what is done to the network comes after it, or before.
 EACH = pytest.mark.parametrize("before", [False, True], ids=["done after", "done before"])
 BEFORE_OR_AFTER = pytest.mark.parametrize("at", [0, 1], ids=["done after", "done before"])

@@ -14,6 +14,8 @@ from networks import VAE
 
 import fastdiff
 
+pytestmark = pytest.mark.slow  # hundreds of small networks; test_guard_review.py has a few of each kind
+
 diffusers.utils.logging.disable_progress_bar()
 NONE = dict(
     text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None, requires_safety_checker=False

@@ -198,7 +198,7 @@ def test_blocks_of_many_tiles(kernel, seed):
 @pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("channels", [160, 256, 320])
 def test_few_tiles_of_many_channels(simd, seed, channels, upsample):
-    """Numbers of tiles that are no multiple of what is multiplied at a time, in memory that a larger call has filled."""
+    """Counts of tiles that are no multiple of what is multiplied at a time, in memory that a larger call has filled."""
     computed(operands((1, channels, 64, 32, 32), torch.float32))
     for tiles in range(1, 26):
         given = operands((1, channels, 48, 2, 2 * tiles), torch.float32, upsample)

@@ -227,7 +227,7 @@ def conv(
     if interpreted and out.dtype == torch.bfloat16:
         # The interpreter would multiply bfloat16's bits as integers.
         wide = torch.empty_like(out, dtype=torch.float32)
-        floats = [None if t is None else t.float() for t in (x, weights, residual)]
+        floats: list[Any] = [None if t is None else t.float() for t in (x, weights, residual)]
         conv(wide, floats[0], tuple(t.float() for t in inputs), floats[1], bias, floats[2],
              side, stride, low, up, counters)  # fmt: skip
         out.copy_(wide)
