@@ -11,7 +11,7 @@ from torch import nn
 from fastdiff.acceleration import pipeline
 from fastdiff.acceleration.blocks import Upsample
 from fastdiff.acceleration.known import KNOWN
-from fastdiff.acceleration.network import RECORD, Network, install, network_of, networks_in
+from fastdiff.acceleration.network import INSTALLING, RECORD, Network, install, network_of, networks_in
 from fastdiff.acceleration.report import Accelerated, class_name
 from fastdiff.checks import DTYPES
 
@@ -30,7 +30,7 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_convolut
     Before each call what the fast path assumed is compared with the network: layers, forwards, hooks, options,
     weights (a few numbers of each, too). Where something was exchanged, a LoRA loaded, say, the module's own code runs
     there, and the report says so; weights that were written to, however, are packed again. ``refresh`` says it
-    outright. Where a gradient may be asked for, in training mode, under autocast, torch.compile, torch.jit.trace,
+    outright. With gradients recorded (so call it under ``torch.no_grad()``), in training mode, under autocast, torch.compile, torch.jit.trace,
     torch.export, and function transforms such as vmap, the network's own code runs.
 
     A pipeline's schedulers become fastdiff's, of the same config and tables (``fastdiff.integrations.diffusers`` says
@@ -69,6 +69,11 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_convolut
 
 def accelerate_network(network: nn.Module, dtype: torch.dtype | str, exact: bool) -> Accelerated:
     """``accelerate`` for a network; ValueError says why one cannot be."""
+    with INSTALLING:
+        return _accelerate_network(network, dtype, exact)
+
+
+def _accelerate_network(network: nn.Module, dtype: torch.dtype | str, exact: bool) -> Accelerated:
     found = network_of(network)
     if found is not None and found.accelerated is not None:
         if (found.requested, found.exact) == (dtype, exact):

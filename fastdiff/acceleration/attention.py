@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdiff.acceleration.blocks import Block
 from fastdiff.acceleration.layers import GroupNorm
-from fastdiff.acceleration.module import stand_in_of, unusual, wide
+from fastdiff.acceleration.module import is_classes_own, stand_in_of, unusual, wide
 from fastdiff.ops.attention import LARGEST
 from fastdiff.ops.attention import bind as bind_attention
 from fastdiff.ops.conv2d import bind as bind_conv2d
@@ -140,6 +140,8 @@ class Attention(Block):
         kind = type(m.processor)
         if f"{kind.__module__}.{kind.__qualname__}" not in PROCESSORS:
             return f"its processor is {kind.__module__}.{kind.__qualname__}"
+        if not is_classes_own(kind, "__call__"):
+            return "the __call__ of its processor's class was replaced"
         reason = _linear_reason(m)
         if reason is not None:
             return reason

@@ -38,8 +38,8 @@ class Resnet(Block):
     @classmethod
     def unsupported_reason(cls, module: Any) -> str | None:
         m = module
-        if type(m.nonlinearity) is not nn.SiLU:
-            return f"its activation is {type(m.nonlinearity).__name__}"
+        if type(m.nonlinearity) is not nn.SiLU or m.nonlinearity.inplace:  # which would change the embedding, too
+            return f"its activation is {m.nonlinearity}"
         plain = getattr(m, "time_embedding_norm", "default") == "default" or m.time_emb_proj is None
         if not plain or getattr(m, "skip_time_act", False):
             return "its time embedding scales, too"
@@ -101,7 +101,7 @@ class Resnet(Block):
             inputs = (x,) if skip is None else (x, skip)
             weights, bias = self._shortcut(inputs)
             # The bias is not the convolution's own, so what is packed must not be shared with calls of it by itself.
-            store = self.store(h).setdefault("second", {})
+            store = self.store(h).setdefault(("second", len(inputs)), {})
             second = m.conv2.forward.bind(h, bias=bias, inputs=inputs, pointwise=weights, packed=store)
 
         def finish(h: Tensor, x: Tensor, skip: Tensor | None) -> Tensor:
@@ -119,12 +119,13 @@ class Resnet(Block):
     def _shortcut(self, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The shortcut's weights for each of its inputs, and the sum of its bias and the second convolution's."""
         m, store = self.module, self.store(inputs[0])
-        if "shortcut" not in store:
+        key = "shortcut", tuple(t.shape[1] for t in inputs)  # a caller may also give x and skip as one
+        if key not in store:
             biases = [b.detach().float() for b in (m.conv2.bias, m.conv_shortcut.bias) if b is not None]
             bias = torch.stack(biases).sum(0) if biases else None
             weight = wide(m.conv_shortcut.weight.detach(), inputs[0].dtype)
-            store["shortcut"] = tuple(weight.split([t.shape[1] for t in inputs], 1)), bias
-        return store["shortcut"]
+            store[key] = tuple(weight.split(list(key[1]), 1)), bias
+        return store[key]
 
 
 def _pointwise(conv: nn.Conv2d) -> bool:

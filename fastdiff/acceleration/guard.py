@@ -34,6 +34,8 @@ class Guard:
         # a method of its class (``conv._conv_forward = ...``), the class's forward.
         known = [m for m in self.modules if m in stand_ins]
         self.read = [(m.__dict__, name) for m in known for name in stand_ins[m].reads]
+        self.read += [(d, "inplace") for d in self.dicts if "inplace" in d]
+        self.processors = [d["processor"] for d in self.dicts if "processor" in d]
         self.known_dicts = [m.__dict__ for m in known]
         self.kinds: list[Any] = list(dict.fromkeys(map(type, self.modules)))
         self.structure = self._structure()
@@ -48,12 +50,13 @@ class Guard:
         return (
             list(map(type, self.modules)),
             [d.get("forward") for d in self.dicts],
-            [d["training"] for d in self.dicts],
+            [d.get("training") for d in self.dicts],
             [d.get("_compiled_call_impl") for d in self.dicts],
             list(map(len, self.hooks)),
             [d.get(name) for d, name in self.read],
             list(map(len, self.known_dicts)),
             [kind.forward for kind in self.kinds],
+            [nn.Conv2d._conv_forward, *(type(p).__call__ for p in self.processors)],
             list(chain.from_iterable(map(dict.values, self.child_dicts))),
         )
 

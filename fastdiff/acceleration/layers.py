@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.acceleration.module import ADDRESS, StandIn, hooked, stand_in_of, weights_reason, wide
+from fastdiff.acceleration.module import ADDRESS, StandIn, hooked, replaced_method, stand_in_of, weights_reason, wide
 from fastdiff.ops.conv2d import bind as bind_conv2d
 from fastdiff.ops.group_norm_silu import bind as bind_group_norm_silu
 from fastdiff.ops.linear import bind as bind_linear
@@ -110,8 +110,10 @@ class GroupNorm(Layer):
     silu = False  # whether the SiLU at ``known.py``'s TAILS is done here
 
     def run(self, input: Tensor) -> Tensor:
-        y = self.result(self.fused(input, self.silu), input)
-        if self.silu:
+        # Called by itself, or by a part of the network that was compiled around it, it is a norm and no more.
+        silu = self.silu and self.network.local.entered
+        y = self.result(self.fused(input, silu), input)
+        if silu:
             self.network.local.activated = y
         return y
 
@@ -209,6 +211,7 @@ def fusible(sequence: nn.Sequential) -> list[bool]:
         stand_in_of(norm, GroupNorm) is not None
         and type(act) is nn.SiLU
         and "forward" not in act.__dict__
+        and replaced_method(act) is None
         and not hooked(norm, act)
         for norm, act in pairs[: len(layers)]
     ]

@@ -219,10 +219,16 @@ def replaced_method(module: Any) -> str | None:
     for name, value in module.__dict__.items():
         if name != "forward" and callable(value) and callable(getattr(kind, name, None)):
             return f"the {name} is not its class's"
-    forward = kind.forward  # a decorator that keeps these names wraps the class's own
-    if (forward.__module__, forward.__qualname__) != (kind.__module__, f"{kind.__qualname__}.forward"):
-        return "the forward of its class was replaced"
+    for name in ("forward", "_conv_forward"):
+        if hasattr(kind, name) and not is_classes_own(kind, name):
+            return f"the {name} of its class was replaced"
     return None
+
+
+def is_classes_own(kind: type, name: str) -> bool:
+    """Whether a method is what stands in the class's body; a decorator that keeps these names wraps that."""
+    method = getattr(kind, name)
+    return (method.__module__, method.__qualname__) == (kind.__module__, f"{kind.__qualname__}.{name}")
 
 
 def weights_reason(module: Any) -> str | None:

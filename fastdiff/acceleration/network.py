@@ -37,7 +37,7 @@ from fastdiff.checks import DTYPES
 
 RECORD = "_fastdiff_accelerated"  # on the object itself: nothing global is touched
 PROMPTS = 4  # that are remembered, with their keys and values
-_installing = threading.RLock()
+INSTALLING = threading.RLock()  # one thread at a time puts stand-ins into networks
 
 
 class Local(threading.local):
@@ -48,11 +48,12 @@ class Local(threading.local):
     version: Any = None
     rows: Any = None
     planned: Any = None  # the row of PlannedEmbeddings that the sampler has reached, and the epoch that it belongs to
+    entered = False  # by the network's own forward, or a part's that is called by itself, such as a decoder
     activated: Any = None  # the result of a GroupNorm that did the work of the SiLU after it
     prompt: Any = (None, None)  # the prompt of this call and its number
 
     def clear(self) -> None:
-        self.inside = False
+        self.inside = self.entered = False
         self.temb = self.version = self.rows = self.activated = None
         self.prompt = (None, None)
 
@@ -74,11 +75,10 @@ class Entry(StandIn):
             return self.original(*args, **kwargs)
         if network.local.inside:
             return self._inside(args, kwargs)
-        if torch.is_grad_enabled() and not network.needs_no_gradient(args, kwargs):
+        if torch.is_grad_enabled():  # what asks for a gradient may be hidden in a hook, a list or a closure
             network.stale = True
             return self.original(*args, **kwargs)
-        with torch.no_grad():
-            return network.enter(self, args, kwargs)
+        return network.enter(self, args, kwargs)
 
     def _inside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = self.original(*args, **kwargs) if self.inner is None else self.inner(*args, **kwargs)
@@ -217,7 +217,7 @@ class Network:
             return stand_in.original(*args, **kwargs)
         self.check(stand_in.module)
         local = self.local
-        local.inside = True
+        local.inside, local.entered = True, isinstance(stand_in, Entry)
         try:
             return self.as_given(stand_in(*args, **kwargs), args, kwargs)
         finally:
@@ -316,19 +316,13 @@ class Network:
         one, as an SDXL's autoencoder is before it decodes, is computed in that.
         """
         if self.own_dtype != self.first_dtype:
-            return self.own_dtype
+            # Of several, as layer-wise casting leaves them, the widest: nothing is rounded that was not before.
+            dtypes = {p.dtype for p in self.root.parameters() if p.is_floating_point()}
+            return max(dtypes, key=lambda dtype: torch.finfo(dtype).bits, default=self.own_dtype)
         if isinstance(self.requested, torch.dtype):
             return self.requested
         native = known and self.own_dtype == torch.float32 and computes_bfloat16(self.root)
         return torch.bfloat16 if native else self.own_dtype
-
-    def needs_no_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether nothing in reach of a call, with gradients recorded, can ask for one: all of the network is known,
-        frozen, and without hooks that might add something.
-        """
-        if not self.whole or any(t.requires_grad for t in _tensors((args, kwargs))):
-            return False
-        return not any(p.requires_grad for p in self.root.parameters()) and not any(map(hooked, self.root.modules()))
 
     def unsuitable(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether something looks at, or changes, every operation of a call, so that the network's own must run:
@@ -446,7 +440,7 @@ def install(
     module: nn.Module, dtype: torch.dtype | str = "auto", exact: bool = False, kinds: dict[str, Any] = KNOWN
 ) -> Network:
     """Put stand-ins into a network; raises ValueError where nothing is known."""
-    with _installing:
+    with INSTALLING:
         return Network(module, dtype, exact, kinds)
 
 

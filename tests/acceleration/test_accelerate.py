@@ -127,6 +127,22 @@ def test_a_forward_of_its_own_is_kept(network, inputs):
     assert conv.forward is mine
 
 
+def test_layers_that_would_not_gain_are_left_alone(layers_left_alone, monkeypatch):
+    """Amid unknown code; not in a block that reads them, nor where another dtype was asked for."""
+    for kind, rule in layers_left_alone.items():
+        monkeypatch.setattr(kind, "no_gain_reason", rule)
+    depthwise, small, large = nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3)
+    network = nn.ModuleList([depthwise, small, large, nn.Linear(8, 8), nn.LayerNorm(8)]).eval()
+    report = fastdiff.accelerate(network, dtype=torch.float32).networks[""]
+    assert [(kind, count) for kind, count, _ in report.changed] == [("Conv2d", 1), ("ModuleList", 1)]
+    assert sum(count for _, count, why in report.kept if why.startswith("left alone")) == 4
+    fastdiff.restore(network)
+    assert fastdiff.accelerate(network, dtype=torch.bfloat16).networks[""].kept == ()
+    fastdiff.restore(network)
+    with pytest.raises(ValueError, match="nothing in this Sequential is known to fastdiff and would be faster"):
+        fastdiff.accelerate(nn.Sequential(nn.Linear(64, 64), nn.SiLU()).eval(), dtype=torch.float32)
+
+
 @torch.no_grad()
 def test_exact_convolutions(network, inputs, monkeypatch):
     """None is of transformed or summed weights; else those are that the kernel suits."""

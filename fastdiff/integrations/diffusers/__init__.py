@@ -52,7 +52,9 @@ def like(scheduler: Any) -> Stepping | None:
     made = SCHEDULERS.get(type(scheduler).__name__)
     if made is None or type(scheduler) is not getattr(diffusers, made.__name__):
         return None
+    # Not as from_config reads a config, which drops what a pipeline corrected in it and says so in this entry.
     ours = made.from_config({k: v for k, v in scheduler.config.items() if not k.startswith("_")})
+    ours.register_to_config(_use_default_values=scheduler.config.get("_use_default_values", []))
     for name in TABLES:  # which may have been changed by hand
         if name in scheduler.__dict__:
             setattr(ours, name, getattr(scheduler, name))
