@@ -30,8 +30,8 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_convolut
     Before each call what the fast path assumed is compared with the network: layers, forwards, hooks, options,
     weights (a few numbers of each, too). Where something was exchanged, a LoRA loaded, say, the module's own code runs
     there, and the report says so; weights that were written to, however, are packed again. ``refresh`` says it
-    outright. With gradients recorded (so call it under ``torch.no_grad()``), in training mode, under autocast, torch.compile, torch.jit.trace,
-    torch.export, and function transforms such as vmap, the network's own code runs.
+    outright. With gradients recorded (so call it under ``torch.no_grad()``), in training mode, under autocast,
+    torch.compile, torch.jit.trace, torch.export, and function transforms such as vmap, the network's own code runs.
 
     A pipeline's schedulers become fastdiff's, of the same config and tables (``fastdiff.integrations.diffusers`` says
     where one differs on purpose), and its networks are accelerated, or named in the report with the reason why not.
