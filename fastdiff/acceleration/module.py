@@ -42,6 +42,7 @@ class StandIn(ABC):
     def __init__(self, module: Any, network: Network) -> None:
         self.module, self.network = module, network
         self.previous: Callable[..., Any] | None = module.__dict__.get("forward")
+        self.own_forward = type(module).forward
         self.weights: list[Tensor] = []
         self.addresses: list[int] = []
         self.reason = None
@@ -89,6 +90,8 @@ class StandIn(ABC):
         """The module's own forward, or the one that it had as an attribute before."""
         if self.previous is not None:
             return self.previous(*args, **kwargs)
+        if torch.compiler.is_compiling():  # which cannot look at the class of every module
+            return self.own_forward(self.module, *args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -299,7 +299,7 @@ class Network:
                 return "the network's forward is not its class's"
             return "it has hooks" if hooked(module) else replaced_method(module)
         if isinstance(stand_in, AbsorbedSiLU):
-            return "it has hooks" if hooked(module) else None
+            return "it has hooks" if hooked(module) else replaced_method(module)
         return reason_of(module, type(stand_in))
 
     def _tail(self, tail: Any) -> None:
