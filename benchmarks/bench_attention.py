@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from gates import GPU, close, graph, graphed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastdiff.ops.attention import attention, choice
+from fastdiff.ops.attention import KERNELS as BACKENDS
+from fastdiff.ops.attention import attention
+from fastdiff.ops.backend import select
 
 BATCH = 64 if GPU else 8
 TOKENS = 4096 if GPU else 1024  # of SD 1.5's first level at 64×64 and 32×32
@@ -33,6 +35,9 @@ GOALS = {"CelebA-256": 3.0, "CIFAR-10": 1.0}  # times the fastest of torch's, on
 def test_attention(contest, device, case, dtype):
     B, H, N, M, D = CASES[case]
     q, k, v = (torch.randn(B, n, H, D, device=device).to(dtype).transpose(1, 2) for n in (N, M, M))
+
+    facts = {"bits": 8 * dtype.itemsize, "head": D, "keys": M}
+    taken = select("attention", "auto", q.device, facts, BACKENDS)
 
     def ours():
         return attention(q, k, v)
@@ -61,7 +66,7 @@ def test_attention(contest, device, case, dtype):
     present = [name for name in ("torch", *kernels) if rivals[name] is not None]
     contest(
         "attention",
-        f"{case}, {str(dtype).removeprefix('torch.')}, by {choice(device.type, dtype, D)[0]}",
+        f"{case}, {str(dtype).removeprefix('torch.')}, by {taken}",
         {**graphed(ours, device), **rivals},
         shape=(B, H, N, M, D),
         flops=4 * B * H * N * M * D,

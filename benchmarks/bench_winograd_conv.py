@@ -1,4 +1,4 @@
-"""``ops.winograd_conv``'s kernel on a CPU, beside oneDNN's convolution as PyTorch calls it and with its weights packed.
+"""``ops.conv2d`` by Winograd's products on a CPU, beside oneDNN's convolution as PyTorch calls it and packed.
 
 The gate is the float64 convolution. Every contestant adds a bias; weights are prepared before anything is timed.
 """
@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from gates import GPU
 
-from fastdiff.ops.conv2d.phases import pack as pack_upsample
-from fastdiff.ops.conv2d.phases import packed_upsample_conv
-from fastdiff.ops.conv2d.winograd import pack, packed_winograd_conv, suits
+from fastdiff.ops.conv2d import bind
+from fastdiff.ops.conv2d.choice import suits_winograd
 
 # A CIFAR-10 network's at batch 8, Stable Diffusion's in two of its four sizes: images, features, doubled first.
 CASES = [
@@ -29,19 +28,20 @@ def test_winograd_conv(contest, image, features, upsample, dtype):
     x = torch.randn(image, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(features, image[1], 3, 3) / (9 * image[1]) ** 0.5
     bias, narrow = torch.randn(features), weight.to(dtype).contiguous(memory_format=torch.channels_last)
-    if not suits(x, weight, upsample=upsample):
+    if not suits_winograd(x, weight, upsample=upsample):
         pytest.skip("accelerate takes the library's here")
-    packed, offset = pack(weight, upsample=upsample, dtype=dtype), bias.to(dtype)
+    offset = bias.to(dtype)
     geometry = ([1, 1], [1, 1], [1, 1], 1)
 
     def eager():
         large = F.interpolate(x, scale_factor=2.0, mode="nearest") if upsample else x
         return F.conv2d(large, narrow, offset, padding=1)
 
-    calls = {"fastdiff": lambda: packed_winograd_conv(x, packed, bias), "PyTorch": eager}
+    ours = bind(x, weight, bias, padding=1, upsample=upsample)
+    calls = {"fastdiff": lambda: ours(x), "PyTorch": eager}
     if upsample:
-        summed = pack_upsample(weight, image, dtype)
-        calls["oneDNN's transposed convolution, weights packed"] = lambda: packed_upsample_conv(x, summed, offset)
+        transposed = bind(x, weight, offset, padding=1, upsample=True, backend="torch")
+        calls["oneDNN's transposed convolution, weights packed"] = lambda: transposed(x)
     else:
         blocked = torch.ops.mkldnn._reorder_convolution_weight(narrow, *geometry, list(image))
         calls[PACKED] = lambda: torch.ops.mkldnn._convolution_pointwise(x, blocked, offset, *geometry, "none", [], "")

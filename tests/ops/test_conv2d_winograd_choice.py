@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fastdiff.ops import native
-from fastdiff.ops.conv2d.winograd import Packed, computes, pack, packed_winograd_conv, suits, winograd_conv
+from fastdiff.ops.conv2d.choice import suits_winograd as suits
+from fastdiff.ops.conv2d.winograd import Packed, computes, pack, packed_winograd_conv, winograd_conv
 
 X, WEIGHT = torch.zeros(2, 32, 4, 4), torch.zeros(16, 32, 3, 3)
 REFUSED = [

@@ -75,3 +75,8 @@ def facts_of(x: Tensor, weight: Tensor, geometry: Geometry, inputs: int, residua
         "products": pixels * weight.numel(), "narrow": min(weight.shape[:2]), "tiles": tiles,
         "share": 16 * tiles / (9 * height * width), "matrix": matrix,
     }  # fmt: skip
+
+
+def suits_winograd(x: Tensor, weight: Tensor, *, upsample: bool = False) -> bool:
+    """Whether choice.json takes Winograd's kernel for a 3×3 convolution of such images."""
+    return select(x, weight, Geometry(padding=PAD, upsample=upsample), (), (), False, False, "auto") == "winograd"

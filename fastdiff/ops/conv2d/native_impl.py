@@ -36,13 +36,14 @@ def bind(
     shape = (x.shape[0], len(weight), size * x.shape[2], size * x.shape[3])
     strides = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAST).stride()
     run, argument = native.at(module, "winograd_conv", x.device)
-    dtype, device, empty, address = x.dtype, x.device, torch.empty_strided, native.address
+    dtype, device, empty = x.dtype, x.device, torch.empty_strided
 
     def call(
         x: Tensor, residual: Tensor | None = None, inputs: Sequence[Tensor] = (), *, _kept=(weights, offset)
     ) -> Tensor:
         out = empty(shape, strides, dtype=dtype, device=device)
-        run(params, argument(), x.data_ptr(), address(residual), out.data_ptr())
+        other = 0 if residual is None else residual.data_ptr()
+        run(params, argument(), x.data_ptr(), other, out.data_ptr())
         return out
 
     if all(t is None or t.is_contiguous(memory_format=LAST) for t in (x, residual)):

@@ -188,13 +188,6 @@ def computes(weight: Tensor, dtype: torch.dtype) -> bool:
     return weight.shape[2:] == (3, 3) and weight.shape[0] % WORDS == 0 and weight.shape[1] % _step(dtype) == 0
 
 
-def suits(x: Tensor, weight: Tensor, *, upsample: bool = False) -> bool:
-    """Whether choice.json takes ``packed_winograd_conv`` for such images."""
-    from fastdiff.ops.conv2d.choice import PAD, Geometry, select
-
-    return select(x, weight, Geometry(padding=PAD, upsample=upsample), (), (), False, False, "auto") == "winograd"
-
-
 def _pairs(dtype: torch.dtype) -> bool:
     """Whether products of bfloat16 serve images of ``dtype`` on this CPU."""
     module = native.extension()

@@ -39,7 +39,7 @@ def parameters(
         params.channels2, params.x2 = x2.shape[1], _planes(module, x2, last)
     for name, tensor in (("add", add), ("weight", weight), ("bias", bias)):
         if tensor is not None:
-            batch_stride = tensor.stride(0) if tensor.ndim == 2 else 0
+            batch_stride = tensor.stride(0) if tensor.ndim == 2 and len(tensor) > 1 else 0
             setattr(params, name, module.Channels(tensor.data_ptr(), native.DTYPES[tensor.dtype], batch_stride))
     params.eps, params.silu = eps, silu
     params.block_groups, params.block_warps, params.thread_vecs = BLOCK
@@ -70,7 +70,8 @@ def bind(params, arguments: tuple[Any, ...], otherwise: Callable[[], Any]):  # -
     # The parameters hold the addresses of the tensors that are kept.
     def call(x: Tensor, x2: Tensor | None = None, add: Tensor | None = None, *, _kept=(weight, bias)) -> Tensor:
         out = empty(shape, strides, dtype=dtype, device=device)
-        run(params, argument(), x.data_ptr(), address(x2), address(add), out.data_ptr())
+        second, shift = 0 if x2 is None else x2.data_ptr(), 0 if add is None else add.data_ptr()
+        run(params, argument(), x.data_ptr(), second, shift, out.data_ptr())
         return out
 
     if device.type == "cpu":

@@ -47,9 +47,7 @@ def walkable(tensor: Tensor, last: bool, format: torch.memory_format) -> Tensor:
 
 
 def dense_channels(add: Tensor | None) -> Tensor | None:
-    """[C] or [B, C] whose channels lie side by side: the tensor itself, a view or a copy."""
+    """[C], [1, C] or [B, C] whose channels lie side by side: the tensor itself or a copy."""
     if add is None:
         return None
-    if add.ndim == 2 and add.shape[0] == 1:
-        add = add[0]
     return add if add.stride(-1) == 1 or add.shape[-1] == 1 else add.contiguous()

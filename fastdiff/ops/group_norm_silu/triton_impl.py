@@ -229,7 +229,7 @@ class Launch:
         pixels, self.groups = out.shape[2:].numel(), groups
         self.tiles = tiles(pixels, groups, channels // groups, x.element_size(), last)
         self.device, self.out = out.device, view(out, last)
-        embedding = () if add is None else (add, add.stride(0) if add.ndim == 2 else 0)
+        embedding = () if add is None else (add, add.stride(0) if add.ndim == 2 and len(add) > 1 else 0)
         self.inputs = (view(x, last), view(x2, last), embedding)
         self.affine, self.eps, self.silu = (weight, bias), eps, silu
         self.size, self.sizes = channels // groups, (groups, pixels, x.shape[1])
