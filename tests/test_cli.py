@@ -39,6 +39,7 @@ def test_sample_without_arguments_draws_64_digits(tmp_path: Path) -> None:
     assert colours == (0, 255)  # ink and paper
 
 
+@pytest.mark.slow
 def test_batches_and_offsets_do_not_change_an_image(tmp_path: Path) -> None:
     common = ("--steps", 4, "--class", "3", "--seed", 11)
     # Each run is one batch of two, so that even the network's rounding is the same.
@@ -50,6 +51,7 @@ def test_batches_and_offsets_do_not_change_an_image(tmp_path: Path) -> None:
         assert lower.tobytes() == late.tobytes()
 
 
+@pytest.mark.slow
 def test_gif_shows_the_reverse_process(tmp_path: Path) -> None:
     arguments = ("sample", "-n", 2, "--sampler", "ddim", "--steps", 5, "--gif", "steps.gif", "--dtype", "bfloat16")
     result = fastdiff(*arguments, cwd=tmp_path)
@@ -108,6 +110,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_picture(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastdiff.cli", "sample", "--sampler", "ddpm", "--steps", "1000"]
@@ -127,6 +130,7 @@ def test_an_interrupted_run_leaves_no_picture(number: signal.Signals, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_info_and_help(tmp_path: Path) -> None:
     info = fastdiff("info", cwd=tmp_path)
     assert info.returncode == 0, info.stderr
@@ -140,6 +144,7 @@ def test_info_and_help(tmp_path: Path) -> None:
     assert "[default: the model's or sampler's]" in " ".join(fastdiff("sample", "--help", cwd=tmp_path).stdout.split())
 
 
+@pytest.mark.slow
 def test_an_option_of_another_sampler_is_refused(tmp_path: Path) -> None:
     """The folder's own eta goes with its own sampler; one that was asked for is not dropped without a word."""
     result = fastdiff("sample", "-n", 1, "--sampler", "ddpm", "--steps", 2, "--eta", 0.5, cwd=tmp_path)

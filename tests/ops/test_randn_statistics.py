@@ -36,6 +36,7 @@ def test_moments(key):
         assert abs(score) < Z, f"moment {k} is {score:.1f} standard errors away"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS)
 def test_kolmogorov_smirnov(key):
     stats = pytest.importorskip("scipy.stats")
@@ -45,6 +46,7 @@ def test_kolmogorov_smirnov(key):
     assert stats.kstwobign.sf(distance * math.sqrt(N)) > 1e-4
 
 
+@pytest.mark.slow
 def test_kolmogorov_smirnov_of_short_samples():
     """One image of each of 4000 seeds, samples, draws: the p-values must themselves be uniform."""
     stats = pytest.importorskip("scipy.stats")

@@ -47,6 +47,7 @@ def test_the_check_sees_one_ulp(inputs):
     assert wrong(inputs[:1000], root) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(GXX is None, reason="needs g++")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_native(inputs, tmp_path, name):

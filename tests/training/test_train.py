@@ -350,6 +350,7 @@ def test_the_process_s_defaults_change_nothing(tmp_path, straight):
     assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a limit of POSIX")
 def test_a_full_disk_names_the_checkpoint(tmp_path):
     """A file may grow to 100 kB only: the checkpoint is larger, and the folder stays as it was."""
