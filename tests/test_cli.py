@@ -91,6 +91,7 @@ def test_errors_are_one_message_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_errors_go_to_standard_error(tmp_path: Path) -> None:
     result = fastdiff("sample", "--class", "eleven", cwd=tmp_path)
     assert result.returncode == 2
@@ -202,6 +203,7 @@ def test_plan_reads_a_model_s_schedule(tmp_path: Path) -> None:
      ("--sampler", "heun", "--schedule", "edm", "--steps", 12, "--option", "s_churn=9"),
      ("--sampler", "unipc", "--schedule", "flow", "--steps", 1, "--prediction", "flow_prediction")],
 )  # fmt: skip
+@pytest.mark.slow
 def test_plan_plots(arguments: tuple[object, ...], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     result = run("plan", *arguments, "--plot", tmp_path / "plan.png")

@@ -52,6 +52,7 @@ print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))
     assert not set(python(code).split()) & OPTIONAL
 
 
+@pytest.mark.slow
 def test_works_without_the_extension():
     code = """
 import importlib.abc, sys

@@ -150,6 +150,7 @@ def test_the_drawn_noise_has_no_gradient(seed):
     assert not z.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_after_a_fork():
     """In a process of its own, whose threads have worked: a child that then uses torch's own would hang."""

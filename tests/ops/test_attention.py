@@ -204,6 +204,7 @@ def test_opcheck(seed, backend, dtype):
     torch.library.opcheck(torch.ops.fastdiff.attention.default, (q, k, v, 0.3, backend))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 def test_compiled(seed, backend):
     torch._dynamo.reset()

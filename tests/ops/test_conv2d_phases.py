@@ -145,6 +145,7 @@ def test_gradients(seed):
         assert float((got - grad).abs().max()) <= 1e-5 * float(grad.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_compiled(seed):
     x, weight, bias = operands((2, 8, 16, 5, 7))

@@ -117,6 +117,7 @@ def test_compiled_update_refuses_gradients(seed):
         step(x).sum().backward()
 
 
+@pytest.mark.slow
 def test_inductor_randn_and_add_noise(seed):
     def noised(x0, t):
         return fastdiff.add_noise(x0 * 2, t, SCHEDULE, draw=1)[0] + fastdiff.randn((3, 3, 8, 8), stream=5)
@@ -125,6 +126,7 @@ def test_inductor_randn_and_add_noise(seed):
     assert_same_bits(compiled(noised, "inductor")(x0, t), noised(x0, t))
 
 
+@pytest.mark.slow
 def test_inductor_update_loop(seed):
     """A loop of updates around a network without a fused operation: the bits of eager."""
     plan = fastdiff.samplers.ddpm(SCHEDULE, 3, clip=1.0)

@@ -48,6 +48,7 @@ def run_files(names: tuple[str, ...], options: tuple[str, ...], environment: dic
     assert "skipped" not in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_some_in_the_interpreter(seed):
     """The smallest cases of each kernel, which take seconds; the next test has them all."""
     names = tuple(name for half in HALVES for name in half if name != "triton_fast_cases")

@@ -293,6 +293,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["_write_json", "_plot", "save_grid", "UNet.save_pretrained"])
 def test_a_run_that_is_killed_in_its_first_save_can_be_resumed(tmp_path, straight, monkeypatch, place):
     """The checkpoint is there first; the resumed run writes what the killed save did not, even at its last step."""
@@ -379,6 +380,7 @@ def test_learning_rate_and_average_are_the_formulas(tmp_path):
             torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path, straight):
     """Before LambdaLR, the optimiser's state did not hold the first learning rate."""
     train("digits", tmp_path, steps=2, save_every=100, **TINY)
