@@ -64,7 +64,7 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_convolut
     target = _checked(target)
     if isinstance(target, nn.Module):
         return accelerate_network(target, dtype, exact_convolutions)
-    return pipeline.accelerate(target, accelerate_network, dtype, exact_convolutions)
+    return pipeline.accelerate(target, accelerate_network, _remove, dtype, exact_convolutions)
 
 
 def accelerate_network(network: nn.Module, dtype: torch.dtype | str, exact: bool) -> Accelerated:

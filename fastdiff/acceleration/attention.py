@@ -154,11 +154,17 @@ class Attention(Block):
         return None if m.group_norm is None else SelfAttention.unsupported_reason(m)
 
     def forget(self) -> None:
+        # Keys and values, by the network's number for a prompt; calls that were bound before keep their own.
+        self.prompts: dict[Any, Tensor] = {}
         super().forget()
-        self.prompts: dict[Any, Tensor] = {}  # keys and values, by the network's number for a prompt
         pixels = getattr(self, "pixels", None)
         if pixels is not None:
             pixels.forget()
+
+    def look(self) -> None:
+        super().look()
+        if self.pixels is not None and SelfAttention.unsupported_reason(self.module) is not None:
+            self.pixels = None  # its norm was taken away
 
     def run(
         self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
@@ -210,14 +216,18 @@ class Attention(Block):
         def split(t: Tensor) -> Tensor:
             return t.unflatten(2, (heads, -1)).transpose(1, 2)
 
+        prompts, network = self.prompts, self.network
+
         def keys_values(prompt: Tensor) -> Tensor:
-            number = self.network.prompt_number(prompt)
-            kv = self.prompts.get(number)
+            number = network.prompt_number(prompt)
+            kv = prompts.get(number)
             if kv is None:
                 kv = to_kv(prompt.to(dtype))
                 if number is not None:
-                    prompts = {k: t for k, t in self.prompts.items() if k in self.network.known_prompts}
-                    self.prompts = prompts | {number: kv}
+                    for old in list(prompts):
+                        if old not in network.known_prompts:
+                            prompts.pop(old, None)
+                    prompts[number] = kv
             return kv
 
         q, (k, v) = split(to_q(x)), map(split, keys_values(prompt).chunk(2, dim=-1))

@@ -24,20 +24,28 @@ class Record:
     schedulers: dict[str, tuple[Any, Any]]  # what was there, and ours
     networks: list[Network]  # that this pipeline's accelerate changed
     report: Accelerated
+    components: list[int]  # the identities of all that the pipeline had then
 
 
 def accelerate(
-    pipe: Any, accelerate_network: Callable[[nn.Module, Any, bool], Accelerated], dtype: torch.dtype | str, exact: bool
+    pipe: Any,
+    accelerate_network: Callable[[nn.Module, Any, bool], Accelerated],
+    remove: Callable[[Network], None],
+    dtype: torch.dtype | str,
+    exact: bool,
 ) -> Accelerated:
-    """``fastdiff.accelerate`` for a pipeline."""
+    """``fastdiff.accelerate`` for a pipeline, which is begun anew where a component was exchanged since."""
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
     from fastdiff.integrations import diffusers as ours
 
     record = pipe.__dict__.get(RECORD)
     if record is not None:
-        if record.arguments == (dtype, exact):
+        if record.arguments == (dtype, exact) and record.components == _components(pipe):
             return record.report
+        if record.arguments == (dtype, exact):  # something was exchanged since
+            restore(pipe, record, remove)
+            return accelerate(pipe, accelerate_network, remove, dtype, exact)
         raise ValueError(f"this {type(pipe).__name__} is accelerated already, with other arguments; restore it first")
     kept: dict[str, str] = {}
     schedulers = {}
@@ -72,7 +80,8 @@ def accelerate(
         setattr(pipe, name, new)
     changed = {name: (class_name(old), class_name(new)) for name, (old, new) in schedulers.items()}
     report = Accelerated(class_name(pipe), changed, kept, reports)
-    pipe.__dict__[RECORD] = Record((dtype, exact), schedulers, [n for n in networks if n is not None], report)
+    put = [network for network in networks if network is not None]
+    pipe.__dict__[RECORD] = Record((dtype, exact), schedulers, put, report, _components(pipe))
     return report
 
 
@@ -85,6 +94,10 @@ def restore(pipe: Any, record: Record, remove: Callable[[Network], None]) -> Non
         if getattr(pipe, name, None) is new:
             setattr(pipe, name, old)
     del pipe.__dict__[RECORD]
+
+
+def _components(pipe: Any) -> list[int]:
+    return [id(value) for value in pipe.components.values()]
 
 
 def _networks(pipe: Any) -> dict[str, nn.Module]:

@@ -124,6 +124,10 @@ def test_accelerate_refuses():
         fastdiff.accelerate(pipe)
     pipe.scheduler = diffusers.DDPMScheduler()
     fastdiff.accelerate(pipe)
+    assert fastdiff.accelerate(pipe) is fastdiff.accelerate(pipe)
+    pipe.unet = unet()
+    assert set(fastdiff.accelerate(pipe).networks) == {"unet"}  # what came since is accelerated, too
+    assert "forward" in pipe.unet.__dict__
     pipe.scheduler = mine = diffusers.DDIMScheduler()  # the most usual thing to do with a pipeline
     fastdiff.restore(pipe)
     assert pipe.scheduler is mine
