@@ -3,7 +3,7 @@ PYTHON ?= python
 RESULTS ?= benchmarks/results
 
 .DEFAULT_GOAL := help
-.PHONY: help install test slow gates lint bench report gpu compat aot
+.PHONY: help install test slow networks gates lint bench report gpu compat aot
 
 help:     ## this list
 	@sed -n 's/^\([a-z]*\): *## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ test:     ## the tests that are quick, in two processes
 
 slow:     ## the others
 	$(PYTHON) -m pytest -n0 -m slow
+
+networks: ## accelerate on other libraries' networks and after what people do to them; a quarter of an hour
+	$(PYTHON) -m pytest -n2 -m networks tests/acceleration
 
 gates:    ## circles of imports, calls, lines: tools/gates.py
 	$(PYTHON) tools/gates.py

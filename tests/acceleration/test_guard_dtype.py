@@ -36,7 +36,7 @@ from networks import VAE
 
 import fastdiff
 
-pytestmark = pytest.mark.slow  # hundreds of small networks; test_guard_review.py has a few of each kind
+pytestmark = pytest.mark.networks
 
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *HALVES, torch.float64)

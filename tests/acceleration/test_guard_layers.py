@@ -29,7 +29,7 @@ from matrix import (
 
 import fastdiff
 
-pytestmark = pytest.mark.slow  # hundreds of small networks; test_guard_review.py has a few of each kind
+pytestmark = pytest.mark.networks
 
 # The step before which ``accelerate`` comes, of ``history``: what is done to the network comes after it, or before.
 EACH = pytest.mark.parametrize("before", [False, True], ids=["done after", "done before"])

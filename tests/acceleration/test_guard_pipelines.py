@@ -14,7 +14,7 @@ from networks import VAE
 
 import fastdiff
 
-pytestmark = pytest.mark.slow  # hundreds of small networks; test_guard_review.py has a few of each kind
+pytestmark = pytest.mark.networks
 
 diffusers.utils.logging.disable_progress_bar()
 NONE = dict(

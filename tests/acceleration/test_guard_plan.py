@@ -13,7 +13,7 @@ from networks import SMALL
 
 import fastdiff
 
-pytestmark = pytest.mark.slow  # hundreds of small networks; test_guard_review.py has a few of each kind
+pytestmark = pytest.mark.networks
 
 LABELS = torch.tensor([3.0, 900.0])
 PROMPT = {"encoder_hidden_states": torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(1))}

@@ -12,7 +12,7 @@ from matrix import MAIN, assert_equal, cross, difference, each_of, history, lora
 
 import fastdiff
 
-pytestmark = pytest.mark.slow  # hundreds of small networks; test_guard_review.py has a few of each kind
+pytestmark = pytest.mark.networks
 
 NETWORKS = pytest.mark.parametrize("make", MAIN.values(), ids=MAIN)
 

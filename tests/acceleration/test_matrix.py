@@ -11,7 +11,7 @@ from matrix import MAKERS, difference, exact, in_words, rounded
 
 import fastdiff
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.networks
 
 
 def rms(y, true):
