@@ -15,12 +15,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fastdiff import FlowSchedule, NoiseSchedule, Plan, cli, models, samplers
+from fastdiff.cli.arguments import labels_of
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
 
 
 def fastdiff(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fastdiff.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "fastdiff", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
 
 
@@ -114,7 +115,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_picture(number: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fastdiff.cli", "sample", "--sampler", "ddpm", "--steps", "1000"]
+    command = [sys.executable, "-m", "fastdiff", "sample", "--sampler", "ddpm", "--steps", "1000"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # A suite that runs in a shell's background is started deaf to Ctrl-C, and hands that down.
@@ -191,7 +192,7 @@ def test_plan_takes_the_sampler_s_options(tmp_path: Path) -> None:
 
 
 def test_plan_reads_a_model_s_schedule(tmp_path: Path) -> None:
-    folder = Path(cli.__file__).parent / "assets" / "digits"
+    folder = Path(models.__file__).parents[1] / "assets" / "digits"
     file = tmp_path / "plan.json"
     assert run("plan", "--sampler", "ddpm", "--steps", 5, "--schedule", folder, "--json", file).exit_code == 0
     assert rows_of(Plan.load(file)) == rows_of(samplers.ddpm(NoiseSchedule.cosine(), 5))
@@ -217,7 +218,7 @@ def test_plan_plots(arguments: tuple[object, ...], tmp_path: Path) -> None:
 
 def test_a_plan_is_run_as_it_was_made(tmp_path: Path) -> None:
     arguments = ("sample", "-n", 3, "--seed", 5, "--guidance", 2.0)
-    folder = Path(cli.__file__).parent / "assets" / "digits"
+    folder = Path(models.__file__).parents[1] / "assets" / "digits"
     made = ("--sampler", "dpmpp_2m", "--steps", 6, "--schedule", folder, "--spacing", "leading", "--option", "clip=1.0")
     assert run("plan", *made, "--json", tmp_path / "plan.json").exit_code == 0
     by_plan = run(*arguments, "--plan", tmp_path / "plan.json", "--out", tmp_path / "a.png")
@@ -314,7 +315,7 @@ def test_a_plot_without_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: 
 def test_labels_are_on_the_cpu_whatever_the_default_device() -> None:
     torch.set_default_device("meta")
     try:
-        made = [cli._labels(["a", "b"], None, 3, 1), cli._labels(["a", "b"], "b", 3, 0)]
+        made = [labels_of(["a", "b"], None, 3, 1), labels_of(["a", "b"], "b", 3, 0)]
     finally:
         torch.set_default_device(None)
     assert [labels.tolist() for labels in made] == [[1, 0, 1], [1, 1, 1]]

@@ -1,0 +1,5 @@
+"""``python -m fastdiff`` is the command line."""
+
+from fastdiff.cli import app
+
+app(prog_name="fastdiff")

@@ -1,0 +1,58 @@
+"""What several commands read: a device, a dtype, options of a sampler, the labels of the images."""
+
+from __future__ import annotations
+
+import ast
+from enum import Enum
+from typing import Any
+
+SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "edm", "flow")
+
+
+class DType(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def options(given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; a value is a number, True, False, None, numbers with commas between, or a word."""
+    options: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--option must be NAME=VALUE; got {pair!r}")
+        if name in options:
+            raise ValueError(f"--option names {name} twice")
+        try:
+            options[name] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            options[name] = value.strip()
+    return options
+
+
+def device_of(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def labels_of(classes: list[str], name: str | None, number: int, offset: int) -> Any:
+    """int64 [number], or None for a model without classes."""
+    import torch
+
+    if not classes:
+        if name is not None:
+            raise ValueError(f"--class {name}: this model has no classes")
+        return None
+    if name is None:
+        return (offset + torch.arange(number, device="cpu")) % len(classes)
+    if name not in classes:
+        raise ValueError(f"--class {name}: the model's classes are {', '.join(classes)}")
+    return torch.full((number,), classes.index(name), dtype=torch.int64, device="cpu")

@@ -1,0 +1,15 @@
+"""``fastdiff info``."""
+
+from __future__ import annotations
+
+import typer
+
+from fastdiff.cli.app import command
+
+
+@command
+def info() -> None:
+    """Show what was built, what would be chosen for each operation, and why."""
+    from fastdiff.info import report
+
+    typer.echo(report())

@@ -1,0 +1,70 @@
+"""``fastdiff plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastdiff.cli.app import command
+from fastdiff.cli.arguments import SCHEDULES, options
+from fastdiff.samplers import SAMPLERS
+from fastdiff.schedules.level import PREDICTIONS
+from fastdiff.schedules.spacing import SIGMA_SPACINGS
+from fastdiff.schedules.timesteps import SPACINGS
+
+
+@command
+def plan(
+    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")],
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of the sampler. [default: every timestep]"),
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(help=f"{', '.join(SCHEDULES)}, or a folder that holds a scheduler_config.json.")
+    ] = "linear",
+    spacing: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join((*SPACINGS, *SIGMA_SPACINGS))}. [default: the sampler's or the schedule's]"),
+    ] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(help=f"What the network predicts: {', '.join(PREDICTIONS)}. [default: epsilon]"),
+    ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(help="Share of noise: 0 is deterministic, 1 is ancestral. [default: the sampler's]"),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, another argument of the sampler, such as order=3; may be repeated."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Also draw the levels, the coefficients and the noise, as a PNG."),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(help="Also write the plan, to be run again by `fastdiff sample --plan` or `Plan.load`."),
+    ] = None,
+) -> None:
+    """Show a sampler as the table of numbers that it is: what each step does to the state."""
+    from fastdiff.files import check_writable
+    from fastdiff.samplers.resolve import resolve_plan
+    from fastdiff.schedules.discrete import NoiseSchedule
+
+    for path, suffix in ((plot, ".png"), (json, ".json")):
+        if path is not None:
+            check_writable(path, suffix=suffix)
+    walked = NoiseSchedule.from_diffusers(schedule) if Path(schedule).is_dir() else schedule
+    made = resolve_plan(sampler, steps, walked, prediction, None, spacing, eta, None, options(option or []))
+    told = [str(made)]  # said when the files are there: whom it is said to may have stopped listening
+    if plot is not None:
+        from fastdiff.plan.plot import save_plot
+
+        told.append(f"{save_plot(made, plot)}: the levels, the coefficients and the noise of {len(made)} rows")
+    if json is not None:
+        told.append(f"{made.save(json)}: the plan, for  fastdiff sample --plan {json}")
+    typer.echo("\n\n".join(told))
