@@ -185,6 +185,76 @@ def test_compile(contest, device, diffusers, batch):
     )
 
 
+@pytest.mark.skipif(GPU, reason="OpenVINO's turn is on a CPU")
+@pytest.mark.parametrize("batch", [1, 8])
+def test_openvino(contest, device, diffusers, batch):
+    """Beside OpenVINO with static shapes and as many threads as PyTorch has, which needs minutes to convert a network.
+
+    Each turn is a warm call and then a block of calls, since OpenVINO's thread pool and PyTorch's take the cores from
+    each other while one of them winds down.
+    """
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if diffusers is None:
+        pytest.skip("diffusers is not installed")
+    model = network("CIFAR-10", device)
+    x, t, more = inputs("CIFAR-10", batch, device)
+    bf16 = computes_bfloat16(model)
+    dtypes = [torch.float32, torch.bfloat16] if bf16 else [torch.float32]
+    with torch.no_grad():
+        right = model(x, t).sample
+    calls = turns({f"fastdiff, {text(dtype)}": accelerated(model, dtype) for dtype in dtypes}, x, t, more)
+    graph = openvino.convert_model(Positional(model), example_input=(x, t), input=[list(x.shape), list(t.shape)])
+    for dtype in dtypes:
+        calls[f"OpenVINO, {text(dtype)}"] = inferred(openvino, graph, dtype, x, t)
+    gate(calls, right, {name for name in calls if "bfloat16" in name})
+    repeats = 8 if batch == 1 else 2
+    contest(
+        "unet, beside OpenVINO",
+        "CIFAR-10",
+        {name: block(call, repeats) for name, call in calls.items()},
+        shape=tuple(x.shape),
+        targets=[
+            {"kind": "ratio", "contestant": f"OpenVINO, {text(dtype)}", "ours": f"fastdiff, {text(dtype)}",
+             "goal": 1.0, "stretch": 1.15 if batch == 1 else 1.1 if dtype == torch.float32 else 1.5}
+            for dtype in dtypes
+        ],
+        seconds=45,
+        warm=True,
+        repeats=repeats,
+    )  # fmt: skip
+
+
+class Positional(nn.Module):
+    """A network of diffusers whose result is a tensor, as OpenVINO's converter wants it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x, t, return_dict=False)[0]
+
+
+def inferred(openvino: Any, graph: Any, dtype: torch.dtype, x: Tensor, t: Tensor) -> Callable[[], Tensor]:
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+    }
+    request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+    arrays = [x.numpy(), t.numpy()]
+    return lambda: torch.from_numpy(request.infer(arrays, share_inputs=True)[0])
+
+
+def block(call: Callable[[], Tensor], repeats: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(repeats):
+            call()
+
+    return run
+
+
 def text(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
