@@ -3,7 +3,7 @@
     python examples/interpolate.py [--out examples/interpolation.png] [--timesteps 30] [--noise independent]
 
 One pair a row: the first image, its reconstruction (λ = 0), five mixes, the reconstruction of the second (λ = 1), and
-the second image. Needs scikit-learn for the digits: pip install "fastdiff[train]".
+the second image. Needs scikit-learn for the digits: pip install "fastdiff-torch[train]".
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ import torch
 from fastdiff.ops import native
 from fastdiff.ops.backend import FUSED, TABLES, VARIABLE, chip_of, choose, entry_for, why_missing
 
+DISTRIBUTION = "fastdiff-torch"
+NAMESAKE = "fastdiff"  # another project's distribution, which installs a package of the same name
 OPERATIONS = ("randn", "add_noise", "update", "conv_epilogue")  # without a table
 
 
@@ -22,8 +24,9 @@ def info() -> None:
 def report() -> str:
     """The text that ``info`` prints."""
     lines = [
-        f"fastdiff {_version('fastdiff')}, torch {torch.__version__}, triton {_version('triton')}, "
+        f"fastdiff {_version(DISTRIBUTION)}, torch {torch.__version__}, triton {_version('triton')}, "
         f"Python {platform.python_version()}",
+        *_namesake(),
         f"native extension: {_built()}",
         f"devices: {', '.join(_devices())}; {torch.get_num_threads()} threads on the CPU",
         f"{VARIABLE}: {os.environ.get(VARIABLE) or 'not set'}",
@@ -64,6 +67,15 @@ def _built() -> str:
 def _devices() -> list[str]:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [*names, f"CPU ({platform.machine()})"]
+
+
+def _namesake() -> list[str]:
+    if _version(NAMESAKE) == "not installed":
+        return []
+    return [
+        f"warning: the distribution {NAMESAKE} {_version(NAMESAKE)}, a text differ, is installed too. Both are "
+        f"imported as 'fastdiff' and overwrite each other's files: uninstall both, then install {DISTRIBUTION}"
+    ]
 
 
 def _version(package: str) -> str:

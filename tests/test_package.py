@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import metadata, version
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,45 @@ except RuntimeError as error:
     out = python(code)
     assert "backend='native' cannot serve cpu tensors" in out
     assert "blocked by the test" in out
+
+
+# ---- what is installed
+
+
+def test_import_where_a_folder_of_the_same_name_lies(tmp_path):
+    """Python takes a clone, a folder without __init__.py, for the package where an install does not forestall it."""
+    (tmp_path / "fastdiff").symlink_to(ROOT)
+    code = "import fastdiff; print(callable(fastdiff.sample), fastdiff.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.stdout.startswith("True"), done.stderr
+
+
+def test_info_warns_of_the_other_distribution_of_the_name(tmp_path, monkeypatch):
+    other = tmp_path / "fastdiff-0.3.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: fastdiff\nVersion: 0.3.0\n")
+    from fastdiff.info import report
+
+    assert "text differ" not in report()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "the distribution fastdiff 0.3.0, a text differ, is installed too" in report()
+
+
+def test_the_description_leads_nowhere_that_is_not_there():
+    """Pictures and links into the repository are no use on an index's page."""
+    description = metadata("fastdiff-torch").get_payload()
+    assert "Fused kernels" in description
+    assert re.findall(r"\]\((?!https?://)[^)]*\)", description) == []
+
+
+def test_names_and_versions_agree():
+    assert version("fastdiff-torch") == fastdiff.__version__
+
+
+def test_relative_links_of_the_documents_exist():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 # ---- the choice of backend

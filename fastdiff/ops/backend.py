@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -70,6 +71,13 @@ def _choose(backend: str, origin: str, device_type: str, op: str) -> str:
             if candidate == "triton" and device_type == "cpu":
                 continue
             if why_missing(candidate, device_type, op) is None:
+                if candidate == "reference" and device_type == "cpu":
+                    warnings.warn(  # Python shows it once, since neither its text nor its place changes
+                        f"fastdiff computes by PyTorch alone here, several times slower: {native.extension()}. "
+                        f"{VARIABLE}=reference says that this is meant",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
                 return candidate
         raise RuntimeError(f"no backend serves {device_type} tensors: {why_missing('reference', device_type)}")
     check_backend(op, backend)

@@ -21,7 +21,10 @@ def extension() -> ModuleType | str:
     try:
         from fastdiff import _C  # type: ignore[attr-defined]
     except ImportError as error:
-        return f"the extension is not built or does not load: {error}"
+        return (
+            f"the extension is not built or does not load: {error}; with a C++17 compiler on the PATH, installing "
+            "fastdiff again builds it, and FASTDIFF_NATIVE=ON shows what fails"
+        )
     return _C
 
 

@@ -23,7 +23,7 @@ def save_plot(plan: Plan, path: str | os.PathLike[str]) -> Path:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('a plan is plotted by matplotlib: pip install "fastdiff[train]"') from error
+        raise ImportError('a plan is plotted by matplotlib: pip install "fastdiff-torch[train]"') from error
 
     rows = range(len(plan))
     marker = "." if len(plan) <= 100 else ""

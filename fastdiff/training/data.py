@@ -94,7 +94,7 @@ def load_digits(part: str = "train") -> ImageData:
     try:
         from sklearn.datasets import load_digits as bundled_digits
     except ImportError as error:
-        raise ImportError('the digits come with scikit-learn: pip install "fastdiff[train]"') from error
+        raise ImportError('the digits come with scikit-learn: pip install "fastdiff-torch[train]"') from error
 
     digits = bundled_digits()
     pixels = torch.from_numpy(digits.images.astype(np.uint8)).unsqueeze(1)  # [1797, 1, 8, 8], 0 … 16

@@ -329,7 +329,7 @@ def _check_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ImportError('the loss curve is drawn by matplotlib: pip install "fastdiff[train]"') from error
+        raise ImportError('the loss curve is drawn by matplotlib: pip install "fastdiff-torch[train]"') from error
 
 
 def _fingerprint(data: image_data.ImageData) -> str:

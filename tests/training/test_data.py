@@ -46,7 +46,7 @@ def test_digits_span_minus_one_to_one():
 
 def test_a_missing_scikit_learn_names_the_command_that_helps(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'pip install "fastdiff\[train\]"'):
+    with pytest.raises(ImportError, match=r'pip install "fastdiff-torch\[train\]"'):
         data.load("digits")
 
 
