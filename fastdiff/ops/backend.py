@@ -73,8 +73,8 @@ def _choose(backend: str, origin: str, device_type: str, op: str) -> str:
             if why_missing(candidate, device_type, op) is None:
                 if candidate == "reference" and device_type == "cpu":
                     warnings.warn(  # Python shows it once, since neither its text nor its place changes
-                        f"fastdiff computes by PyTorch alone here, several times slower: {native.extension()}. "
-                        f"{VARIABLE}=reference says that this is meant",
+                        "fastdiff computes by PyTorch alone here, several times slower, without its C++ kernels: "
+                        f"`fastdiff info` says why; {VARIABLE}=reference says that this is meant",
                         RuntimeWarning,
                         stacklevel=2,
                     )
