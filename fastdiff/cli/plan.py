@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,8 +11,7 @@ from fastdiff.cli.app import command
 from fastdiff.cli.arguments import SCHEDULES, options
 from fastdiff.samplers import SAMPLERS
 from fastdiff.schedules.level import PREDICTIONS
-from fastdiff.schedules.spacing import SIGMA_SPACINGS
-from fastdiff.schedules.timesteps import SPACINGS
+from fastdiff.schedules.spacing import NAMES
 
 
 @command
@@ -27,11 +26,15 @@ def plan(
     ] = "linear",
     spacing: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join((*SPACINGS, *SIGMA_SPACINGS))}. [default: the sampler's or the schedule's]"),
+        typer.Option(help=f"{', '.join(NAMES)}. [default: the sampler's or the schedule's]"),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Image tokens, for a folder's flow whose shift depends on the image's size."),
     ] = None,
     prediction: Annotated[
         str | None,
-        typer.Option(help=f"What the network predicts: {', '.join(PREDICTIONS)}. [default: epsilon]"),
+        typer.Option(help=f"What the network predicts: {', '.join(PREDICTIONS)}. [default: the folder's, or epsilon]"),
     ] = None,
     eta: Annotated[
         float | None,
@@ -53,12 +56,17 @@ def plan(
     """Show a sampler as the table of numbers that it is: what each step does to the state."""
     from fastdiff.files import check_writable
     from fastdiff.samplers.resolve import resolve_plan
-    from fastdiff.schedules.discrete import NoiseSchedule
+    from fastdiff.schedules import from_diffusers, prediction_from_diffusers
 
     for path, suffix in ((plot, ".png"), (json, ".json")):
         if path is not None:
             check_writable(path, suffix=suffix)
-    walked = NoiseSchedule.from_diffusers(schedule) if Path(schedule).is_dir() else schedule
+    walked: Any = schedule
+    if Path(schedule).is_dir():
+        walked = from_diffusers(schedule, tokens=tokens)
+        prediction = prediction or prediction_from_diffusers(schedule)
+    elif tokens is not None:
+        raise ValueError("--tokens goes with a folder as --schedule")
     made = resolve_plan(sampler, steps, walked, prediction, None, spacing, eta, None, options(option or []))
     told = [str(made)]  # said when the files are there: whom it is said to may have stopped listening
     if plot is not None:

@@ -11,6 +11,8 @@ import torch
 
 from fastdiff.files import read_json_object
 from fastdiff.models.unet import UNet
+from fastdiff.schedules.convert import from_diffusers
+from fastdiff.schedules.diffusers_config import class_of, kind, prediction_type
 from fastdiff.schedules.discrete import NoiseSchedule
 
 _DIGITS = Path(__file__).resolve().parents[1] / "assets" / "digits"
@@ -22,7 +24,7 @@ class TrainedModel:
 
     Attributes:
         unet: the network, in eval mode.
-        sampling: schedule, prediction, variance, clip and, where the folder says, sampler, steps and eta.
+        sampling: schedule, prediction, spacing, clip and, where the folder says, variance, sampler, steps and eta.
         guidance_scale: what the folder was tuned for; 1 where it does not say.
         classes: the names of the classes; empty for an unconditional model.
     """
@@ -34,13 +36,13 @@ class TrainedModel:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """[C, H, W] of its images."""
+        """[C, H, W] of its images: C is what the network takes, since one of learned variance returns 2C channels."""
         config = self.unet.config
         size = config.sample_size
         if size is None:
             raise ValueError("the model's config has no sample_size: the images' size is not known")
         height, width = (size, size) if isinstance(size, int) else size
-        return config.out_channels, height, width
+        return config.in_channels, height, width
 
     def arguments(
         self, labels: torch.Tensor | None = None, guidance_scale: float | None = None, **changes: Any
@@ -75,6 +77,9 @@ class TrainedModel:
 def load(folder: str | os.PathLike[str]) -> TrainedModel:
     """A folder that ``fastdiff train`` or diffusers wrote: a model's, or a DDPM pipeline's.
 
+    Its schedule is what scheduler_config.json describes (``schedules.from_diffusers``): a table of betas, a flow or
+    EDM's. What the file does not say is not invented: no clip where its class has none.
+
     Raises FileNotFoundError or ValueError, naming the path and what is wrong.
     """
     root = Path(folder)
@@ -108,28 +113,75 @@ def digits() -> TrainedModel:
     return load(_DIGITS)
 
 
+_WALKED = {
+    "EDMEuler": "euler",
+    "FlowMatchEulerDiscrete": "euler",
+    "FlowMatchHeunDiscrete": "heun",
+    "FlowMatchLCM": "lcm",
+}
+_VARIANCES = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fixed_large": "fixed_large",
+              "learned_range": "learned_range"}  # fmt: skip
+_REFUSED = {
+    "fixed_large_log": "diffusers takes the square root of a logarithm there, which is NaN: take fixed_large",
+    "learned": "diffusers takes the square root of what the network says, which may be negative: take learned_range",
+}
+
+
 def _scheduler(path: Path) -> dict[str, Any]:
+    """The arguments of ``fastdiff.sample`` that a scheduler_config.json stands for."""
     config = read_json_object(path)
-    variance = str(config.get("variance_type", "fixed_small"))
-    if variance not in ("fixed_small", "fixed_small_log", "fixed_large", "learned_range"):
-        raise ValueError(f"{path}: variance_type is {variance!r}; it must be fixed_small, fixed_large or learned_range")
-    walk: dict[str, Any] = {}
-    if config.get("steps_offset"):
-        walk["steps_offset"] = config["steps_offset"]
-    if config.get("set_alpha_to_one") is False:
-        walk["final"] = "sigma_min"
     try:
-        sampling = {
-            "schedule": NoiseSchedule.from_diffusers(config),
-            "prediction": config.get("prediction_type", "epsilon"),
-            "spacing": config.get("timestep_spacing", "leading"),
-            "variance": variance.removesuffix("_log"),
-        }
+        sampling: dict[str, Any] = {"schedule": from_diffusers(config), "prediction": prediction_type(config)}
+        name, table = class_of(config), sampling["schedule"].table_length is not None
+        variance = config.get("variance_type")
+        if table and variance is not None and name in ("", "DDPM", "DDPMParallel", "UnCLIP"):
+            if variance not in _VARIANCES:
+                why = _REFUSED.get(variance, "it must be fixed_small, fixed_large or learned_range")
+                raise ValueError(f"variance_type is {variance!r}; {why}")
+            sampling["variance"] = _VARIANCES[variance]
+        if name in _WALKED:
+            sampling["sampler"] = _WALKED[name]
+        if (spacing := _spacing(config, name)) is not None:
+            sampling["spacing"] = spacing
+        walk: dict[str, Any] = {}
+        if config.get("steps_offset") and spacing == "leading":
+            walk["steps_offset"] = config["steps_offset"]
+        if config.get("set_alpha_to_one", name != "PNDM") is False and name in _ENDING:
+            walk["final"] = "sigma_min"
         if config.get("thresholding"):
             ratio, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
             sampling["thresholding"] = (float(ratio), float(most))
         else:
-            sampling["clip"] = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None
+            clips = name in _CLIPPING and config.get("clip_sample", _CLIPPING[name])
+            sampling["clip"] = float(config.get("clip_sample_range", 1.0)) if clips else None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return sampling | ({"sampler_options": walk} if walk else {})
+
+
+# Classes that clip x̂_0, and whether they do where the config is silent; others ignore the key, whatever it says.
+_CLIPPING = {"": False, "DDPM": True, "DDPMParallel": True, "DDIM": True, "DDIMParallel": True, "DDIMInverse": True,
+             "CogVideoXDDIM": True, "CogVideoXDPM": True, "RePaint": True, "UnCLIP": True, "HeunDiscrete": False,
+             "LCM": False, "TCD": False}  # fmt: skip
+# Classes that read set_alpha_to_one.
+_ENDING = ("", "DDIM", "DDIMParallel", "DDIMInverse", "CogVideoXDDIM", "CogVideoXDPM", "PNDM", "LCM", "TCD")
+_LEADING = ("", "DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "CogVideoXDDIM", "CogVideoXDPM", "PNDM",
+            "LCM", "TCD")  # fmt: skip
+_SIGMAS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
+
+
+def _spacing(config: dict[str, Any], name: str) -> str | None:
+    """The spacing that a config's class makes its list by; None is the schedule's own."""
+    for key, spacing in _SIGMAS.items():
+        if config.get(key):
+            return spacing
+    found = kind(config)
+    if found == "edm":
+        return "exponential" if config.get("sigma_schedule") == "exponential" else "karras"
+    if found == "flow":
+        if name not in ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete"):
+            return None
+        return "linspace" if config.get("use_dynamic_shifting") else "sd3"
+    if name in ("RePaint", "UnCLIP"):
+        return "leading" if name == "RePaint" else "linspace"
+    return str(config.get("timestep_spacing", "leading" if name in _LEADING else "linspace"))

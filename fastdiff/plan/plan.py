@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ COLUMNS = (
 class Plan:
     """The rows of one sampling run, from noise to image, and what the run needs to know beside them.
 
-    Two plans are equal where their rows are, and the other arguments.
+    Two plans are equal where their rows are, their kind of t, and the other arguments.
 
     Args:
         rows: the rows, in order; row i's noise has draw i.
@@ -72,7 +73,7 @@ class Plan:
             return True
         if not isinstance(other, Plan):
             return NotImplemented
-        mine, others = ((p.name, p.init_sigma, p.learned_variance, p.rows) for p in (self, other))
+        mine, others = ((p.name, p.init_sigma, p.learned_variance, p.rows, p.integer_timesteps) for p in (self, other))
         return mine == others
 
     def __hash__(self) -> int:
@@ -124,8 +125,12 @@ class Plan:
 
     @cached_property
     def integer_timesteps(self) -> bool:
-        """Whether every t is an integer index, so that the network is given int64 timesteps."""
-        return all(float(t).is_integer() for t in self.timesteps)
+        """Whether every t is an int, an index, so that the network is given int64 timesteps.
+
+        It is the rows' kind of number that says so, never its value: a flow's T·σ is a float where it happens to be
+        whole, too.
+        """
+        return all(isinstance(t, Integral) for t in self.timesteps)
 
     @cached_property
     def slots_used(self) -> tuple[int, ...]:

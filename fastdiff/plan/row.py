@@ -34,7 +34,7 @@ class Row:
     """One network call, or one change of state without a call (``calls_model=False``).
 
     Args:
-        t: the timestep that the network is given.
+        t: the timestep that the network is given. Where every row's is an int the network is given int64, else float32.
         alpha, sigma: the state's level at the row's start, x = alpha·x_0 + sigma·ε.
         x: coefficients of x' by the names in ``TERMS``; a missing name is 0.
         anchor, slot: likewise for anchor' and for the slot ``write``; None where the row does not write it.

@@ -7,15 +7,16 @@ import math
 from fastdiff.checks import check_clip
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
-from fastdiff.schedules.discrete import NoiseSchedule, check_table
-from fastdiff.schedules.level import x0_terms
+from fastdiff.samplers.exponential import init_sigma
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.level import Schedule, x0_terms
 from fastdiff.schedules.spacing import Spacing, levels
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
 
 def ddpm(
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     steps: int | None = None,
     *,
     prediction: str = "epsilon",
@@ -25,13 +26,15 @@ def ddpm(
 ) -> Plan:
     """x' = √ᾱ_p β/(1 − ᾱ)·x̂_0 + √α (1 − ᾱ_p)/(1 − ᾱ)·x + σ z, with α = ᾱ/ᾱ_p, β = 1 − α (Equation 7).
 
-    ᾱ_p belongs to the next timestep of the list and is 1 after the last, where no noise is added.
+    ᾱ_p belongs to the next timestep of the list and is 1 after the last, where no noise is added. States of EDM and of
+    a flow are those of a table but for their scale √(α² + σ²), and have the same posterior (Kingma et al. 2021,
+    Equation 22): x' is the row's of the scaled state, scaled back.
 
     Args:
-        schedule: a NoiseSchedule of T steps.
-        steps: how many timesteps to visit, all T by default.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: how many timesteps to visit, all T of a NoiseSchedule by default.
         prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is leading.
+        spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
         variance: σ² = β̃ = (1 − ᾱ_p)/(1 − ᾱ)·β (fixed_small), β (fixed_large), or what the network says in a second
             half of its channels v: between the two (learned_range: Nichol & Dhariwal 2021, Equation 15), or exp(v)
             (learned, as the code of that paper has it; diffusers' "learned" is √v, which no negative v has).
@@ -41,11 +44,11 @@ def ddpm(
     """
     if not isinstance(variance, str) or variance not in VARIANCES:
         raise ValueError(f"variance is {variance!r}; it must be one of {', '.join(VARIANCES)}")
-    check_table(schedule)
     bound = check_clip(clip)
-    *visited, end = levels(schedule, steps, spacing, default="leading")
-    bars = [level.alpha**2 for level in visited]
-    following = [*bars[1:], end.alpha**2]
+    *visited, end = stops = levels(schedule, steps, spacing, default="leading")
+    scales = [1.0 if isinstance(schedule, NoiseSchedule) else math.hypot(level.alpha, level.sigma) for level in stops]
+    bars = [(level.alpha / scale) ** 2 for level, scale in zip(visited, scales, strict=False)]
+    following = [*bars[1:], (end.alpha / scales[-1]) ** 2]
     betas = [1 - bar / bar_p if bar_p else 1.0 for bar, bar_p in zip(bars, following, strict=True)]
     small = [
         (1 - bar_p) / (1 - bar) * beta if bar < 1 else 0.0
@@ -73,8 +76,11 @@ def ddpm(
         square = {"fixed_small": small[i], "fixed_large": floor if last else beta}.get(variance, 1.0)
         if not last:
             x["z"] = math.sqrt(square)
+        scale = scales[i + 1]
+        x = {name: value * (scale / scales[i] if name == "x" else scale) for name, value in x.items()}
         rows.append(
-            Row(t=level.t, alpha=level.alpha, sigma=level.sigma, x=x, clip=bound, log_variance=logs, p=p, q=q,
-                variance=square)
+            Row(t=level.t, alpha=level.alpha, sigma=level.sigma, c_in=level.c_in, x=x, clip=bound, log_variance=logs,
+                p=p, q=q, variance=square * scale**2)
         )  # fmt: skip
-    return Plan(tuple(rows), name="ddpm", learned_variance=variance.startswith("learned"))
+    learned = variance.startswith("learned")
+    return Plan(tuple(rows), name="ddpm", init_sigma=init_sigma(stops[0]), learned_variance=learned)

@@ -9,8 +9,8 @@ from fastdiff.checks import check_clip, check_number
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
 from fastdiff.samplers.euler_ancestral import down_and_up
-from fastdiff.samplers.stages import Churn, call, moved, rounded
-from fastdiff.schedules.level import Level, Schedule, check_schedule
+from fastdiff.samplers.stages import Churn, call, leaves_all_noise, moved, rounded, timed
+from fastdiff.schedules.level import Schedule, check_schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
 
@@ -31,8 +31,9 @@ def dpm2(
         first row: x' = x + (σ_m − σ)(x − x̂_0)/σ, anchor' = x, σ_m = √(σ σ')
         second row, at σ_m: x' = anchor + (σ' − σ)(x − x̂_0)/σ_m
 
-    A last step to σ' = 0 is Euler's, one row. n steps are so 2n − 1 network calls. The timestep of σ_m lies between two
-    indices unless ``Spacing.quantize`` rounds it. Schedules, states and x_T are ``euler``'s.
+    A last step to σ' = 0, and a first one from ᾱ = 0, is Euler's, one row. n steps are so 2n − 1 network calls (or
+    2n − 2). The timestep of σ_m lies between two indices unless ``Spacing.quantize`` rounds it. Schedules, states and
+    x_T are ``euler``'s.
 
     Args:
         schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
@@ -47,11 +48,17 @@ def dpm2(
     """
     bound, churn = check_clip(clip), Churn(s_churn, s_tmin, s_tmax, s_noise)
     schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize
-    stops = levels(schedule, steps, spacing)
+    stops = timed(levels(schedule, steps, spacing), quantize)
     rows: list[Row] = []
     for here, there in pairwise(stops):
         added, here = churn.raise_noise(schedule, here, len(stops) - 1, quantize)
-        rows += [*added, *_step(schedule, here, there, there.sigma, 0.0, prediction, bound, quantize)]
+        if there.sigma == 0 or leaves_all_noise(here, there):
+            rows += [*added, call(here, prediction, bound, moved(here, there.alpha, there.sigma))]
+            continue
+        middle = rounded(schedule.at(math.sqrt(here.sigma * there.sigma)), quantize)
+        share = (there.sigma - here.sigma) / middle.sigma
+        first = call(here, prediction, bound, moved(here, middle.alpha, middle.sigma), {"x": 1.0})
+        rows += [*added, first, call(middle, prediction, bound, {"anchor": 1.0, "x": share, "x0": -share})]
     return Plan(tuple(rows), name="dpm2", init_sigma=stops[0].sigma)
 
 
@@ -67,8 +74,10 @@ def dpm2_ancestral(
 ) -> Plan:
     """``dpm2``'s step to σ_down, and noise back up to σ' in its second row (k-diffusion; ``euler_ancestral``'s σs).
 
+    A flow's step is that of x/α over σ/α, half-way in ln(σ/α). A first step from a level without signal is Euler's.
+
     Args:
-        schedule: a NoiseSchedule or EDMSchedule; a flow's states are not x_0 + σ ε.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: steps, not network calls; None visits every timestep of a NoiseSchedule.
         prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
@@ -81,30 +90,19 @@ def dpm2_ancestral(
     check_number("eta", eta, 0, 1)
     check_number("s_noise", s_noise, 0)
     schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize
-    stops = levels(schedule, steps, spacing)
-    if stops[0].alpha != 1:
-        raise ValueError("dpm2_ancestral takes no FlowSchedule; take euler_ancestral or dpm2")
+    stops = timed(levels(schedule, steps, spacing), quantize)
     rows: list[Row] = []
     for here, there in pairwise(stops):
         down, up = down_and_up(here, there, eta)
-        rows += _step(schedule, here, there, down, s_noise * up, prediction, bound, quantize)
+        if down == 0 or here.alpha == 0:
+            rows.append(call(here, prediction, bound, moved(here, there.alpha, down) | {"z": s_noise * up}))
+            continue
+        ratio = down / there.alpha
+        middle = rounded(schedule.at_ratio(math.sqrt(here.ratio * ratio)), quantize)
+        share = there.alpha * (ratio - here.ratio) / middle.sigma
+        second = {"anchor": there.alpha / here.alpha, "x": share, "x0": -share * middle.alpha, "z": s_noise * up}
+        rows += [
+            call(here, prediction, bound, moved(here, middle.alpha, middle.sigma), {"x": 1.0}),
+            call(middle, prediction, bound, second),
+        ]
     return Plan(tuple(rows), name="dpm2_ancestral", init_sigma=stops[0].sigma)
-
-
-def _step(
-    schedule: Schedule,
-    here: Level,
-    there: Level,
-    down: float,
-    noise: float,
-    prediction: str,
-    clip: float,
-    quantize: bool,
-) -> list[Row]:
-    if down == 0:
-        return [call(here, prediction, clip, moved(here, there.alpha, 0.0) | {"z": noise})]
-    middle = rounded(schedule.at(math.sqrt(here.sigma * down)), quantize)
-    share = (down - here.sigma) / middle.sigma
-    first = call(here, prediction, clip, moved(here, middle.alpha, middle.sigma), {"x": 1.0})
-    second = call(middle, prediction, clip, {"anchor": 1.0, "x": share, "x0": -share, "z": noise})
-    return [first, second]

@@ -10,6 +10,7 @@ from fastdiff.plan.plan import Plan
 from fastdiff.samplers.exponential import (
     blend,
     data_step,
+    first_step,
     history,
     init_sigma,
     make_row,
@@ -17,8 +18,9 @@ from fastdiff.samplers.exponential import (
     node,
     noise_step,
     past,
+    warm_up,
 )
-from fastdiff.schedules.level import Level, Schedule
+from fastdiff.schedules.level import Schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver")
@@ -49,7 +51,8 @@ def dpm_multistep(
         spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: 1 (DDIM), 2 or 3: row i reads the outputs of rows i − 1 and i − 2. The first rows, and one that leaves
             or reaches an infinite λ, have less.
-        algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε.
+        algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε; a row that leaves a level without signal, where ε
+            says nothing of x_0, is of first order in x̂_0.
         solver_type: order 2's slope weighs half the step ("midpoint": Lu et al. 2022b, Algorithm 2) or is integrated
             ("heun"). Under both, order 3 is the published one, which has half of its quadratic's integral and therefore
             converges with order 2. "exact" integrates the whole polynomial, with order 3.
@@ -61,8 +64,7 @@ def dpm_multistep(
             so that images of different steps resemble one another there: here they do not.
 
     Raises:
-        TypeError, ValueError: for arguments outside these; where ε must leave a level without signal, or is to end
-            without noise under eta > 0.
+        TypeError, ValueError: for arguments outside these; where ε is to end without noise under eta > 0.
     """
     check_int("order", order, 1, 3)
     check_choice("algorithm", algorithm, ALGORITHMS)
@@ -81,6 +83,9 @@ def dpm_multistep(
     rows = []
     for i, (reads, write) in enumerate(history([n - 1 for n in orders])):
         here, there, used = stops[i], stops[i + 1], orders[i] - 1
+        if noise_form and here.alpha == 0:
+            rows.append(make_row(here, prediction, bound, first_step(here, there, eta, s_noise)))
+            continue
         rule = "published" if used == 2 and solver_type != "exact" else solver_type
         nodes = [node(stops[i - k], here, there) for k in range(1, used + 1)]
         if noise_form:
@@ -92,9 +97,3 @@ def dpm_multistep(
         x = blend((step.keep, {"x": 1.0}), (now, output), *past(before), (step.noise * s_noise, {"z": 1.0}))
         rows.append(make_row(here, prediction, bound, x, slot=output, reads=reads, write=write))
     return Plan(tuple(rows), name="dpm_multistep", init_sigma=init_sigma(stops[0]))
-
-
-def warm_up(stops: list[Level], order: int) -> list[int]:
-    """The order that each step's history allows; an output at a level without signal is of no use to a later step."""
-    useless = 0 if stops[0].alpha else 1
-    return [min(order, max(1, i + 1 - useless)) for i in range(len(stops) - 1)]

@@ -15,8 +15,18 @@ from fastdiff.checks import check_choice, check_clip, check_int, check_number
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
 from fastdiff.samplers.dpm_multistep import ALGORITHMS, SOLVER_TYPES
-from fastdiff.samplers.exponential import Step, blend, data_step, init_sigma, make_row, model_terms, node, noise_step
-from fastdiff.samplers.stages import rounded
+from fastdiff.samplers.exponential import (
+    Step,
+    blend,
+    data_step,
+    first_step,
+    init_sigma,
+    make_row,
+    model_terms,
+    node,
+    noise_step,
+)
+from fastdiff.samplers.stages import rounded, timed
 from fastdiff.schedules.level import Level, Schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
@@ -49,7 +59,7 @@ def dpm_singlestep(
         prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: 1, 2 or 3 network calls a step.
-        algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε.
+        algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε, but for a step from a level without signal.
         solver_type: order 2's slope weighs half the step ("midpoint"), or is integrated ("heun", which is "exact"
             here). Order 3 takes the slope to the last call ("midpoint": DPM-Solver-3 of Lu et al. 2022a, Algorithm 2),
             or the parabola through all calls.
@@ -88,7 +98,7 @@ def dpm_singlestep(
     else:
         inner = (r,) if order == 2 else (1 / 3, 2 / 3)[: order - 1]
         quantize = Spacing.of(spacing).quantize
-        groups = [inserted(schedule, a, b, inner, quantize) for a, b in pairwise(stops)]
+        groups = [inserted(schedule, a, b, inner, quantize) for a, b in pairwise(timed(stops, quantize or order == 1))]
     rows = []
     for group, shares in groups:
         # The papers' third order integrates the slope of its second row; diffusers' rows all have the solver's type.
@@ -165,6 +175,8 @@ def step_rows(
     slot 1 the second's, where a later row has a use for them.
     """
     start, calls = stops[0], len(stops) - 1
+    if noise_form and start.alpha == 0:
+        return [make_row(start, prediction, bound, first_step(start, stops[1], eta, s_noise))]
     outputs = [model_terms(noise_form, prediction, level, bound) for level in stops[:-1]]
     states: list[dict[str, float]] = []
     for k, there in enumerate(stops[1:]):

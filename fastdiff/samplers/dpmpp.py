@@ -14,6 +14,7 @@ from fastdiff.plan.plan import Plan
 from fastdiff.samplers.dpm_multistep import dpm_multistep
 from fastdiff.samplers.dpm_singlestep import dpm_singlestep, grown_by, inserted, step_rows
 from fastdiff.samplers.exponential import blend, init_sigma
+from fastdiff.samplers.stages import timed
 from fastdiff.schedules.level import Schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
@@ -100,7 +101,8 @@ def dpmpp_2s_ancestral(
     check_number("eta", eta, 0, 1)
     check_number("s_noise", s_noise, 0)
     bound = check_clip(clip)
-    stops, quantize = levels(schedule, steps, spacing), Spacing.of(spacing).quantize
+    quantize = Spacing.of(spacing).quantize
+    stops = timed(levels(schedule, steps, spacing), quantize)
     rows = []
     for here, there in pairwise(stops):
         extra = grown_by(there.log_snr - here.log_snr, eta) if eta else 0.0

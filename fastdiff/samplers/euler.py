@@ -8,7 +8,7 @@ from itertools import pairwise
 from fastdiff.checks import check_clip
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
-from fastdiff.samplers.stages import Churn, call, moved
+from fastdiff.samplers.stages import Churn, call, moved, timed
 from fastdiff.schedules.level import Schedule, check_schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
@@ -28,7 +28,7 @@ def euler(
     """x' = x + (σ' − σ)(x − x̂_0)/σ (Karras et al. 2022, Algorithm 2 without its lines 9 to 11).
 
     A NoiseSchedule's states are x_0 + σ ε here, σ = √((1 − ᾱ)/ᾱ), the network's input x/√(1 + σ²); x_T is σ z at the
-    first level. A FlowSchedule's are (1 − σ) x_0 + σ ε, where this is x + (σ' − σ) v.
+    first level, and z where ᾱ is 0 there. A FlowSchedule's are (1 − σ) x_0 + σ ε, where this is x + (σ' − σ) v.
 
     Args:
         schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
@@ -44,7 +44,7 @@ def euler(
     """
     bound, churn = check_clip(clip), Churn(s_churn, s_tmin, s_tmax, s_noise)
     schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize
-    stops = levels(schedule, steps, spacing)
+    stops = timed(levels(schedule, steps, spacing), quantize or not churn.s_churn)
     rows: list[Row] = []
     for here, there in pairwise(stops):
         added, here = churn.raise_noise(schedule, here, len(stops) - 1, quantize)

@@ -101,6 +101,23 @@ def noise_step(here: Level, there: Level, count: int = 0, rule: str = "exact", e
     )
 
 
+def first_step(here: Level, there: Level, eta: float = 0.0, s_noise: float = 1.0) -> dict[str, float]:
+    """The first-order step in x̂_0 from a level without signal, for samplers that otherwise integrate ε.
+
+    There λ is −∞ and ε says nothing of x_0, but x̂_0 is known: x' = α' x̂_0 + σ' ε, the x at hand being σ ε. Under
+    ``eta`` > 0 all of the noise is new: the step is infinitely long.
+    """
+    if eta:
+        return {"x0": there.alpha, "z": there.sigma * s_noise}
+    return {"x": there.sigma / here.sigma, "x0": there.alpha}
+
+
+def warm_up(stops: Sequence[Level], order: int) -> list[int]:
+    """The order that each step's history allows; an output at a level without signal is of no use to a later step."""
+    useless = 0 if stops[0].alpha else 1
+    return [min(order, max(1, i + 1 - useless)) for i in range(len(stops) - 1)]
+
+
 def model_terms(noise_form: bool, prediction: str, level: Level, bound: float) -> dict[str, float]:
     """x̂_0, or ε, of this row's call as a combination of terms; ε from the clipped x̂_0 where there is a bound."""
     if not noise_form:

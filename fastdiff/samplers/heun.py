@@ -8,7 +8,7 @@ from itertools import pairwise
 from fastdiff.checks import check_clip
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
-from fastdiff.samplers.stages import Churn, call, moved
+from fastdiff.samplers.stages import Churn, call, leaves_all_noise, moved, timed
 from fastdiff.schedules.level import Schedule, check_schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
@@ -30,8 +30,9 @@ def heun(
         d = (x − x̂_0)/σ, h = σ' − σ:   x' = x + h d, anchor' = x + (h/2) d
         then, at σ':                    x' = anchor + (h/2)(x − x̂_0)/σ'
 
-    The anchor holds all that the second row needs of the first, so no slot is written. A last step to σ' = 0 is
-    Euler's, one row. n steps are so 2n − 1 network calls. Schedules, states and x_T are ``euler``'s.
+    The anchor holds all that the second row needs of the first, so no slot is written. A last step to σ' = 0, and a
+    first one from ᾱ = 0, is Euler's, one row. n steps are so 2n − 1 network calls (or 2n − 2). Schedules, states and
+    x_T are ``euler``'s.
 
     Args:
         schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
@@ -46,12 +47,12 @@ def heun(
     """
     bound, churn = check_clip(clip), Churn(s_churn, s_tmin, s_tmax, s_noise)
     schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize
-    stops = levels(schedule, steps, spacing)
+    stops = timed(levels(schedule, steps, spacing), quantize or not churn.s_churn)
     rows: list[Row] = []
     for here, there in pairwise(stops):
         added, here = churn.raise_noise(schedule, here, len(stops) - 1, quantize)
         first = moved(here, there.alpha, there.sigma)
-        if there.sigma == 0:
+        if there.sigma == 0 or leaves_all_noise(here, there):
             rows += [*added, call(here, prediction, bound, first)]
             continue
         half = (there.sigma - here.sigma) / 2

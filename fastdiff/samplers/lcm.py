@@ -8,14 +8,14 @@ from itertools import pairwise
 
 from fastdiff.checks import check_clip, check_int, check_number
 from fastdiff.plan.plan import Plan
+from fastdiff.samplers.exponential import init_sigma
 from fastdiff.samplers.stages import call
-from fastdiff.schedules.discrete import NoiseSchedule, check_table
-from fastdiff.schedules.level import Level
+from fastdiff.schedules.level import Level, Schedule, check_schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
 
 def lcm(
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     steps: int | None = None,
     *,
     prediction: str = "epsilon",
@@ -28,16 +28,17 @@ def lcm(
     """f = c_skip x + c_out x̂_0; x' = α' f + σ' z, which is f at the clean end (Luo et al. 2023, Algorithm 3).
 
     c_skip = s²/(τ² + s²), c_out = τ/√(τ² + s²), τ = timestep_scaling·t and s = sigma_data: the boundary condition
-    f(x, 0) = x of consistency models (Song et al. 2023, Appendix C). ``clip`` bounds x̂_0, before c_out.
+    f(x, 0) = x of consistency models (Song et al. 2023, Appendix C). ``clip`` bounds x̂_0, before c_out. Networks that
+    were distilled on flows or EDM's σ bring their boundary along: there f is x̂_0 (as in diffusers' FlowMatchLCM).
 
     Args:
-        schedule: a NoiseSchedule.
-        steps: network calls, at most original_inference_steps; None is all of them.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: network calls, of a NoiseSchedule at most original_inference_steps; None is all of them.
         prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is the network's own timesteps.
-        original_inference_steps: the timesteps that the network was distilled on, of which some are visited
-            (``lcm.distilled_timesteps``), unless ``spacing`` says otherwise.
-        timestep_scaling, sigma_data: of the boundary condition, as the network was distilled.
+        original_inference_steps: the timesteps of a NoiseSchedule that the network was distilled on, of which some are
+            visited (``lcm.distilled_timesteps``), unless ``spacing`` says otherwise.
+        timestep_scaling, sigma_data: of a NoiseSchedule's boundary condition, as the network was distilled.
 
     Raises:
         TypeError, ValueError: for arguments outside these.
@@ -48,19 +49,19 @@ def lcm(
     stops = distilled_levels(schedule, steps, original_inference_steps, Spacing.of(spacing))
     rows = []
     for here, there in pairwise(stops):
-        tau = timestep_scaling * here.t
+        tau = timestep_scaling * here.t if schedule.table_length is not None else math.inf
         size = math.hypot(tau, sigma_data)
-        skip, out = (sigma_data / size) ** 2, tau / size
+        skip, out = (sigma_data / size) ** 2, (tau / size if math.isfinite(tau) else 1.0)
         x = {"x0": there.alpha * out, "x": there.alpha * skip, "z": there.sigma}
         rows.append(call(here, prediction, bound, x))
-    return Plan(tuple(rows), name="lcm")
+    return Plan(tuple(rows), name="lcm", init_sigma=init_sigma(stops[0]))
 
 
-def distilled_levels(schedule: NoiseSchedule, steps: int | None, original: int, spacing: Spacing) -> list[Level]:
-    """The levels that a distilled network stops at: its own timesteps unless ``spacing`` chooses."""
-    check_table(schedule)
-    if spacing.name is None and not spacing.lists:
-        spacing = replace(spacing, timesteps=distilled_timesteps(len(schedule), steps, original))
+def distilled_levels(schedule: Schedule, steps: int | None, original: int, spacing: Spacing) -> list[Level]:
+    """The levels that a distilled network stops at: of a table its own timesteps, unless ``spacing`` chooses."""
+    T = check_schedule(schedule).table_length
+    if T is not None and spacing.name is None and not spacing.lists:
+        spacing = replace(spacing, timesteps=distilled_timesteps(T, steps, original))
     return levels(schedule, steps, spacing)
 
 

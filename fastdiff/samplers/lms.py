@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastdiff.checks import check_clip, check_int
 from fastdiff.plan.plan import Plan
-from fastdiff.samplers.exponential import blend, history, init_sigma, make_row, model_terms, past, weights
+from fastdiff.samplers.exponential import blend, history, init_sigma, make_row, model_terms, past, warm_up, weights
+from fastdiff.samplers.stages import moved
 from fastdiff.schedules.level import Schedule, check_schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
@@ -28,21 +29,23 @@ def lms(
         steps: network calls; None visits every timestep of a NoiseSchedule.
         prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
-        order: 1 (Euler) to 4; row i has at most i + 1.
+        order: 1 (Euler) to 4; row i has at most i + 1. A row that leaves a level without signal has 1, and no later row
+            reads it.
         ve: k-diffusion's states; False has those of the schedule, with the same images.
 
     Raises:
-        TypeError, ValueError: for arguments outside these; where the first level has no signal.
+        TypeError, ValueError: for arguments outside these.
     """
     check_int("order", order, 1, 4)
     bound = check_clip(clip)
     stops = levels(check_schedule(schedule).as_ve() if ve else schedule, steps, spacing)
-    if stops[0].alpha == 0:
-        raise ValueError("lms steps in σ/α, which is infinite where ᾱ is 0; take sigmas that start lower")
     rows = []
-    spans = [min(i, order - 1) for i in range(len(stops) - 1)]
+    spans = [n - 1 for n in warm_up(stops, order)]
     for i, (reads, write) in enumerate(history(spans)):
         here, there = stops[i], stops[i + 1]
+        if here.alpha == 0:
+            rows.append(make_row(here, prediction, bound, moved(here, there.alpha, there.sigma)))
+            continue
         width = there.ratio - here.ratio
         nodes = [(stops[i - k].ratio - here.ratio) / width for k in range(1, spans[i] + 1)]
         integrals = weights(nodes, [1 / (k + 1) for k in range(spans[i] + 1)])

@@ -8,7 +8,7 @@ from typing import Any
 from fastdiff.checks import check_choice, check_clip
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
-from fastdiff.samplers.exponential import blend, init_sigma, make_row, model_terms
+from fastdiff.samplers.exponential import blend, first_step, init_sigma, make_row, model_terms
 from fastdiff.schedules.level import Level, Schedule, epsilon_terms
 from fastdiff.schedules.spacing import Spacing, levels
 
@@ -36,7 +36,8 @@ def pndm(
 
     PLMS (``skip_prk_steps``, as in latent diffusion) starts with Heun's rule: its second row, at the next level, mends
     the first step with the mean of both outputs and is then forgotten; two rows of lower order follow. Otherwise
-    three steps of a Runge–Kutta rule, four calls each (Equation 13), give the first outputs.
+    three steps of a Runge–Kutta rule, four calls each (Equation 13), give the first outputs. A level without signal is
+    left by a step of DDIM, and the start begins after it.
 
     Args:
         schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
@@ -50,8 +51,7 @@ def pndm(
             they are, turned to ε by the current x, as diffusers does; the same for prediction="epsilon".
 
     Raises:
-        TypeError, ValueError: for arguments outside these; fewer than 4 steps with the Runge–Kutta start; a level
-            without signal.
+        TypeError, ValueError: for arguments outside these; fewer than 4 steps with the Runge–Kutta start.
     """
     check_choice("averages", averages, AVERAGES)
     if not isinstance(skip_prk_steps, bool):
@@ -61,8 +61,10 @@ def pndm(
         raise ValueError("averages='output' goes without clip, which bounds what ε is derived from")
     stops = levels(schedule, steps, spacing)
     count = len(stops) - 1
+    rows: list[Row] = []
     if stops[0].alpha == 0:
-        raise ValueError("pndm divides by √ᾱ, which is 0 at the first level; take timesteps that start lower")
+        rows.append(make_row(stops[0], prediction, bound, first_step(*stops[:2])))
+        stops, count = stops[1:], count - 1
     if not skip_prk_steps and count < 4:
         raise ValueError(f"the Runge–Kutta start takes three steps and PLMS one: steps must be at least 4; got {count}")
 
@@ -81,11 +83,11 @@ def pndm(
     def row(level: Level, x: dict[str, float], **more: Any) -> Row:
         return make_row(level, prediction, bound, x, **more)
 
-    rows: list[Row] = []
+    begun = len(rows)
     if skip_prk_steps and count > 1:
         here, there = stops[:2]
         first, second = output(here), output(there)
-        rows = [
+        rows += [
             row(here, moved(here, there, "x", (1.0, first)), anchor={"x": 1.0}, slot=first, write=0),
             row(there, moved(here, there, "anchor", (0.5, second), (0.5, {"slot0": 1.0})), reads=(0,)),
         ]
@@ -107,7 +109,7 @@ def pndm(
                 ),
                 row(there, moved(here, there, "anchor", (1.0, total), (1 / 6, fourth)), reads=(3,)),
             ]  # fmt: skip
-    done = len(rows) and (1 if skip_prk_steps else 3)
+    done = 0 if len(rows) == begun else 1 if skip_prk_steps else 3
     for i in range(done, count):
         here, there = stops[i], stops[i + 1]
         now, *before = ADAMS_BASHFORTH[min(i, 3)]
@@ -117,11 +119,11 @@ def pndm(
         rows.append(
             row(here, moved(here, there, "x", *parts), slot=output(here), reads=reads, write=i % 3 if wanted else None)
         )
-    return Plan(tuple(rows), name="pndm", init_sigma=init_sigma(stops[0]))
+    return Plan(tuple(rows), name="pndm", init_sigma=1.0 if begun else init_sigma(stops[0]))
 
 
 def _halfway(schedule: Schedule, here: Level, there: Level) -> Level:
     """The level halfway in t between two; at an index of a table where both are."""
     t = (here.t + there.t) / 2
-    whole = here.t == int(here.t) and there.t == int(there.t)
+    whole = isinstance(here.t, int) and isinstance(there.t, int)
     return schedule.level(math.floor(t) if schedule.table_length is not None and whole else t)

@@ -10,12 +10,12 @@ from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
 from fastdiff.samplers.ddim import ddim
 from fastdiff.samplers.ddpm import ddpm
-from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.level import Schedule
 from fastdiff.schedules.spacing import Spacing
 
 
 def repaint(
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     steps: int | None = None,
     *,
     prediction: str = "epsilon",
@@ -29,8 +29,8 @@ def repaint(
     """DDPM, or DDIM where ``eta`` is given, with RePaint's jumps; ``sample`` has the mask and the known image.
 
     Args:
-        schedule: a NoiseSchedule of T steps; any schedule where ``eta`` is given.
-        steps: how many timesteps to visit, all T by default; the paper takes 250.
+        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
+        steps: how many timesteps to visit, all T of a NoiseSchedule by default; the paper takes 250.
         prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
         jump_length, jump_n_sample: j and r of the paper (``resampled``).

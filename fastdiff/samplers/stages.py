@@ -8,7 +8,7 @@ Lipman et al. 2023), and a second-order method for the one is a second-order met
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fastdiff.checks import check_number
@@ -34,14 +34,25 @@ def call(
 
 def rounded(level: Level, quantize: bool) -> Level:
     """A level between a spacing's stops, its timestep rounded to a whole number where theirs are."""
-    return replace(level, t=float(round(level.t))) if quantize else level
+    return replace(level, t=round(level.t)) if quantize else level
+
+
+def timed(stops: Sequence[Level], quantize: bool) -> list[Level]:
+    """The stops of a sampler that also calls the network between them: its t is float32 in one step, too."""
+    return list(stops) if quantize else [replace(level, t=float(level.t)) for level in stops]
+
+
+def leaves_all_noise(here: Level, there: Level) -> bool:
+    """Whether a step leads from ᾱ = 0, where the state is ε alone, to states x_0 + σ ε: one of first order."""
+    return here.alpha == 0 and there.alpha == 1
 
 
 @dataclass(frozen=True)
 class Churn:
     """Noise added before a step (Karras et al. 2022, Algorithm 2, lines 4 to 6), in σ/α, for a flow too.
 
-    γ = min(s_churn/steps, √2 − 1) where s_tmin ≤ σ ≤ s_tmax; σ̂ = (1 + γ) σ; x̂ = x + s_noise √(σ̂² − σ²) z.
+    γ = min(s_churn/steps, √2 − 1) where s_tmin ≤ σ ≤ s_tmax; σ̂ = (1 + γ) σ; x̂ = x + s_noise √(σ̂² − σ²) z. None is
+    added where the state is noise alone.
     """
 
     s_churn: float = 0.0

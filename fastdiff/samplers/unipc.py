@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from fastdiff.checks import check_choice, check_clip, check_int
 from fastdiff.plan.plan import Plan
-from fastdiff.samplers.dpm_multistep import warm_up
 from fastdiff.samplers.exponential import (
     blend,
     data_step,
+    first_step,
     history,
     init_sigma,
     make_row,
@@ -17,6 +17,7 @@ from fastdiff.samplers.exponential import (
     node,
     noise_step,
     past,
+    warm_up,
 )
 from fastdiff.schedules.level import Schedule
 from fastdiff.schedules.spacing import Spacing, levels
@@ -50,13 +51,13 @@ def unipc(
         spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: p, 1 to 3; the corrected method is of order p + 1. The first rows have less.
         solver_type: "bh1" or "bh2".
-        predict_x0: integrate x̂_0 rather than ε.
+        predict_x0: integrate x̂_0 rather than ε. A row that leaves a level without signal is of first order in x̂_0
+            either way, and is not corrected where that would need ε or bh1's infinite B.
         lower_order_final: the last p steps fall in order to 1. The very last has 1 where it ends without noise.
         disable_corrector: the numbers of the steps that are left uncorrected.
 
     Raises:
-        TypeError, ValueError: for arguments outside these; where ε, or bh1's corrector, would have to leave a level
-            without signal.
+        TypeError, ValueError: for arguments outside these.
     """
     check_int("order", order, 1, 3)
     check_choice("solver_type", solver_type, SOLVER_TYPES)
@@ -74,8 +75,8 @@ def unipc(
         orders[-1] = 1
         if predict_x0:  # the last x' is x̂_0, whatever the corrected x
             corrects[count - 1] = False
-    if corrects[1] and solver_type == "bh1" and stops[0].alpha == 0:
-        raise ValueError("bh1's corrector cannot leave a level without signal; take solver_type='bh2'")
+    if stops[0].alpha == 0 and (solver_type == "bh1" or not predict_x0):
+        corrects[1] = False  # B(h) = h is infinite; and ε integrates nothing from there
     make_step = data_step if predict_x0 else noise_step
     few = "midpoint" if solver_type == "bh2" else "bh1"
 
@@ -91,6 +92,9 @@ def unipc(
             nodes = [node(stops[i - 1 - k], start, here) for k in range(1, used)]
             *before, now = step.outputs([*nodes, 1.0])
             x = blend((step.keep, {"anchor": 1.0}), (now, output), *past(before))
+        if not predict_x0 and here.alpha == 0:
+            rows.append(make_row(here, prediction, bound, first_step(here, there), reads=reads))
+            continue
         used = orders[i] - 1
         step = make_step(here, there, used, few if used == 1 else "exact")
         now, *before = step.outputs([node(stops[i - k], here, there) for k in range(1, used + 1)])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from fastdiff.checks import check_finite_number, check_int, check_number
+from fastdiff.schedules.diffusers_config import class_of, kind, read, terminal_floor, with_defaults
 from fastdiff.schedules.level import Level, Schedule
 from fastdiff.schedules.timesteps import select
 
@@ -24,7 +24,6 @@ class NoiseSchedule(Schedule):
     """
 
     alphas_cumprod: torch.Tensor
-    _hash: int = field(init=False)
 
     def __post_init__(self) -> None:
         values = _vector("alphas_cumprod", self.alphas_cumprod)
@@ -34,7 +33,6 @@ class NoiseSchedule(Schedule):
             index = int((values[1:] > values[:-1]).nonzero()[0]) + 1
             raise ValueError(f"alphas_cumprod must not increase; it does at index {index}")
         object.__setattr__(self, "alphas_cumprod", values)
-        object.__setattr__(self, "_hash", hash(values.numpy().tobytes()))
 
     # ---- properties
 
@@ -47,7 +45,8 @@ class NoiseSchedule(Schedule):
         return isinstance(other, NoiseSchedule) and torch.equal(self.alphas_cumprod, other.alphas_cumprod)
 
     def __hash__(self) -> int:
-        return self._hash
+        # Of the numbers as they are now: plans are kept by it, and a table edited in place must not find an old one.
+        return hash(self.alphas_cumprod.numpy().tobytes())
 
     def __repr__(self) -> str:
         first, last = self.alphas_cumprod[0].item(), self.alphas_cumprod[-1].item()
@@ -89,7 +88,10 @@ class NoiseSchedule(Schedule):
         return self.sigma_at(len(self) - 1)
 
     def level(self, t: float) -> Level:
-        """The level at an index; between two, σ/α is interpolated linearly. ValueError for t outside [0, T − 1]."""
+        """The level at an index; between two, σ/α is interpolated linearly. ValueError for t outside [0, T − 1].
+
+        An int stays one, so that the network is told int64; a float is told as float32, whole or not.
+        """
         self._check_time(t)
         if float(t).is_integer():
             bar = float(self.alphas_cumprod[int(t)])
@@ -105,8 +107,8 @@ class NoiseSchedule(Schedule):
         return self.level(0)
 
     def indexed(self, spacing: str, count: int, steps_offset: int = 0) -> list[Level]:
-        """The levels at the indices that ``timesteps.select`` chooses."""
-        return [self.level(t) for t in select(len(self), count, spacing, steps_offset)]
+        """The levels at the indices that ``timesteps.select`` chooses; sgm_uniform lies between indices."""
+        return _indexed(self, self, spacing, count, steps_offset)
 
     def as_ve(self) -> VESchedule:
         """The same process with its states written as x_0 + σ ε, σ = √((1 − ᾱ)/ᾱ), as k-diffusion has them."""
@@ -118,6 +120,13 @@ class NoiseSchedule(Schedule):
         low = int(t)
         a, b = (self._ratio(i) for i in (low, min(low + 1, len(self) - 1)))
         return a if t == low else a + (t - low) * (b - a)
+
+    def log_sigma_at(self, t: float) -> float:
+        """σ/α at t, between two indices linearly in ln σ: the inverse of ``time_at``."""
+        self._check_time(t)
+        low = int(t)
+        a, b = (self._ratio(i) for i in (low, min(low + 1, len(self) - 1)))
+        return a if t == low or a == 0 else a * (b / a) ** (t - low)
 
     def time_at(self, sigma: float) -> float:
         """The index whose σ/α is ``sigma`` ≥ 0, linearly in ln σ between two, 0 or T − 1 beyond the ends."""
@@ -204,15 +213,23 @@ class NoiseSchedule(Schedule):
 
     @classmethod
     def from_diffusers(cls, scheduler: Any) -> NoiseSchedule:
-        """The schedule of a diffusers scheduler, its config (a mapping), or a folder holding scheduler_config.json.
+        """The table of a diffusers scheduler, its config (a mapping), or a folder holding scheduler_config.json.
 
-        Recomputed in float64 from the config, since the scheduler's own table is float32.
-        Raises ValueError for a beta_schedule that has no discrete ᾱ here.
+        Recomputed in float64 from the config, since the scheduler's own table is float32. Where it rescales to zero
+        terminal SNR, ᾱ_T is what that class has: 0, or 2⁻²⁴ in the Euler classes, DPMSolverMultistep and UniPC.
+
+        Raises ValueError, naming the class, for what is no table of β (``schedules.from_diffusers`` takes flows and
+        EDM's), and for a beta_schedule that has no discrete ᾱ here.
         """
-        config = _diffusers_config(scheduler)
+        config = read(scheduler)
+        if (found := kind(config)) != "betas":
+            raise ValueError(
+                f"the {class_of(config)}Scheduler's process is {'a flow' if found == 'flow' else 'EDM’s'}, no table of "
+                "betas: take fastdiff.schedules.from_diffusers"
+            )
+        config = with_defaults(config)
         T = _check_T(config.get("num_train_timesteps", 1000), "num_train_timesteps")
-        start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-        name = config.get("beta_schedule", "linear")
+        name, start, end = config["beta_schedule"], config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
         if config.get("trained_betas") is not None:
             schedule = cls.from_betas(config["trained_betas"])
         elif name == "linear":
@@ -226,15 +243,29 @@ class NoiseSchedule(Schedule):
         else:
             known = "linear, scaled_linear, squaredcos_cap_v2, sigmoid"
             raise ValueError(f"beta_schedule is {name!r}; from_diffusers knows {known}, or trained_betas")
-        return schedule.rescale_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule
+        shift = config.get("snr_shift_scale")
+        if shift is not None:  # CogVideoX divides ᾱ/(1 − ᾱ) by it
+            bar = schedule.alphas_cumprod
+            schedule = cls(bar / (_number("snr_shift_scale", shift) * (1 - bar) + bar))
+        if config.get("rescale_betas_zero_snr"):
+            schedule = schedule.rescale_zero_terminal_snr(terminal_floor(config))
+        return schedule
 
-    def rescale_zero_terminal_snr(self) -> NoiseSchedule:
-        """√ᾱ shifted and scaled so that the last is 0 and the first unchanged (Lin et al. 2024, Algorithm 1)."""
+    def rescale_zero_terminal_snr(self, floor: float = 0.0) -> NoiseSchedule:
+        """√ᾱ shifted and scaled so that the last is 0 and the first unchanged (Lin et al. 2024, Algorithm 1).
+
+        floor: the least ᾱ, in [0, 1): 0 is the paper's. Samplers leave ᾱ = 0 by a first-order step, but spacings in σ
+        (karras and the like) need a largest σ: diffusers' Euler and DPM-Solver have 2⁻²⁴ there, ComfyUI
+        4.8973451890853435e-08.
+        """
         root = self.alphas
         first, last = root[0], root[-1]
         if len(self) < 2 or not bool(first > last):
             raise ValueError("rescale_zero_terminal_snr needs a schedule of two or more steps that falls")
-        return NoiseSchedule(((root - last) * first / (first - last)) ** 2)
+        bar = ((root - last) * first / (first - last)) ** 2
+        if not check_number("floor", floor, 0, 1) < float(bar[0]):
+            raise ValueError(f"floor must be below the first ᾱ, {float(bar[0]):g}; got {floor}")
+        return NoiseSchedule(bar.clamp(min=floor) if floor else bar)
 
     @classmethod
     def _from_bar(cls, bar: torch.Tensor, max_beta: float) -> NoiseSchedule:
@@ -246,7 +277,11 @@ class NoiseSchedule(Schedule):
 
 @dataclass(frozen=True)
 class VESchedule(Schedule):
-    """A NoiseSchedule whose states are x_0 + σ ε, the network shown x/√(1 + σ²) (``NoiseSchedule.as_ve``)."""
+    """A NoiseSchedule whose states are x_0 + σ ε, the network shown x/√(1 + σ²) (``NoiseSchedule.as_ve``).
+
+    Where ᾱ is 0 there is no such state: there it is ε, as in the table's own states, and samplers leave it by a
+    first-order step.
+    """
 
     table: NoiseSchedule
     default_spacing = NoiseSchedule.default_spacing
@@ -283,8 +318,18 @@ class VESchedule(Schedule):
         return self.level(0)
 
     def indexed(self, spacing: str, count: int, steps_offset: int = 0) -> list[Level]:
-        """The levels at the indices that ``timesteps.select`` chooses."""
-        return [self.level(t) for t in select(len(self.table), count, spacing, steps_offset)]
+        """``NoiseSchedule.indexed`` of the rescaled states."""
+        return _indexed(self, self.table, spacing, count, steps_offset)
+
+
+def _indexed(schedule: Schedule, table: NoiseSchedule, spacing: str, count: int, steps_offset: int) -> list[Level]:
+    if spacing == "sd3":
+        raise ValueError("spacing 'sd3' needs a FlowSchedule; a table of betas takes linspace")
+    if spacing != "sgm_uniform":
+        return [schedule.level(t) for t in select(len(table), count, spacing, steps_offset)]
+    # Evenly in t from T − 1 towards 0, which is not reached; between two indices ln σ is linear.
+    times = [(len(table) - 1) * (1 - i / count) for i in range(count)]
+    return [schedule.level(t) if t.is_integer() else schedule.at(table.log_sigma_at(t)) for t in times]
 
 
 def check_table(schedule: object) -> NoiseSchedule:
@@ -304,6 +349,8 @@ def _vp_level(t: float, ratio: float) -> Level:
 
 
 def _ve_level(t: float, ratio: float) -> Level:
+    if ratio == math.inf:
+        return Level(t, 0.0, 1.0)
     return Level(t, 1.0, ratio, _scale(ratio))
 
 
@@ -339,29 +386,3 @@ def _number(name: str, value: float) -> float:
 
 def _linspace(T: int, start: float, end: float) -> torch.Tensor:
     return torch.linspace(start, end, _check_T(T), dtype=torch.float64, device="cpu")
-
-
-def _diffusers_config(scheduler: Any) -> Mapping[str, Any]:
-    if isinstance(scheduler, Mapping):
-        return scheduler
-    if hasattr(scheduler, "config"):
-        return dict(scheduler.config)
-    import json
-    from pathlib import Path
-
-    try:
-        path = Path(scheduler)
-    except TypeError as error:
-        raise TypeError(
-            f"scheduler must be a diffusers scheduler, its config or a folder; got {type(scheduler).__name__}"
-        ) from error
-    file = path / "scheduler_config.json" if path.is_dir() else path
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no scheduler_config.json at {path}") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable scheduler config: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold a JSON object")
-    return config

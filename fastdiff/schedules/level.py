@@ -20,7 +20,7 @@ class Level:
     """A state x = alpha·x_0 + sigma·ε, and what the network is given there.
 
     Args:
-        t: the timestep that the network is told.
+        t: the timestep that the network is told: an int is an index of a table, a float a time.
         alpha, sigma: the state's signal and noise.
         c_in: the network is shown c_in·x.
         sigma_data: the data's standard deviation that an EDM network was preconditioned for.
@@ -52,10 +52,13 @@ class Schedule(ABC):
 
     Attributes:
         default_spacing: the ``Spacing`` of samplers that have none of their own.
+        default_prediction: what a network that was trained on the process predicts, as a rule. Samplers do not read
+            it: their default is epsilon.
         whole_timesteps: whether a network is told whole numbers, to which ``Spacing.quantize`` may round.
     """
 
     default_spacing: str = "karras"
+    default_prediction: str = "epsilon"
     whole_timesteps: bool = True
 
     @property
@@ -92,8 +95,8 @@ class Schedule(ABC):
     def indexed(self, spacing: str, count: int, steps_offset: int = 0) -> list[Level]:
         """The ``count`` levels of an index spacing; ValueError where the schedule has none of that name."""
         raise ValueError(
-            f"spacing {spacing!r} needs a schedule with a table; take karras, exponential, logsnr, polyexponential or "
-            "beta"
+            f"spacing {spacing!r} needs a schedule with a table; take karras, exponential, logsnr, polyexponential, "
+            "beta or kl_optimal"
         )
 
     def as_ve(self) -> Schedule:

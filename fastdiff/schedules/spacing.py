@@ -1,8 +1,10 @@
 """Where a sampler stops on its way from noise to image: a list of levels, one for each network call and the last.
 
-Index spacings choose entries of the schedule's table: leading, trailing, linspace, quadratic (``timesteps.select``).
+Index spacings choose entries of the schedule's table: leading, trailing, linspace, quadratic, ddim_quadratic, simple
+(``timesteps.select``); of these trailing, linspace and simple are a flow's, too, and sd3. sgm_uniform lies evenly in t.
 Sigma spacings choose σ between the schedule's σ_max and σ_min, in which the timestep is then interpolated: karras,
-exponential (evenly in log-SNR; logsnr is the same), polyexponential, beta. A ``Spacing`` may list them instead.
+exponential (evenly in log-SNR; logsnr is the same), polyexponential, beta, kl_optimal. ays, ays_sdxl and ays_svd are
+published lists. A ``Spacing`` may list them instead.
 """
 
 from __future__ import annotations
@@ -17,9 +19,21 @@ from fastdiff.checks import check_choice, check_finite_number, check_int, check_
 from fastdiff.schedules.level import Level, Schedule, check_schedule
 from fastdiff.schedules.timesteps import SPACINGS, listed
 
-SIGMA_SPACINGS = ("karras", "exponential", "logsnr", "polyexponential", "beta")
-REACHING = ("linspace", "quadratic", *SIGMA_SPACINGS)  # those whose last point is σ_min
+SIGMA_SPACINGS = ("karras", "exponential", "logsnr", "polyexponential", "beta", "kl_optimal")
+# Sabour, Fidler & Kreis 2024, "Align Your Steps", as NVIDIA published them: ten steps and the σ_min after them.
+ALIGNED = {
+    "ays": (14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092, 0.9642583904,
+            0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582),
+    "ays_sdxl": (14.6146412293, 6.3184485287, 3.7681790315, 2.1811480769, 1.3405244945, 0.8620721141, 0.5550693289,
+                 0.3798540708, 0.2332364134, 0.1114188177, 0.0291671582),
+    "ays_svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}  # fmt: skip
+INDEX_SPACINGS = (*SPACINGS, "sgm_uniform", "sd3")
+NAMES = (*INDEX_SPACINGS, *SIGMA_SPACINGS, *ALIGNED)
+# Those whose last point is the process's least σ, or stands for it.
+REACHING = ("linspace", "quadratic", "ddim_quadratic", "sd3", *SIGMA_SPACINGS, *ALIGNED)
 FINALS = ("zero", "sigma_min")
+ROUNDING = 4 * 2.0**-23  # of σ in float32, relative
 
 
 @dataclass(frozen=True)
@@ -27,14 +41,19 @@ class Spacing:
     """Which levels a sampler stops at. Every sampler takes one as ``spacing=``; a name alone is short for it.
 
     Args:
-        name: "leading", "trailing", "linspace", "quadratic", "karras", "exponential", "logsnr", "polyexponential" or
-            "beta"; None is the sampler's own or else the schedule's: trailing, or karras for EDM. Lists take its place.
-        timesteps: what the network is told, falling, one for each call. Between two indices σ is interpolated.
-        sigmas: σ/α (a flow's σ) of each level, falling, one for each call and the last, which may be 0. With both,
-            each call is told the timestep at the σ that stand in the lists.
+        name: "leading", "trailing", "linspace", "quadratic", "ddim_quadratic" (DDIM's own list), "simple",
+            "sgm_uniform" (both ComfyUI's), "sd3" (flows), "karras", "exponential", "logsnr", "polyexponential", "beta",
+            "kl_optimal", or "ays" (Align Your Steps, for Stable Diffusion 1.5), "ays_sdxl", "ays_svd"; None is the
+            sampler's own or else the schedule's: trailing, or karras for EDM. Lists take its place.
+        timesteps: what the network is told, falling, one for each call. Between two indices σ is interpolated. −1 at
+            the end of a table's list, where diffusers' lists may have it, names the image and makes no call.
+        sigmas: σ/α (a flow's σ) of each level, falling, one for each call and the last, which may be 0. A σ above the
+            one before it by no more than float32's rounding is equal to it, a step of no length. With both lists, each
+            call is told the timestep at the σ that stand in the lists.
         steps_offset: added to the timesteps of "leading" (Stable Diffusion has 1).
         rho: the exponent of karras (7) and polyexponential (1).
-        quantize: round the timesteps to whole numbers, for a network that takes those alone; σ stays as it is.
+        quantize: round the timesteps to whole numbers, for a network that takes those alone; σ stays as it is. Of
+            levels that are rounded to one timestep the first stays, so that there may be fewer than ``steps``.
         final: the level after the last call: "zero", or "sigma_min", the schedule's least σ; None is the sampler's own,
             which is "zero" but for ``tcd``. Spacings that reach σ_min by themselves (all but leading and trailing) then
             make their last call before it. With ``sigmas`` their last entry says it.
@@ -55,7 +74,7 @@ class Spacing:
 
     def __post_init__(self) -> None:
         if self.name is not None:
-            check_choice("spacing", self.name, (*SPACINGS, *SIGMA_SPACINGS))
+            check_choice("spacing", self.name, NAMES)
         for name in ("timesteps", "sigmas"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(listed(name, getattr(self, name))))
@@ -140,25 +159,29 @@ def levels(
         if not reaches:
             chosen.append(schedule.at(0.0) if final == "zero" else schedule.least())
     if spacing.sigmas is not None and spacing.timesteps is not None:
-        times = listed("timesteps", spacing.timesteps, len(chosen) - 1)
+        times = _indices(schedule, listed("timesteps", spacing.timesteps, len(chosen) - 1))
         chosen = [replace(level, t=t) for level, t in zip(chosen, times, strict=False)] + chosen[-1:]
     if spacing.quantize:
-        chosen = [replace(level, t=float(round(level.t))) for level in chosen]
+        whole = [replace(level, t=round(level.t)) for level in chosen]
+        if schedule.table_length is None:
+            whole = [replace(level, t=float(level.t)) for level in whole]
+        chosen = [*({level.t: level for level in reversed(whole[:-1])}.values()), whole[-1]]
+        chosen[:-1] = chosen[-2::-1]
     return _checked(chosen)[check_int("skip", spacing.skip, 0, len(chosen) - 2) :]
 
 
 def _checked(chosen: list[Level]) -> list[Level]:
     for i, (a, b) in enumerate(pairwise(chosen)):
         if not a.ratio > b.ratio:
+            twice = "; a list that ends with its last σ twice makes a call that moves nothing: end it with 0"
             raise ValueError(
                 f"σ must fall from each level to the next; level {i} has {a.ratio:g} and level {i + 1} {b.ratio:g}"
+                + (twice if a.ratio == b.ratio > 0 and i + 2 == len(chosen) > 2 else "")
             )
         if i + 2 < len(chosen) and a.t == b.t:
             raise ValueError(f"levels {i} and {i + 1} have the same timestep {a.t:g}: take fewer steps")
         if i + 2 < len(chosen) and a.t < b.t:
             raise ValueError(f"timesteps must fall with σ; level {i} has {a.t:g} and level {i + 1} {b.t:g}")
-    if not math.isfinite(chosen[0].ratio) and chosen[0].c_in != 1:
-        raise ValueError("the schedule's last ᾱ is 0, where this sampler's σ is infinite; take another sampler")
     return chosen
 
 
@@ -169,12 +192,27 @@ def _falling_to(sigmas: Sequence[float], steps: int | None) -> Sequence[float]:
         raise ValueError(f"steps is {steps}, but sigmas has {len(sigmas)} entries, for {len(sigmas) - 1} steps")
     if min(sigmas) < 0:
         raise ValueError(f"sigmas must not be negative; got {min(sigmas)}")
-    return sigmas
+    falling = list(sigmas)
+    for i, (a, b) in enumerate(pairwise(sigmas)):
+        if a < b <= a * (1 + ROUNDING):
+            falling[i + 1] = falling[i] * (1 - 1e-12)
+    return falling
+
+
+def _indices(schedule: Schedule, times: list[float]) -> list[float]:
+    """Timesteps of a list as ints where all of them are indices of a table: its network is told int64."""
+    if schedule.table_length is not None and all(t.is_integer() for t in times):
+        return [int(t) for t in times]
+    return times
 
 
 def _listed_levels(schedule: Schedule, steps: int | None, timesteps: Sequence[float]) -> list[Level]:
     chosen = []
-    for i, t in enumerate(listed("timesteps", timesteps, steps)):
+    if schedule.table_length is not None:
+        last = max((i + 1 for i, t in enumerate(timesteps) if t != -1), default=len(timesteps))
+        steps = last if steps == len(timesteps) else steps
+        timesteps = timesteps[:last]
+    for i, t in enumerate(_indices(schedule, listed("timesteps", timesteps, steps))):
         try:
             chosen.append(schedule.level(t))
         except ValueError as error:
@@ -187,15 +225,33 @@ def _listed_levels(schedule: Schedule, steps: int | None, timesteps: Sequence[fl
 def _spaced(schedule: Schedule, steps: int | None, name: str, spacing: Spacing, more: int) -> list[Level]:
     """The levels of ``steps + more`` points."""
     if steps is None and schedule.table_length is None:
-        raise ValueError(f"steps must be given: a {type(schedule).__name__} has no table to visit")
+        raise ValueError(f"steps must be given: {type(schedule).__name__} has no table to visit")
     most = 1 << 20 if schedule.table_length is None else schedule.table_length - more
     count = (most if steps is None else check_int("steps", steps, 1, most)) + more
-    if name in SPACINGS:
+    if name in INDEX_SPACINGS:
         return schedule.indexed(name, count, spacing.steps_offset)
+    if name in ALIGNED:
+        aligned = _aligned(name, schedule, count + 1 - more)
+        return [schedule.at(sigma) for sigma in aligned[:count]]
     high, low = schedule.sigma_max, schedule.sigma_min
     if not math.isfinite(high) or low == 0:
         raise ValueError(f"spacing {name!r} needs a finite σ_max and a positive σ_min; the schedule has {high}, {low}")
     return [schedule.at(sigma) for sigma in _sigmas(name, high, low, count, spacing.rho)]
+
+
+def _aligned(name: str, schedule: Schedule, count: int) -> list[float]:
+    """The published list, or ``count`` σ of it with ln σ interpolated, as NVIDIA's page does."""
+    published = ALIGNED[name]
+    if not math.isclose(schedule.sigma_max, published[0], rel_tol=1e-3):
+        raise ValueError(
+            f"spacing {name!r} was published for a σ_max of {published[0]:g}; the schedule's is {schedule.sigma_max:g}"
+        )
+    if count == len(published):
+        return list(published)
+    places = [i * (len(published) - 1) / (count - 1) for i in range(count - 1)]
+    logs = [math.log(sigma) for sigma in published]
+    found = [math.exp(logs[int(p)] + (p - int(p)) * (logs[int(p) + 1] - logs[int(p)])) for p in places]
+    return [published[0], *found[1:], published[-1]]
 
 
 def _sigmas(spacing: str, high: float, low: float, count: int, rho: float | None) -> list[float]:
@@ -208,6 +264,8 @@ def _sigmas(spacing: str, high: float, low: float, count: int, rho: float | None
             between = [(a + u * (b - a)) ** power for u in shares]
         except OverflowError:
             raise ValueError(f"rho is {rho}: σ_max^(1/rho) is beyond float64, σ_max being {high:g}") from None
+    elif spacing == "kl_optimal":  # Sabour et al. 2024, for data of unit variance: even in arctan σ
+        between = [math.tan(u * math.atan(low) + (1 - u) * math.atan(high)) for u in shares]
     elif spacing == "beta":  # Lee et al. 2024, "Beta Sampling is All You Need", with its α = β = 0.6
         try:
             from scipy.stats import beta

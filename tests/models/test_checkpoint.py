@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastdiff import models
+import fastdiff
+from fastdiff import EDMSchedule, FlowSchedule, NoiseSchedule, models
 from fastdiff.models import UNet
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
@@ -292,7 +293,7 @@ def test_files_have_the_permissions_of_new_files(folder):
     ],
 )
 def test_what_a_scheduler_asks_for_reaches_sample(folder, config, told):
-    (folder / "scheduler_config.json").write_text(json.dumps(config))
+    (folder / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler", **config}))
     sampling = models.load(folder).sampling
     assert told.items() <= sampling.items()
     assert ("clip" in sampling) != ("thresholding" in sampling)
@@ -302,11 +303,12 @@ def test_what_a_scheduler_asks_for_reaches_sample(folder, config, told):
     "config",
     [
         {"clip_sample_range": None}, {"beta_start": "x"}, {"beta_schedule": "none"},
-        {"num_train_timesteps": 2_000_000_000}, {"num_train_timesteps": 2e9},
+        {"num_train_timesteps": 2_000_000_000}, {"num_train_timesteps": 2e9}, {"variance_type": "fixed_large_log"},
+        {"variance_type": "learned"}, {"_class_name": "IPNDMScheduler"}, {"_class_name": None},
     ],
 )  # fmt: skip
 def test_a_broken_scheduler_names_its_file(folder, config):
-    (folder / "scheduler_config.json").write_text(json.dumps(config))
+    (folder / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDPMScheduler", **config}))
     with pytest.raises(ValueError, match=r"scheduler_config\.json"):
         models.load(folder)
 
@@ -320,3 +322,40 @@ def test_a_pickle_cut_anywhere(model, folder, kept):
     (folder / PICKLE).write_bytes(data[: kept * len(data) // 40])
     with pytest.raises(ValueError, match=PICKLE):
         UNet.from_pretrained(folder)
+
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+EDM = {"_class_name": "EDMEulerScheduler", "sigma_max": 40.0}
+VIDEO = {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous", "prediction_type": "v_prediction",
+         "sigma_min": 0.002, "sigma_max": 700.0, "use_karras_sigmas": True, "clip_sample": True,
+         "set_alpha_to_one": False, "steps_offset": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "schedule", "prediction", "spacing", "sampler"),
+    [
+        (FLOW, FlowSchedule(3.0), "flow_prediction", "sd3", "euler"),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, FlowSchedule(), "flow_prediction", "sd3", "heun"),
+        ({**FLOW, "use_karras_sigmas": True}, FlowSchedule(3.0), "flow_prediction", "karras", "euler"),
+        (EDM, EDMSchedule(0.002, 40.0), "edm", "karras", "euler"),
+        (VIDEO, EDMSchedule(0.002, 700.0, 1.0), "v_prediction", "karras", None),
+        ({"_class_name": "DPMSolverMultistepScheduler", "variance_type": None, "clip_sample": True},
+         NoiseSchedule.linear(), "epsilon", "linspace", None),
+    ],
+)  # fmt: skip
+def test_a_folder_s_process(folder, config, schedule, prediction, spacing, sampler):
+    """Whatever the class, the folder has the process that its config is; and clips nothing where its class does not."""
+    (folder / "scheduler_config.json").write_text(json.dumps(config))
+    told = models.load(folder).sampling
+    assert told == {"schedule": schedule, "prediction": prediction, "spacing": spacing, "clip": None} | (
+        {"sampler": sampler} if sampler else {}
+    )
+    trained = models.load(folder)
+    images = fastdiff.sample(trained.unet, (1, *trained.image_shape), **trained.arguments(steps=2))
+    assert bool(images.isfinite().all())
+
+
+def test_the_images_of_a_network_with_learned_variance(tmp_path):
+    """It returns twice the channels that it takes; an image has as many as it takes."""
+    UNet(**{**SMALL, "out_channels": 2 * UNet(**SMALL).config.in_channels}).save_pretrained(tmp_path)
+    assert models.load(tmp_path).image_shape[0] == UNet(**SMALL).config.in_channels

@@ -21,7 +21,7 @@ def test_listed_timesteps():
         for row in plan:
             assert row.alpha == pytest.approx(math.sqrt(LINEAR.alphas_cumprod[int(row.t)]))
             assert row.alpha**2 + row.sigma**2 == pytest.approx(1)
-    for bad in ((), (5, 5), (5, 6), (1000, 3), (3, -1)):
+    for bad in ((), (5, 5), (5, 6), (1000, 3), (3, -2), (-1, 3), (-1,)):
         with pytest.raises(ValueError, match="timesteps"):
             planned(samplers.ddpm, LINEAR, timesteps=bad)
     with pytest.raises(ValueError, match="steps"):

@@ -81,6 +81,7 @@ def test_zero_terminal_snr(name):
 # ---- diffusers
 
 
+LINEAR_BETAS = {"beta_schedule": "linear"}
 CONFIGS = [
     {},
     {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
@@ -123,9 +124,9 @@ def test_from_diffusers_with_zero_terminal_snr():
         (lambda p: p, FileNotFoundError, "scheduler_config.json"),
         (lambda p: _written(p, "{"), ValueError, "scheduler_config.json"),
         (lambda p: _written(p, "[1]"), ValueError, "JSON object"),
-        (lambda p: {"num_train_timesteps": 0}, ValueError, "num_train_timesteps"),
-        (lambda p: {"num_train_timesteps": "many"}, (ValueError, TypeError), "num_train_timesteps"),
-        (lambda p: {"beta_start": None}, (ValueError, TypeError), "beta_start"),
+        (lambda p: {**LINEAR_BETAS, "num_train_timesteps": 0}, ValueError, "num_train_timesteps"),
+        (lambda p: {**LINEAR_BETAS, "num_train_timesteps": "many"}, (ValueError, TypeError), "num_train_timesteps"),
+        (lambda p: {**LINEAR_BETAS, "beta_start": None}, (ValueError, TypeError), "beta_start"),
         (lambda p: {"trained_betas": ["x"]}, TypeError, "betas"),
     ],
 )
