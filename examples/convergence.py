@@ -115,6 +115,8 @@ CASES = (
     *(Case("lms", order, {"order": order}) for order in (1, 2, 3, 4)),
     Case("pndm", 2),  # equal weights for steps that are not (Liu et al. 2022)
     Case("pndm", 4, even=True, high=2.0),
+    Case("ipndm", 2),
+    Case("ipndm", 4, even=True, high=2.0),
     Case("dpmpp_1s", 1),
     Case("dpmpp_2s", 2, whole=WHOLE),
     Case("dpmpp_2m", 2, whole=WHOLE),
@@ -133,6 +135,9 @@ CASES = (
     *(Case("unipc", order + 1, {"order": order, "solver_type": kind}, UNCORRECTED)
       for kind in ("bh1", "bh2") for order in (1, 2, 3)),
     *(Case("unipc", order, {"order": order, "disable_corrector": range(700)}, WHOLE) for order in (2, 3)),
+    Case("sa_solver", 2, {"tau": 0.0}, WHOLE),
+    Case("sa_solver", 3, {"tau": 0.0, "corrector_order": 3}, WHOLE),
+    Case("sa_solver", 3, {"tau": 0.0, "predictor_order": 3, "corrector_order": 0}, WHOLE),
 )  # fmt: skip
 
 NOISY = (
@@ -144,6 +149,8 @@ NOISY = (
     NoisyCase("dpmpp_sde", 1, 600),
     NoisyCase("dpmpp_2m_sde", 2, 80, whole=WHOLE),
     NoisyCase("dpmpp_3m_sde", 2, 80, whole=WHOLE),
+    NoisyCase("sa_solver", 2, 80, {"corrector_order": 0}, WHOLE),
+    NoisyCase("restart", 2, 80, {"intervals": ((0.3, 0.8, None, 1),)}),
     NoisyCase("repaint", 1, 500, {"jump_n_sample": 2}),
     NoisyCase("euler", 1, 500, {"s_churn": 4.0}),
     NoisyCase("heun", 2, 80, {"s_churn": 4.0}),

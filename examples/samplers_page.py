@@ -13,6 +13,7 @@ from typing import Any
 from convergence import (
     CASES,
     EDM,
+    FLOW,
     NOISY,
     PROCESSES,
     STEPS,
@@ -26,6 +27,7 @@ from convergence import (
     variance_error,
 )
 
+from fastdiff import NoiseSchedule
 from fastdiff.files import atomic_write
 from fastdiff.samplers import SAMPLERS
 
@@ -57,6 +59,9 @@ PAPERS = {
     "dpmpp_3m_sde": "k-diffusion",
     "deis": "Zhang & Chen 2023",
     "unipc": "Zhao et al. 2023",
+    "ipndm": "Zhang & Chen 2023; Liu et al. 2022",
+    "sa_solver": "Xue et al. 2023",
+    "restart": "Xu et al. 2023",
 }
 
 INTRODUCTION = """\
@@ -69,6 +74,7 @@ was written by `python examples/samplers_page.py`, which measured every number o
 The target is a mixture of two Gaussians on the line. Its score is known at every level, and so is the solution of its
 probability-flow ODE, since in one dimension the flow keeps every point's quantile. States are float64.
 
+{walks}
 ![error against steps](convergence.png)
 
 ## Deterministic samplers
@@ -82,6 +88,16 @@ schedule with an ε network, EDM's with an F network, and flow matching's with a
 *As shipped*: the defaults over EDM's Karras levels to σ = 0, with the walk's own start and end. The last jump, from
 σ = {sigma_min} to 0, is of order 1 and does not shrink with the steps: it alone errs by {floor:.0e}, which shows in the
 third-order ones.
+
+"""
+
+WALKS = """\
+## Which sampler walks which schedule
+
+With the schedule's default spacing, in any number of steps, to the image. Where the first level has no signal (ᾱ = 0;
+a flow's σ = 1) a sampler that divides by it leaves it by a step of first order. Spacings in σ, such as karras, need a
+finite σ: `schedule.rescale_zero_terminal_snr(floor=2**-24)` is diffusers' floor. What the network predicts is
+`epsilon` unless it is said.
 
 """
 
@@ -116,6 +132,31 @@ DRAWN = {
     "unipc order=2, solver_type='bh2'": "UniPC-2",
     "unipc order=3, solver_type='bh2'": "UniPC-3",
 }
+
+
+WALKED = {
+    "table of betas": (VP, "epsilon"),
+    "zero terminal SNR": (NoiseSchedule.scaled_linear().rescale_zero_terminal_snr(), "v_prediction"),
+    "EDM": (EDM, "edm"),
+    "flow": (FLOW, "flow_prediction"),
+}
+
+
+def walks() -> str:
+    """Which sampler walks which schedule with its default spacing, found by asking for the plan, and why not."""
+    lines, reasons = [], dict[str, int]()
+    for name, sampler in SAMPLERS.items():
+        cells = [f"`{name}`"]
+        for schedule, prediction in WALKED.values():
+            try:
+                sampler(schedule, 5, prediction=prediction)
+                cells.append("yes")
+            except ValueError as error:
+                cells.append(f"no ({reasons.setdefault(f'`{name}`: {error}', len(reasons) + 1)})")
+        lines.append(cells)
+    notes = "".join(f"{number}. {reason}\n" for reason, number in reasons.items())
+    predictions = ", ".join(f"{kind}: {prediction}" for kind, (_, prediction) in WALKED.items())
+    return WALKS + table(["sampler", *WALKED], lines, left=1) + "\n" + notes + f"\n({predictions}.)\n"
 
 
 def deterministic() -> tuple[list[list[str]], dict[str, list[float]]]:
@@ -160,8 +201,8 @@ def calls(case: Any) -> str:
     return f"{factor if factor > 1 else ''}n{sign}"
 
 
-def table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", "---", *["---:"] * (len(titles) - 2)]
+def table(titles: Sequence[str], lines: Sequence[Sequence[str]], left: int = 2) -> str:
+    rule = [*["---"] * left, *["---:"] * (len(titles) - left)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [titles, rule, *lines]) + "\n"
 
 
@@ -195,7 +236,7 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     lines, errors = deterministic()
     titles = ["sampler", "paper", "network calls", "order in theory", "exact, VP", "VE", "flow", "as shipped"]
-    known = {"first": STEPS[0], "last": STEPS[-1], "sigma_min": EDM.sigma_min, "floor": last_jump()}
+    known = {"walks": walks(), "first": STEPS[0], "last": STEPS[-1], "sigma_min": EDM.sigma_min, "floor": last_jump()}
     page = INTRODUCTION.format(**known) + table(titles, lines) + NOTES
     titles = [*titles[:3], "weak order in theory", "measured", "steps", "moments", "distance", "p"]
     page += table(titles, stochastic())

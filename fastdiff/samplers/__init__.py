@@ -16,10 +16,13 @@ from fastdiff.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from fastdiff.samplers.euler import euler
 from fastdiff.samplers.euler_ancestral import euler_ancestral
 from fastdiff.samplers.heun import heun
+from fastdiff.samplers.ipndm import ipndm
 from fastdiff.samplers.lcm import lcm
 from fastdiff.samplers.lms import lms
 from fastdiff.samplers.pndm import pndm
 from fastdiff.samplers.repaint import repaint
+from fastdiff.samplers.restart import restart
+from fastdiff.samplers.sa_solver import sa_solver
 from fastdiff.samplers.tcd import tcd
 from fastdiff.samplers.unipc import unipc
 
@@ -34,6 +37,7 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     "dpm2_ancestral": dpm2_ancestral,
     "lms": lms,
     "pndm": pndm,
+    "ipndm": ipndm,
     "dpm_multistep": dpm_multistep,
     "dpm_singlestep": dpm_singlestep,
     "dpm_solver_2": dpm_solver_2,
@@ -48,14 +52,16 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     "dpmpp_3m_sde": dpmpp_3m_sde,
     "deis": deis,
     "unipc": unipc,
+    "sa_solver": sa_solver,
     "lcm": lcm,
     "tcd": tcd,
+    "restart": restart,
     "repaint": repaint,
 }
 
 __all__ = [
     "SAMPLERS", "ddim", "ddim_inverse", "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpm_multistep", "dpm_singlestep",
     "dpm_solver_2", "dpm_solver_3", "dpmpp_1s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral",
-    "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_ancestral", "heun", "lcm", "lms", "pndm", "repaint",
-    "tcd", "unipc",
+    "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_ancestral", "heun", "ipndm", "lcm", "lms", "pndm",
+    "repaint", "restart", "sa_solver", "tcd", "unipc",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from itertools import pairwise
 from fastdiff.checks import check_clip
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
-from fastdiff.samplers.stages import Churn, call, leaves_all_noise, moved, timed
+from fastdiff.samplers.stages import Churn, heun_rows, timed
 from fastdiff.schedules.level import Schedule, check_schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
@@ -51,12 +51,5 @@ def heun(
     rows: list[Row] = []
     for here, there in pairwise(stops):
         added, here = churn.raise_noise(schedule, here, len(stops) - 1, quantize)
-        first = moved(here, there.alpha, there.sigma)
-        if there.sigma == 0 or leaves_all_noise(here, there):
-            rows += [*added, call(here, prediction, bound, first)]
-            continue
-        half = (there.sigma - here.sigma) / 2
-        anchor = {"x": 1 + half / here.sigma, "x0": -half / here.sigma}
-        second = {"anchor": 1.0, "x": half / there.sigma, "x0": -half / there.sigma}
-        rows += [*added, call(here, prediction, bound, first, anchor), call(there, prediction, bound, second)]
+        rows += [*added, *heun_rows(here, there, prediction, bound)]
     return Plan(tuple(rows), name="heun", init_sigma=stops[0].sigma)

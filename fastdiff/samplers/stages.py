@@ -47,6 +47,17 @@ def leaves_all_noise(here: Level, there: Level) -> bool:
     return here.alpha == 0 and there.alpha == 1
 
 
+def heun_rows(here: Level, there: Level, prediction: str, clip: float) -> list[Row]:
+    """Heun's step (``heun``): two rows, or Euler's one where it ends without noise or leaves a level without signal."""
+    first = moved(here, there.alpha, there.sigma)
+    if there.sigma == 0 or leaves_all_noise(here, there):
+        return [call(here, prediction, clip, first)]
+    half = (there.sigma - here.sigma) / 2
+    anchor = {"x": 1 + half / here.sigma, "x0": -half / here.sigma}
+    second = {"anchor": 1.0, "x": half / there.sigma, "x0": -half / there.sigma}
+    return [call(here, prediction, clip, first, anchor), call(there, prediction, clip, second)]
+
+
 @dataclass(frozen=True)
 class Churn:
     """Noise added before a step (Karras et al. 2022, Algorithm 2, lines 4 to 6), in σ/α, for a flow too.

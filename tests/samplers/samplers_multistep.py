@@ -30,7 +30,8 @@ def walk(
     anchor, slots = None, [None] * SLOTS
     for i, row in enumerate(plan):
         noise = noises[i].to(x.dtype) if noises is not None and row.uses("z") else None
-        out = fastdiff.ops.update(x, model(x * row.c_in, row, i), plan, i, anchor=anchor, slots=slots, noise=noise)
+        m = model(x * row.c_in, row, i) if row.calls_model else ()
+        out = fastdiff.ops.update(x, m, plan, i, anchor=anchor, slots=slots, noise=noise)
         x = out.x
         anchor = anchor if row.anchor is None else out.anchor
         if row.write is not None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from helpers import assert_same_bits, half, planned
-from samplers_onestep import EDM, FLOW, LINEAR, NAMES, SHAPE, run
+from samplers_onestep import EDM, LINEAR, NAMES, SHAPE, run
 
 import fastdiff
 from fastdiff import samplers
