@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastdiff.checks import check_choice, check_int
+from fastdiff.checks import check_choice, check_int, is_finite, shown
 
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "ddim_quadratic", "simple")
 
@@ -53,8 +53,8 @@ def listed(name: str, values: Any, steps: int | None = None) -> list[float]:
         value = value.item() if hasattr(value, "item") else value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a sequence of numbers; entry {i} is {type(value).__name__}")
-        if not -math.inf < value < math.inf:
-            raise ValueError(f"{name} must be finite; entry {i} is {value}")
+        if not is_finite(value):
+            raise ValueError(f"{name} must be finite; entry {i} is {shown(value)}")
         numbers.append(float(value))
     if not numbers:
         raise ValueError(f"{name} must hold at least one number")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastdiff
 from fastdiff import NoiseSchedule
 
 NAMES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas")
@@ -76,6 +77,20 @@ def test_zero_terminal_snr(name):
     root, first, last = schedule.alphas, float(schedule.alphas[0]), float(schedule.alphas[-1])
     expected = [first * (float(r) - last) / (first - last) for r in root]
     np.testing.assert_allclose(rescaled.alphas, expected, atol=1e-14)
+
+
+def test_zero_terminal_snr_with_a_floor():
+    """diffusers' and ComfyUI's least ᾱ: only where the rescaled one is below it."""
+    schedule = NoiseSchedule.scaled_linear()
+    plain = schedule.rescale_zero_terminal_snr()
+    for floor in (2.0**-24, 4.8973451890853435e-08):
+        floored = schedule.rescale_zero_terminal_snr(floor)
+        assert float(floored.alphas_cumprod[-1]) == floor
+        assert floored.alphas_cumprod[:-1].tolist() == plain.alphas_cumprod[:-1].tolist()
+        assert floored.sigma_max == pytest.approx(math.sqrt(1 / floor - 1))
+    for bad, error in ((-1.0, ValueError), (1.0, ValueError), (0.9999, ValueError), ("0", TypeError)):
+        with pytest.raises(error, match="floor"):
+            schedule.rescale_zero_terminal_snr(bad)
 
 
 # ---- diffusers
@@ -165,6 +180,34 @@ def test_it_is_a_value():
     assert "T=20" in repr(a)
     with pytest.raises(AttributeError):
         a.alphas_cumprod = b.alphas_cumprod
+
+
+@pytest.mark.parametrize("how", ["torch", "numpy"])
+def test_a_table_edited_in_place_is_seen(how):
+    """Nothing that was made of the old numbers, a plan or a table on the device, is found for the new ones."""
+    schedule, seen = NoiseSchedule.linear(30), []
+
+    def network(x, t):
+        seen.append(int(t[0]))
+        return x * 0.1
+
+    arguments = {"sampler": "ddim", "steps": 7, "schedule": schedule, "seed": 3}
+    image, (noised, _) = torch.ones(2, 3), fastdiff.add_noise(torch.ones(2, 3), 20, schedule, seed=1)
+    before = fastdiff.sample(network, (2, 3), **arguments)
+    if how == "torch":
+        schedule.alphas_cumprod.mul_(0.7)
+    else:
+        schedule.alphas_cumprod.numpy()[:] *= 0.7
+    fresh = NoiseSchedule.from_alphas_cumprod(schedule.alphas_cumprod)
+    after = fastdiff.sample(network, (2, 3), **arguments)
+    assert after.tolist() == fastdiff.sample(network, (2, 3), **{**arguments, "schedule": fresh}).tolist()
+    assert after.tolist() != before.tolist()
+    again, _ = fastdiff.add_noise(image, 20, schedule, seed=1)
+    assert again.tolist() == fastdiff.add_noise(image, 20, fresh, seed=1)[0].tolist() != noised.tolist()
+    assert schedule == fresh
+    assert hash(schedule) == hash(fresh)
+    old = NoiseSchedule.linear(30)
+    assert fastdiff.sample(network, (2, 3), **{**arguments, "schedule": old}).tolist() == before.tolist()
 
 
 def test_it_keeps_its_own_numbers():

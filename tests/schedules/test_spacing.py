@@ -162,6 +162,96 @@ def test_skip_leaves_out_the_first_spaced():
             spaced(LINEAR, 10, skip=bad)
 
 
+def test_listed_minus_one_is_the_image():
+    """diffusers' trailing lists may end with −1, where no call is made."""
+    told = spaced(LINEAR, timesteps=[7, 3, -1])
+    assert told == spaced(LINEAR, timesteps=[7, 3])
+    assert told == spaced(LINEAR, 3, timesteps=torch.tensor([7, 3, -1])) == spaced(LINEAR, 2, timesteps=[7, 3, -1, -1])
+    told = spaced(LINEAR, 3, timesteps=[7, 3, -1], final="sigma_min")
+    assert [level.t for level in told] == [7, 3, 0]
+
+
+def test_sigmas_that_rise_by_rounding_are_equal():
+    """As float32 has it; the step between them is of no length, and later ones of several are, too."""
+    low = 0.00642711
+    chosen = sigmas(spaced(EDM, sigmas=[2.0, low, low * (1 + 2.0**-23), low * (1 + 3e-7)]))
+    assert chosen == pytest.approx([2.0, low, low, low], rel=1e-11)
+    assert all(a > b for a, b in itertools.pairwise(chosen))
+    with pytest.raises(ValueError, match="σ must fall"):
+        spaced(EDM, sigmas=[2.0, low, low * 1.00001])
+
+
+def test_quantize_merges():
+    """Of levels that are rounded to one timestep the first stays; all remain within half an index of their t."""
+    whole, merged = (spaced(LINEAR, 400, spacing="karras", quantize=quantize) for quantize in (False, True))
+    times = [level.t for level in merged[:-1]]
+    assert len(set(times)) == len(times) == len({round(level.t) for level in whole[:-1]}) < 400
+    assert all(type(t) is int for t in times)
+    first = {}
+    for level in whole[:-1]:
+        first.setdefault(round(level.t), level.ratio)
+    assert [level.ratio for level in merged[:-1]] == list(first.values())
+
+
+def test_kl_optimal():
+    """ComfyUI's kl_optimal_scheduler(n, σ_min, σ_max): evenly in arctan σ."""
+    got = sigmas(spaced(EDM, 5, spacing="kl_optimal"))
+    low, high = math.atan(0.002), math.atan(80.0)
+    assert got == pytest.approx([*(math.tan(i / 4 * low + (1 - i / 4) * high) for i in range(5)), 0])
+    assert [math.atan(s) for s in got[:-1]] == pytest.approx([high + i / 4 * (low - high) for i in range(5)])
+
+
+def test_sgm_uniform_and_simple():
+    """ComfyUI's: the former evenly in t without its end, ln σ interpolated; the latter entries of a table."""
+    ratios = [sigma_of(SCALED, i) for i in range(1000)]
+    for steps in (1, 7, 20):
+        times = [999 - i * 999 / steps for i in range(steps)]
+        logs = [math.log(r) for r in ratios]
+        exact = [math.exp((1 - t % 1) * logs[int(t)] + t % 1 * logs[min(int(t) + 1, 999)]) for t in times]
+        for ve in (True, False):
+            got = spaced(SCALED, steps, spacing="sgm_uniform", ve=ve)
+            assert [level.ratio for level in got] == pytest.approx([*exact, 0], rel=1e-9)
+            assert [level.t for level in got[:-1]] == pytest.approx(times, rel=1e-9)
+            assert not any(isinstance(level.t, int) for level in got[:-1])
+        exact = [ratios[-(1 + int(x * (1000 / steps)))] for x in range(steps)]
+        assert [level.ratio for level in spaced(SCALED, steps, spacing="simple")] == pytest.approx([*exact, 0])
+        # A flow's: 1000 entries of the shifted i/1000; and linspace in t, whose end is shifted, shifted once more.
+        flow = FlowSchedule(3.0)
+        table = [3 * i / 1000 / (1 + 2 * i / 1000) for i in range(1, 1001)]
+        exact = [table[-(1 + int(x * (1000 / steps)))] for x in range(steps)]
+        assert sigmas(spaced(flow, steps, spacing="simple")) == pytest.approx([*exact, 0])
+        unshifted = [1 + i / steps * (table[0] - 1) for i in range(steps)]
+        exact = [3 * u / (1 + 2 * u) for u in unshifted]
+        assert sigmas(spaced(flow, steps, spacing="sgm_uniform")) == pytest.approx([*exact, 0])
+        # EDM's: 1000 σ even in ln σ, and t = ¼ ln σ evenly.
+        table = [math.exp(math.log(0.002) + i / 999 * math.log(80 / 0.002)) for i in range(1000)]
+        exact = [table[-(1 + int(x * (1000 / steps)))] for x in range(steps)]
+        assert sigmas(spaced(EDM, steps, spacing="simple")) == pytest.approx([*exact, 0])
+        exact = [80 * (0.002 / 80) ** (i / steps) for i in range(steps)]
+        assert sigmas(spaced(EDM, steps, spacing="sgm_uniform")) == pytest.approx([*exact, 0])
+
+
+def test_align_your_steps():
+    """NVIDIA's σ, which are diffusers' published timesteps on the schedules of their models, and ln σ between them."""
+    video = EDMSchedule(0.002, 700.0, 1.0)
+    published = {
+        "ays": [999, 850, 736, 645, 545, 455, 343, 233, 124, 24],
+        "ays_sdxl": [999, 845, 730, 587, 443, 310, 193, 116, 53, 13],
+    }
+    for name, times in published.items():
+        chosen = spaced(SCALED, 10, spacing=name)
+        assert [level.t for level in chosen[:-1]] == pytest.approx(times, abs=0.05)
+        assert [level.t for level in spaced(SCALED, 10, spacing=name, quantize=True)[:-1]] == times
+        assert (chosen[-1].sigma, chosen[-1].alpha) == (0, 1)
+        assert spaced(SCALED, 10, spacing=name, final="sigma_min")[-1].ratio == pytest.approx(0.0291671582)
+    got = sigmas(spaced(video, 10, spacing="ays_svd"))
+    assert got == pytest.approx([700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.0])
+    got = sigmas(spaced(SCALED, 20, spacing="ays", ve=True, final="sigma_min"))
+    assert got[::2] == pytest.approx(sigmas(spaced(SCALED, 10, spacing="ays", ve=True, final="sigma_min")))
+    assert got[1] == pytest.approx(math.sqrt(14.6146412293 * 6.4745760956))
+    assert len(spaced(SCALED, 1, spacing="ays")) == 2
+
+
 ZERO_SNR = LINEAR.rescale_zero_terminal_snr()
 
 
