@@ -1,5 +1,6 @@
 """Restart against Algorithm 1 of its paper, written out, and what it does to a walk's rows."""
 
+import itertools
 import math
 
 import pytest
@@ -44,7 +45,7 @@ def test_the_loop(seed):
         for _ in range(times):
             x = x + 1.1 * math.sqrt(high**2 - sigmas[i + 1] ** 2) * next(drawn)
             down = karras(sigmas[i + 1], high, count + 1)
-            for a, b in zip(down, down[1:], strict=False):
+            for a, b in itertools.pairwise(down):
                 x = heun(x, a, b)
     assert next(drawn, None) is None
     torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-9)

@@ -15,7 +15,7 @@ SCALED = NoiseSchedule.scaled_linear()
 
 
 def integral(here, there, points, tau):
-    """The weights of outputs at ``points`` in α' ∫ (1 + τ²) e^{−(1+τ²)(λ'−λ)} p(λ) dλ, p the polynomial through them."""
+    """The weights of outputs at ``points`` in α' ∫ (1 + τ²) e^{−(1+τ²)(λ'−λ)} p dλ, p the polynomial through them."""
     a, b, rate = here.log_snr, there.log_snr, 1 + tau**2
     found = [0.0] * len(points)
     for node, weight in zip(NODES, WEIGHTS, strict=True):
@@ -42,6 +42,7 @@ def test_the_loop(seed, predictor, corrector, tau):
 
         x = corrected = start
         outputs: list[torch.Tensor] = []
+        base, noisy = start, 0.0
         for i, (here, there) in enumerate(itertools.pairwise(stops)):
             outputs.insert(0, torch.sin(1.7 * x * here.c_in + i))
             points = [stops[i - k].log_snr for k in range(len(outputs))]
@@ -85,8 +86,10 @@ def test_its_ends():
     [
         ({"tau": -1.0}, ValueError, "tau"), ({"tau": "1"}, TypeError, "tau"), ({"s_tmin": -1.0}, ValueError, "s_tmin"),
         ({"s_tmin": 2.0, "s_tmax": 1.0}, ValueError, "s_tmax"), ({"s_noise": -1.0}, ValueError, "s_noise"),
-        ({"predictor_order": 0}, ValueError, "predictor_order"), ({"predictor_order": 4}, ValueError, "predictor_order"),
-        ({"corrector_order": 4}, ValueError, "corrector_order"), ({"corrector_order": 1.0}, TypeError, "corrector_order"),
+        ({"predictor_order": 0}, ValueError, "predictor_order"),
+        ({"predictor_order": 4}, ValueError, "predictor_order"),
+        ({"corrector_order": 4}, ValueError, "corrector_order"),
+        ({"corrector_order": 1.0}, TypeError, "corrector_order"),
     ],
 )  # fmt: skip
 def test_refuses(options, error, names):

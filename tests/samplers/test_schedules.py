@@ -1,4 +1,4 @@
-"""Every sampler on every kind of schedule: where it walks, that it ends on the image, and what docs/samplers.md says."""
+"""Every sampler on every kind of schedule: where it walks, that it ends on the image, what docs/samplers.md says."""
 
 import itertools
 import sys
