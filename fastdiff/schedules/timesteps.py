@@ -26,7 +26,8 @@ def select(T: int, steps: int | None, spacing: str, steps_offset: int = 0) -> li
     count = T if steps is None else check_int("steps", steps, 1, T)
     gap = (T - 1) / (count - 1) if count > 1 else 0.0
     if spacing == "leading":
-        offset = check_int("steps_offset", steps_offset, 0, T - 1 - (count - 1) * (T // count))
+        room = T - 1 - (count - 1) * (T // count)
+        offset = check_int(f"steps_offset, in {count} steps of {T},", steps_offset, 0, room)
         return [i * (T // count) + offset for i in reversed(range(count))]
     if spacing == "trailing":
         return [round(T - i * (T / count)) - 1 for i in range(count)]
