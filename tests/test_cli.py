@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -198,6 +199,29 @@ def test_plan_reads_a_model_s_schedule(tmp_path: Path) -> None:
     assert rows_of(Plan.load(file)) == rows_of(samplers.ddpm(NoiseSchedule.cosine(), 5))
 
 
+def test_plan_reads_a_flow_s_folder(tmp_path: Path) -> None:
+    """The schedule that the config is, with what its network predicts; the image's tokens where the shift needs them."""
+    (tmp_path / "scheduler").mkdir()
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    file = tmp_path / "plan.json"
+    made = ("plan", "--sampler", "euler", "--steps", 5, "--schedule", tmp_path)
+    assert run(*made, "--json", file).exit_code == 0
+    assert rows_of(Plan.load(file)) == rows_of(samplers.euler(FlowSchedule(3.0), 5, prediction="flow_prediction"))
+    config["use_dynamic_shifting"] = True
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    refused = run(*made)
+    assert refused.exit_code == 2
+    assert "tokens" in refused.output
+    assert run(*made, "--tokens", 1024, "--json", file).exit_code == 0
+    expected = samplers.euler(FlowSchedule.for_tokens(1024), 5, prediction="flow_prediction")
+    assert rows_of(Plan.load(file)) == rows_of(expected)
+    config["_class_name"] = "IPNDMScheduler"
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    assert "IPNDMScheduler" in run(*made).output
+    assert run("plan", "--sampler", "euler", "--tokens", 5).exit_code == 2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("--sampler", "dpmpp_2m_sde", "--steps", 20), ("--sampler", "ddpm"),
@@ -262,7 +286,7 @@ BAD_PLANS = [
     (("--sampler", "lms", "--option", "order=9"), "order must be"),
     (("--sampler", "lms", "--option", "order=three"), "order must be"),
     (("--sampler", "lms", "--option", "order=3", "--option", "order=2"), "order twice"),
-    (("--sampler", "ddpm", "--schedule", "edm"), "NoiseSchedule"),
+    (("--sampler", "ddpm", "--schedule", "edm"), "steps must be given"),
     (("--sampler", "ddim", "--plot", "plan.pdf"), "must end in .png"),
     (("--sampler", "ddim", "--json", "plan.txt"), "must end in .json"),
     (("--sampler", "ddim", "--json", "no/such/plan.json"), "does not exist"),

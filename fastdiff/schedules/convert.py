@@ -25,7 +25,8 @@ def from_diffusers(scheduler: Any, *, tokens: int | None = None) -> Schedule:
     no part of a schedule: the config's spacing, and its sampler, are yours to choose.
 
     Args:
-        scheduler: the scheduler, its config, the folder (a pipeline's, too) or the file.
+        scheduler: the scheduler, its config, the folder (a pipeline's, too) or the file. A config need not name its
+            class (``scheduler.config`` does not) where its keys say what it is: tables' and FlowMatch's do.
         tokens: for a flow whose shift depends on the image (``use_dynamic_shifting``): how many tokens the transformer
             is given, H·W/4 of latents in patches of 2 × 2.
 

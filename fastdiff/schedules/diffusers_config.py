@@ -88,8 +88,13 @@ def kind(config: Mapping[str, Any]) -> str:
         return "edm"
     if not name and any(config.get(key) is not None for key in _KEYS):
         return "betas"
+    if not name and "shift" in config and "base_image_seq_len" in config:
+        return "flow"
     if not name:
-        raise ValueError("the config names neither its class (_class_name) nor a table of betas (beta_schedule)")
+        raise ValueError(
+            "the config names neither its class (_class_name) nor a table of betas (beta_schedule): hand over the "
+            "scheduler itself, or its folder"
+        )
     raise ValueError(
         f"the noise process of {name}Scheduler is no table of betas, no flow and not EDM's, as far as fastdiff knows: "
         "no schedule expresses it"
@@ -113,7 +118,7 @@ def prediction_type(config: Mapping[str, Any]) -> str:
     Raises ValueError for an EDM class's v_prediction with sigma_data other than 1, which no prediction here is.
     """
     name, given = class_of(config), config.get("prediction_type")
-    if name in _FLOWS:
+    if kind(config) == "flow" and (given is None or name in _FLOWS):
         return "flow_prediction"
     if name in _EDM:
         if given == "v_prediction" and config.get("sigma_data", 0.5) == 1:
