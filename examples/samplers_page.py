@@ -232,8 +232,16 @@ def plot(errors: dict[str, list[float]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs"), help="the folder to write to")
-    out = parser.parse_args().out
+    parser.add_argument("--walks", action="store_true", help="only write the first table anew, which measures nothing")
+    arguments = parser.parse_args()
+    out = arguments.out
     out.mkdir(exist_ok=True)
+    if arguments.walks:
+        page = (out / "samplers.md").read_text()
+        page = page[: page.index("## Which sampler")] + walks() + page[page.index("\n![error") :]
+        with atomic_write(out / "samplers.md") as file:
+            file.write(page.encode())
+        return
     lines, errors = deterministic()
     titles = ["sampler", "paper", "network calls", "order in theory", "exact, VP", "VE", "flow", "as shipped"]
     known = {"walks": walks(), "first": STEPS[0], "last": STEPS[-1], "sigma_min": EDM.sigma_min, "floor": last_jump()}
