@@ -22,9 +22,9 @@ def deis(
 ) -> Plan:
     """x'/α' = x/α + ∫ ε dρ over ρ = σ/α, ε a polynomial in ln ρ through the last outputs (log-ρ-AB-DEIS, Equation 14).
 
-    Since λ = −ln ρ, this is multistep DPM-Solver with the polynomial integrated exactly. Every spacing ends at the image:
-    the lists of diffusers' DEISMultistepScheduler for Karras' σ, flows and the like end with their last σ twice, so that
-    the last network call moves nothing and that much noise stays in the picture.
+    Since λ = −ln ρ, this is multistep DPM-Solver with the polynomial integrated exactly. Every spacing ends at the
+    image: the lists of diffusers' DEISMultistepScheduler for Karras' σ, flows and the like end with their last σ twice,
+    so that the last network call moves nothing and that much noise stays in the picture.
 
     Args:
         schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.

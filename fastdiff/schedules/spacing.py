@@ -162,11 +162,12 @@ def levels(
         times = _indices(schedule, listed("timesteps", spacing.timesteps, len(chosen) - 1))
         chosen = [replace(level, t=t) for level, t in zip(chosen, times, strict=False)] + chosen[-1:]
     if spacing.quantize:
-        whole = [replace(level, t=round(level.t)) for level in chosen]
-        if schedule.table_length is None:
-            whole = [replace(level, t=float(level.t)) for level in whole]
-        chosen = [*({level.t: level for level in reversed(whole[:-1])}.values()), whole[-1]]
-        chosen[:-1] = chosen[-2::-1]
+        whole = int if schedule.table_length is not None else float
+        *called, end = (replace(level, t=whole(round(level.t))) for level in chosen)
+        merged: dict[float, Level] = {}
+        for level in called:
+            merged.setdefault(level.t, level)
+        chosen = [*merged.values(), end]
     return _checked(chosen)[check_int("skip", spacing.skip, 0, len(chosen) - 2) :]
 
 
