@@ -135,7 +135,7 @@ CASES = (
     *(Case("unipc", order + 1, {"order": order, "solver_type": kind}, UNCORRECTED)
       for kind in ("bh1", "bh2") for order in (1, 2, 3)),
     *(Case("unipc", order, {"order": order, "disable_corrector": range(700)}, WHOLE) for order in (2, 3)),
-    Case("sa_solver", 2, {"tau": 0.0}, WHOLE),
+    Case("sa_solver", 2, {"tau": 0.0, "predictor_order": 1}, WHOLE),
     Case("sa_solver", 3, {"tau": 0.0, "corrector_order": 3}, WHOLE),
     Case("sa_solver", 3, {"tau": 0.0, "predictor_order": 3, "corrector_order": 0}, WHOLE),
 )  # fmt: skip
