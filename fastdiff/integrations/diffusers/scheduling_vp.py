@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -25,13 +26,9 @@ from fastdiff.schedules.spacing import Spacing
 class TableStepping(Stepping):
     """What they share: the schedule, and noising by it."""
 
-    _schedule_of: tuple[Tensor, NoiseSchedule] | None = None
+    _reads = ("timesteps", "alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod")
 
-    def _schedule(self) -> NoiseSchedule:
-        """diffusers' table of ᾱ, as float64 numbers."""
-        if self._schedule_of is None or self._schedule_of[0] is not self.alphas_cumprod:
-            self._schedule_of = self.alphas_cumprod, NoiseSchedule(self.alphas_cumprod)
-        return self._schedule_of[1]
+    _schedule: Callable[[], NoiseSchedule]
 
     @property
     def _clip(self) -> float | None:
@@ -65,8 +62,11 @@ class TableStepping(Stepping):
         return Spacing(sigmas=last_apart([schedule.sigma_at(timestep), sigma]))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """√ᾱ x_0 + √(1 − ᾱ) ε at each sample's timestep, computed in float32 whatever the samples' dtype."""
-        x, t = original_samples, timesteps.to(original_samples.device, torch.int64)
+        """√ᾱ x_0 + √(1 − ᾱ) ε at each sample's timestep, computed in float32 whatever the samples' dtype.
+
+        Raises TypeError where timesteps are no integers.
+        """
+        x, t = original_samples, whole(timesteps).to(original_samples.device, torch.int64)
         plain = x.dtype in DTYPES and noise.dtype == x.dtype and noise.shape == x.shape and noise.device == x.device
         if plain and t.shape == x.shape[:1]:
             return add_noise(x, t, self._schedule(), noise=noise)[0]
@@ -75,7 +75,7 @@ class TableStepping(Stepping):
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """√ᾱ ε − √(1 − ᾱ) x_0 at each sample's timestep, computed in float32 whatever the samples' dtype."""
-        alpha, sigma = self._levels_at(timesteps.to(sample.device, torch.int64), sample)
+        alpha, sigma = self._levels_at(whole(timesteps).to(sample.device, torch.int64), sample)
         return mix(-sigma, sample, alpha, noise)
 
     def _levels_at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +85,13 @@ class TableStepping(Stepping):
             table.to(like.device, wide)[t.flatten()].view(shape) for table in (schedule.alphas, schedule.sigmas)
         )
         return alpha, sigma
+
+
+def whole(timesteps: Tensor) -> Tensor:
+    """Timesteps that count into a table: those of a floating-point dtype may have been rounded to others."""
+    if timesteps.is_floating_point() or timesteps.dtype == torch.bool:
+        raise TypeError(f"timesteps must be integers, which count into the table of ᾱ; got {timesteps.dtype}")
+    return timesteps
 
 
 class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
@@ -182,6 +189,10 @@ class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
     def _plan(self, start: int, *options: Any) -> Plan:
         (timestep,) = options
         initial = float(self.initial_alpha_cumprod)
+        if initial == 1 and timestep is None and self.config.prediction_type == "sample":
+            self._refuse(
+                "prediction_type", "cannot leave the clean image, where it says nothing of ε; set_alpha_to_one=False can"
+            )
         spacing = self._spacing(self._steps.times[::-1], initial) if timestep is None else self._pair(timestep, initial)
         return ddim_inverse(self._schedule(), prediction=self.config.prediction_type, clip=self._clip, spacing=spacing)
 
