@@ -226,7 +226,7 @@ def test_sigmas_that_are_equal_but_for_rounding(seed, name, config, steps):
 
 
 def noise(name):
-    return {"generator": torch.manual_seed(5)} if "Ancestral" in name else {}
+    return {"generator": torch.Generator().manual_seed(5)} if "Ancestral" in name else {}
 
 
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"])

@@ -339,7 +339,7 @@ def last_apart(sigmas: Sequence[float]) -> list[float]:
     return [*values[:-2], *all_apart(values[-2:], 1e-12)]
 
 
-def all_apart(sigmas: Sequence[float], length: float = 1e-13) -> list[float]:
+def all_apart(sigmas: Sequence[float], length: float = 1e-15) -> list[float]:
     """σ that fall where they fell or were the same but for rounding: such a step is made of this relative length."""
     values = list(sigmas)
     for i in range(1, len(values)):

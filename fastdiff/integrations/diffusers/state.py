@@ -75,8 +75,9 @@ class Steps:
     def changed(self, attributes: dict[str, Any]) -> bool:
         """Whether one of the tensors that the plans come from was replaced, or edited in place, since it was read."""
         for name, value, version in self.seen:
-            now = attributes.get(name)
-            if now is not value or version_of(now) != version:
+            if attributes[name] is not value:
+                return True
+            if (value._version if type(version) is int else version_of(value)) != version:
                 return True
         return not self.seen
 
@@ -97,7 +98,8 @@ class Steps:
         self.base = self.itemsize = 0
         if timesteps is not None and timesteps.is_contiguous():
             self.base, self.itemsize = timesteps.data_ptr(), timesteps.element_size()
-        self.seen = [(name, attributes.get(name), version_of(attributes.get(name))) for name in names]
+        present = [(name, attributes[name]) for name in names if attributes.get(name) is not None]
+        self.seen = [(name, value, version_of(value)) for name, value in present]
 
     def forget(self) -> None:
         """Begin anew: no plan, no history."""
