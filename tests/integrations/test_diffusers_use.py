@@ -228,6 +228,7 @@ def test_a_replaced_list_is_taken(seed):
     ("name", "config", "message"),
     [
         ("DDPMScheduler", {"variance_type": "learned"}, "variance_type='learned' of DDPMScheduler"),
+        ("DDPMScheduler", {"variance_type": "fixed_large_log"}, "is the square root of a logarithm"),
         ("DDPMScheduler", {"prediction_type": "score"}, "prediction_type='score'"),
         ("PNDMScheduler", {"prediction_type": "sample"}, "prediction_type='sample'"),
         ("EDMEulerScheduler", {"prediction_type": "sample"}, "prediction_type='sample'"),

@@ -4,8 +4,14 @@
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)   # or fastdiff.accelerate(pipe)
 
 Constructors, configs, loading and saving, lists of timesteps and results are diffusers' own, and so are the numbers,
-to 1e-5 with the same torch generator; where they differ, the class says so. ``use_fastdiff_noise`` takes the steps'
-noise from fastdiff's stream instead, drawn inside the update. A step does not wait for the device.
+to 1e-5 with the same torch generator; where they differ, the class says so, and here is what all of them share:
+``timesteps``, ``sigmas`` and tables of ᾱ may be replaced or edited in place, and the next step reads them, with
+diffusers' result. The timestep −1, one too many, with which diffusers ends some "trailing" lists (61 steps of 1000), is
+dropped. A run begins at the first of the list's entries that equal a timestep given as a number or a copy, where theirs
+takes the second, and ends a step short.
+
+``use_fastdiff_noise`` takes the steps' noise from fastdiff's stream instead, drawn inside the update. A step does not
+wait for the device.
 """
 
 import copy

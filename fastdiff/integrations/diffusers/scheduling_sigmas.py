@@ -80,7 +80,8 @@ class ChurningStepping(ScaledStepping):
 class EulerDiscreteScheduler(ChurningStepping, theirs.EulerDiscreteScheduler):
     """diffusers' EulerDiscreteScheduler, a step of which is one fused update (``samplers.euler``).
 
-    It differs in this: half-precision samples are noised by ``add_noise`` in float32 (they are stepped so there too).
+    It differs in this: half-precision samples are noised by ``add_noise`` in float32 (they are stepped so there too);
+    lists in which σ rises by more than float32's rounding are refused, where theirs goes on.
     """
 
     _predictions = ("epsilon", "sample", "original_sample", "v_prediction")
@@ -175,8 +176,7 @@ class EDMEulerScheduler(ChurningStepping, theirs.EDMEulerScheduler):
 class EulerAncestralDiscreteScheduler(ScaledStepping, theirs.EulerAncestralDiscreteScheduler):
     """diffusers' EulerAncestralDiscreteScheduler, a step of which is one fused update (``samplers.euler_ancestral``).
 
-    It differs in this: prediction_type "sample" is served too; half-precision samples are noised by ``add_noise`` in
-    float32 (they are stepped so there too).
+    It differs as EulerDiscreteScheduler does, and prediction_type "sample" is served too.
     """
 
     _may_stay = True
@@ -204,7 +204,8 @@ class EulerAncestralDiscreteScheduler(ScaledStepping, theirs.EulerAncestralDiscr
 class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
     """diffusers' HeunDiscreteScheduler, a step of which is one fused update (``samplers.heun``).
 
-    It differs in this: half-precision samples are stepped, and noised by ``add_noise``, in float32.
+    It differs in this: half-precision samples are stepped, and noised by ``add_noise``, in float32; lists in which σ
+    rises by more than float32's rounding are refused.
     """
 
     _has_history = True
@@ -258,8 +259,8 @@ class LMSDiscreteScheduler(ScaledStepping, theirs.LMSDiscreteScheduler):
 
     It differs in this: coefficients are integrated exactly, theirs numerically to 1e-4; a run that begins in the
     middle of the list (image to image) starts at order 1, where theirs takes the coefficients of an order for which it
-    has no outputs yet; half-precision samples are stepped, and noised by ``add_noise``, in float32. ``order`` must be
-    in 1 … 4 and stay the same within a run.
+    has no outputs yet; half-precision samples are stepped, and noised by ``add_noise``, in float32; lists in which σ
+    does not fall are refused. ``order`` must be in 1 … 4 and stay the same within a run.
     """
 
     _has_history = True

@@ -83,9 +83,13 @@ class SolverStepping(SigmaStepping):
 class DPMSolverMultistepScheduler(SolverStepping, theirs.DPMSolverMultistepScheduler):
     """diffusers' DPMSolverMultistepScheduler, a step of which is one fused update (``samplers.dpm_multistep``).
 
-    It differs in this: coefficients are float64, from theirs only in the last digits; half-precision samples are
-    stepped, and noised by ``add_noise``, in float32; of a learned variance's outputs the first half is taken, not the
-    first three channels. What was assigned to ``model_outputs`` is not read.
+    It differs in this: coefficients are float64, from theirs in the last digits; but at order 3 under "sde-dpmsolver++"
+    (of DPMSolverSinglestepScheduler with solver_type "heun") theirs gives the second difference −½ where its integral
+    has +½ (huggingface/diffusers#9104), and ours the published weight. Half-precision samples are stepped, and noised
+    by ``add_noise``, in float32; of a learned variance's outputs the first half is taken, not the first three channels.
+    Lists in which σ does not fall are refused, but that the last two may be the same but for rounding, and so are
+    use_flow_sigmas beside Karras, exponential, beta or Lu's σ, which go beyond a flow's. What was assigned to
+    ``model_outputs`` is not read.
     """
 
     def _plan(self, start: int, *options: Any) -> Plan:
@@ -174,7 +178,9 @@ class UniPCMultistepScheduler(SolverStepping, theirs.UniPCMultistepScheduler):
     """diffusers' UniPCMultistepScheduler, a step of which is one fused update (``samplers.unipc``).
 
     It differs as DPMSolverMultistepScheduler does; and with ``shift_terminal``, a list of one step stays at σ = 1,
-    where theirs divides by 0. With another scheduler as predictor (``solver_p``) the steps are diffusers' own.
+    where theirs divides by 0. A run that ends at σ = 0 is finite under solver_type "bh1" and without
+    lower_order_final, too. use_karras_sigmas goes with use_flow_sigmas. With another scheduler as predictor
+    (``solver_p``) the steps are diffusers' own.
     """
 
     _beside_flow = ("use_exponential_sigmas", "use_beta_sigmas")

@@ -1,4 +1,8 @@
-"""Schedulers that walk the table of ᾱ: x = √ᾱ x_0 + √(1 − ᾱ) ε."""
+"""Schedulers that walk the table of ᾱ: x = √ᾱ x_0 + √(1 − ᾱ) ε.
+
+A prediction of ε where ᾱ is 0 (rescale_betas_zero_snr), which says nothing of x_0, is refused; theirs divide by 0. So
+are lists in which a timestep stands twice.
+"""
 
 from __future__ import annotations
 
@@ -97,10 +101,11 @@ def whole(timesteps: Tensor) -> Tensor:
 class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
     """diffusers' DDPMScheduler, a step of which is one fused update (``samplers.ddpm``).
 
-    It differs in this: no noise is added in the list's last step, though theirs adds some there under
-    variance_type="fixed_large" where the last timestep is not 0 (the generator is drawn from all the same);
-    half-precision samples are stepped, and noised by ``add_noise``, in float32. variance_type "learned", which takes
-    the network's output for a variance itself, is refused.
+    It differs in this: no noise is added in the list's last step (Ho et al. 2020, Algorithm 2), though theirs adds some
+    there under variance_type "fixed_large" and "learned_range" where the last timestep is not 0 (the generator is drawn
+    from all the same); half-precision samples are stepped, and noised by ``add_noise``, in float32. variance_type
+    "learned" and "fixed_large_log" are refused: theirs take roots of what is negative, the network's output and a
+    logarithm.
     """
 
     # None is in configs of other schedulers, from which this one may be made.
@@ -113,7 +118,11 @@ class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
     def _check_config(self) -> None:
         super()._check_config()
         if self.config.variance_type not in self._variances:
-            self._refuse("variance_type", f"is not served; take one of {', '.join(filter(None, self._variances))}")
+            known = ", ".join(filter(None, self._variances))
+            roots = {"learned": "the network's output", "fixed_large_log": "a logarithm"}
+            root = roots.get(self.config.variance_type)
+            why = "is not served" if root is None else f"is the square root of {root}, NaN where that is negative"
+            self._refuse("variance_type", f"{why}; take one of {known}")
 
     def _plan(self, start: int, *options: Any) -> Plan:
         return ddpm(
@@ -181,7 +190,8 @@ class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
 class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
     """diffusers' DDIMInverseScheduler, a step of which is one fused update (``samplers.ddim_inverse``).
 
-    It differs as DDIMScheduler does: the level that a step leaves is the entry of the list before it.
+    It differs as DDIMScheduler does: the level that a step leaves is the entry of the list before it. prediction_type
+    "sample" needs set_alpha_to_one=False: it says nothing of the noise of a clean image, where theirs divides by 0.
     """
 
     initial_alpha_cumprod: Tensor
