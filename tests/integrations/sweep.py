@@ -33,7 +33,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "num_train_timesteps": (10, 50, 100, 1000, 1000, 4000),
     "beta_start": (1e-5, 1e-4, 8.5e-4, 1e-3),
     "beta_end": (0.012, 0.02, 0.05),
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "trained_betas": (None,),
     "prediction_type": ("epsilon", "v_prediction", "sample"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
@@ -63,8 +63,14 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "eta": (0.0, 0.3, 1.0), "order": (1, 2, 3, 4),
 }  # fmt: skip
 BY_CLASS: dict[tuple[str, str], tuple[Any, ...]] = {
-    **{(f"DPMSolver{kind}Scheduler", "algorithm_type"): ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
-       for kind in ("Multistep", "Singlestep", "SDE")},
+    ("DDPMScheduler", "beta_schedule"): ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+    ("DDIMInverseScheduler", "timestep_spacing"): ("leading", "trailing"),
+    ("PNDMScheduler", "prediction_type"): ("epsilon", "v_prediction"),
+    ("DPMSolverMultistepScheduler", "algorithm_type"):
+        ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
+    ("DPMSolverSinglestepScheduler", "algorithm_type"): ("dpmsolver++", "dpmsolver", "sde-dpmsolver++"),
+    **{(f"{name}Scheduler", "num_train_timesteps"): (100, 1000, 4000) for name in ("LCM", "TCD")},
+    **{(f"{name}Scheduler", "original_inference_steps"): (50, 25) for name in ("LCM", "TCD")},
     **{(f"DPMSolver{kind}Scheduler", "solver_type"): ("midpoint", "heun") for kind in ("Multistep", "Singlestep")},
     ("UniPCMultistepScheduler", "solver_type"): ("bh1", "bh2"),
     **{(f"{name}Scheduler", "variance_type"): (None, None, "learned_range")
@@ -87,6 +93,7 @@ class Case:
     outcome: str = "equal"
     message: str = ""  # of the error
     list_kind: str | None = None
+    repeats: bool = False  # the list's first timestep stands twice
     first: int = -1  # the first state that differs
     steps: int = 0
     gaps: list[float] = field(default_factory=list)  # between the list's timesteps
@@ -115,7 +122,7 @@ def draw(name: str, number: int, seed: int) -> Case:
             config["num_train_timesteps"] = 200
         elif key == "solver_p":
             if rng.random() < 0.1:
-                config[key] = diffusers.DPMSolverMultistepScheduler()
+                config[key] = "DPMSolverMultistepScheduler"
         elif (name, key) in BY_CLASS:
             config[key] = rng.choice(BY_CLASS[name, key])
         elif key in VALUES:
@@ -126,9 +133,13 @@ def draw(name: str, number: int, seed: int) -> Case:
         elif isinstance(parameter.default, float):
             config[key] = parameter.default * rng.choice((0.5, 1.0, 1.5))
     chosen = [key for key in LISTS if config.get(key)]
-    for key in chosen:  # one at most, but for flows, whose options meet
-        if key != rng.choice(chosen) and not ("use_flow_sigmas" in chosen and rng.random() < 0.3):
-            del config[key]
+    if len(chosen) > 1 and rng.random() < 0.95:  # one at most, mostly
+        kept = {rng.choice(chosen), "use_flow_sigmas" if rng.random() < 0.1 else ""}
+        config = {key: value for key, value in config.items() if key not in chosen or key in kept}
+    if config.get("algorithm_type") in ("dpmsolver", "sde-dpmsolver"):
+        config["final_sigmas_type"] = "sigma_min"
+    if config.get("shift_terminal") and name == "UniPCMultistepScheduler" and not config.get("use_flow_sigmas"):
+        del config["shift_terminal"]
     if config.get("use_flow_sigmas") and rng.random() < 0.9:
         config["prediction_type"] = "flow_prediction"
     if name == "EDMEulerScheduler" and config.get("prediction_type") == "sample":
@@ -145,12 +156,12 @@ def draw(name: str, number: int, seed: int) -> Case:
 def _lists(name: str, config: dict[str, Any], rng: random.Random) -> tuple[int, dict[str, Any]]:
     takes = inspect.signature(getattr(diffusers, name).set_timesteps).parameters
     T = config.get("num_train_timesteps", 1000)
-    most = 8 if name.startswith(("LMS", "DEIS", "KDPM", "SASolver")) else 12
-    steps = rng.choice((1, 2, 3, *range(4, most + 1), rng.randint(1, 25)))
-    steps = min(rng.choice((steps, steps, steps, min(T, 61))) if most == 12 else steps, T)
+    slow = name.startswith(("LMS", "DEIS", "KDPM", "SASolver", "LCM", "TCD"))  # or short by themselves
+    steps = min(rng.randint(1, 10) if slow else rng.choice((*range(1, 13), rng.randint(1, 25), 61)), T)
     lists: dict[str, Any] = {"num_inference_steps": steps}
     kind = rng.random()
-    if "timesteps" in takes and kind < 0.1 and not name.startswith("FlowMatch"):
+    bare = not any(config.get(key) for key in LISTS)
+    if "timesteps" in takes and kind < 0.15 and bare and not name.startswith("FlowMatch"):
         lists = {"timesteps": sorted(rng.sample(range(T), min(steps, T)), reverse=True)}
     elif "sigmas" in takes and kind < 0.25:
         if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
@@ -159,6 +170,8 @@ def _lists(name: str, config: dict[str, Any], rng: random.Random) -> tuple[int, 
         elif name.startswith("Euler"):
             lists = {"sigmas": [*sorted((rng.uniform(0.05, 14.0) for _ in range(steps)), reverse=True), 0.0]}
     if "mu" in takes and config.get("use_dynamic_shifting"):
+        if not name.startswith(("FlowMatch", "UniPC")):
+            config.pop("time_shift_type", None)
         lists["mu"] = rng.choice((0.5, 1.15))
     return steps, lists
 
@@ -253,7 +266,10 @@ def apart(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]], bo
 
 
 def made(module: Any, case: Case) -> Any:
-    scheduler = getattr(module, case.name)(**case.config)
+    config = dict(case.config)
+    if config.get("solver_p") is not None:
+        config["solver_p"] = getattr(diffusers, config["solver_p"])()
+    scheduler = getattr(module, case.name)(**config)
     scheduler.set_timesteps(**case.lists)
     return scheduler
 
@@ -282,6 +298,10 @@ def pair_of(case: Case) -> tuple[Any, Any, str, str]:
             case.list_kind = next((k.name for k in KINDS if k.outcome == "list" and k.matches(case, lists)), "new")
             theirs.timesteps, theirs.sigmas = mine.timesteps.clone(), getattr(mine, "sigmas", None)
             theirs.num_inference_steps = mine.num_inference_steps
+        times = mine.timesteps
+        if not case.begin and len(times) > 1 and times[0] == times[1] and hasattr(theirs, "set_begin_index"):
+            case.repeats = True  # theirs would begin with the second
+            theirs.set_begin_index(0)
     return theirs, mine, their_error, error
 
 
@@ -312,7 +332,7 @@ def run(case: Case) -> Case:
             wide, _ = attempt(lambda: states(again[0], case, True))
         with float64(again[0]):
             own, _ = attempt(lambda: states(again[1], case, True))
-        if wide is not None and own is not None and apart(wide, own, 1e-6)[0] < 0:
+        if wide is not None and own is not None and apart(wide, own, 1e-5)[0] < 0:
             case.rounding = "ours" if apart(own, b, APART)[1] <= apart(wide, a, APART)[1] else "theirs"
     elif not all(bool(v.isfinite().all()) for state in a for v in state.values()):
         case.outcome = "theirs NaN"
@@ -362,7 +382,12 @@ def _previous(case: Case) -> bool:
     return any(gap != case.config.get("num_train_timesteps", 1000) // steps for gap in case.gaps)
 
 
+REPEATED = "the first timestep twice"
 KINDS = (
+    Kind(
+        "list", REPEATED, "ours", "theirs begins with the second and ends a step short: here set_begin_index(0)",
+        lambda case, lists: False,
+    ),
     Kind("list", "timestep −1 dropped", "ours", "one step too many, at a timestep that is none", _minus_one),
     Kind(
         "list", "ends at 0, not with one σ twice", "ours", "their last call does nothing",
@@ -406,6 +431,8 @@ KINDS = (
     Kind("only ours raises", "ε where ᾱ is 0", "ours", "says nothing of x_0", _says("epsilon says nothing of x_0")),
     Kind("only ours raises", "σ that rise or stand still", "ours", "diffusers goes up, or divides by 0",
          _says("walks down: σ must fall")),
+    Kind("only ours raises", "σ that are infinite", "ours", "ᾱ is 0 in float32", 
+         _says("(sigmas|alphas_cumprod) must be finite")),
     Kind("only ours raises", "Runge–Kutta from the middle", "ours", "theirs reads the wrong timesteps",
          _says("with skip_prk_steps=False a run must begin")),
     Kind("only ours raises", "x̂_0 of a clean image", "ours", "theirs divides by 0", _says("cannot leave the clean")),
@@ -435,8 +462,9 @@ def sweep(count: int, seed: int, names: list[str] | None = None) -> int:
             case = run(draw(name, number, seed))
             outcomes[case.outcome] += 1
             unknown = case.list_kind == "new"
-            if case.list_kind is not None and not unknown:
-                kinds[by_name[case.list_kind]] += 1
+            for found in (None if unknown else case.list_kind, REPEATED if case.repeats else None):
+                if found is not None:
+                    kinds[by_name[found]] += 1
             if case.outcome in ("differ", "only ours raises"):
                 kind = kind_of(case)
                 unknown = unknown or kind is None

@@ -31,6 +31,8 @@ class SigmaList(Stepping):
 
     def _walk(self, sigmas: list[float], times: list[float]) -> Spacing:
         """These levels, which must fall but for rounding."""
+        if not all(map(math.isfinite, sigmas)):
+            raise ValueError(f"{type(self).__name__}: sigmas must be finite; its list is {sigmas}")
         falling = all_apart(sigmas) if self._may_stay else last_apart(sigmas)
         for i, (here, there) in enumerate(pairwise(falling)):
             if not there < here:
