@@ -265,6 +265,10 @@ def apart(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]], bo
     return first, worst
 
 
+def finite(state: dict[str, torch.Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in state.values())
+
+
 def made(module: Any, case: Case) -> Any:
     config = dict(case.config)
     if config.get("solver_p") is not None:
@@ -319,13 +323,12 @@ def run(case: Case) -> Case:
     if b is None or a is None:
         case.outcome = "both raise" if a is b is None else "only ours raises" if b is None else "only theirs raises"
         return case
-    finite = [all(bool(v.isfinite().all()) for v in state.values()) for state in b]
+    broken = next((i for i, (p, q) in enumerate(zip(a, b, strict=False)) if finite(p) and not finite(q)), -1)
     first, _ = apart(a, b, APART)
-    if first >= 0 or not all(finite):
-        case.first = first
-        case.outcome = "differ"
-        if first < 0 or not finite[first]:
-            case.message = "NaN in ours"
+    if broken >= 0 or first >= 0:
+        case.outcome, case.first = "differ", first
+        if broken >= 0:
+            case.message = f"NaN in ours at state {broken}"
             return case
         again = pair_of(case)
         with float64(again[0]):
@@ -334,7 +337,7 @@ def run(case: Case) -> Case:
             own, _ = attempt(lambda: states(again[1], case, True))
         if wide is not None and own is not None and apart(wide, own, 1e-5)[0] < 0:
             case.rounding = "ours" if apart(own, b, APART)[1] <= apart(wide, a, APART)[1] else "theirs"
-    elif not all(bool(v.isfinite().all()) for state in a for v in state.values()):
+    elif not all(map(finite, a)):
         case.outcome = "theirs NaN"
     return case
 
@@ -374,7 +377,7 @@ def _minus_one(case: Case, lists: list[tuple[Any, Any]]) -> bool:
 
 def _ends_at_0(case: Case, lists: list[tuple[Any, Any]]) -> bool:
     (times, own), (theirs, mine) = lists
-    return torch.equal(times, own) and torch.equal(theirs[:-1], mine[:-1]) and float(mine[-1]) == 0
+    return same(times, own) and same(theirs[:-1], mine[:-1]) and float(mine[-1]) == 0
 
 
 def _previous(case: Case) -> bool:
