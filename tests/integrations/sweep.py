@@ -181,7 +181,9 @@ def _options(name: str, rng: random.Random) -> dict[str, Any]:
     for key in inspect.signature(getattr(diffusers, name).step).parameters:
         if key == "use_clipped_model_output":
             options[key] = rng.random() < 0.5
-        elif key in ("s_churn", "eta", "order") and rng.random() < 0.5 or key[:2] == "s_" and options.get("s_churn"):
+        elif (key in ("s_churn", "eta", "order") and rng.random() < 0.5) or (
+            key[:2] == "s_" and options.get("s_churn")
+        ):
             options[key] = rng.choice(VALUES[key])
     return options
 
