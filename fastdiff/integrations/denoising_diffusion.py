@@ -40,12 +40,13 @@ def sample(diffusion: Any, batch_size: int = 16, return_all_timesteps: bool = Fa
 
     DDPM over all timesteps (under learned variance, too), or DDIM with η = ``ddim_sampling_eta`` over
     ``sampling_timesteps`` of them; for an ElucidatedDiffusion, Algorithm 2 of Karras et al. 2022 in
-    ``num_sample_steps`` steps. x̂_0 is clipped to ±1; the images are ``diffusion.unnormalize``'d, to [0, 1] unless it was
-    made with ``auto_normalize=False``. Without a source of noise the numbers are torch.randn's, in the library's order.
+    ``num_sample_steps`` steps. x̂_0 is clipped to ±1; the images are ``diffusion.unnormalize``'d, to [0, 1] unless it
+    was made with ``auto_normalize=False``. Without a source of noise the numbers are torch.randn's, in the library's
+    order.
 
     Args:
-        diffusion: one of the classes named above. Its model is called as the library calls it, with x_self_cond where it
-            is conditioned on its last x̂_0, and stays in the mode it is in.
+        diffusion: one of the classes named above. Its model is called as the library calls it, with x_self_cond where
+            it is conditioned on its last x̂_0, and stays in the mode it is in.
         batch_size: B.
         return_all_timesteps: also return x_T and every state, [B, steps + 1, …]; not of an ElucidatedDiffusion.
         options: of ``fastdiff.sample``: seed=, seeds=, generator=, backend=, progress=, …; model_kwargs= are
@@ -99,9 +100,9 @@ def plan_of(diffusion: Any) -> Plan:
     missing = [name for name in (READ_ELUCIDATED if elucidated else (*READ, *size)) if not hasattr(diffusion, name)]
     if missing:
         raise ValueError(
-            "diffusion must be a GaussianDiffusion, GaussianDiffusion1D, LearnedGaussianDiffusion or ElucidatedDiffusion"
-            f" (those with continuous time or classes are not served); this {type(diffusion).__name__} has no"
-            f" {missing[0]}"
+            "diffusion must be a GaussianDiffusion, GaussianDiffusion1D, LearnedGaussianDiffusion or"
+            " ElucidatedDiffusion (those with continuous time or classes are not served); this"
+            f" {type(diffusion).__name__} has no {missing[0]}"
         )
     if elucidated:
         return heun(

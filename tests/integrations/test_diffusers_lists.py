@@ -139,10 +139,9 @@ def test_per_token_timesteps(seed, config):
             assert torch.equal(b[frozen], x[frozen])
         x = b
     assert both[1].step_index == 4
+    both[1].use_fastdiff_noise(seed)
+    both[1].register_to_config(stochastic_sampling=True)
     with pytest.raises(ValueError, match="torch's noise"):
-        both[1].use_fastdiff_noise(seed)
-        both[1].set_timesteps(4)
-        both[1].register_to_config(stochastic_sampling=True)
         both[1].step(x, 1000.0, x, per_token_timesteps=torch.full((2, 5), 1000.0))
 
 

@@ -202,7 +202,7 @@ class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
         if initial == 1 and timestep is None and self.config.prediction_type == "sample":
             self._refuse(
                 "prediction_type",
-                "cannot leave the clean image, where it says nothing of ε; set_alpha_to_one=False can",
+                "cannot leave the clean image, of whose noise it says nothing; set_alpha_to_one=False can",
             )
         spacing = self._spacing(self._steps.times[::-1], initial) if timestep is None else self._pair(timestep, initial)
         return ddim_inverse(self._schedule(), prediction=self.config.prediction_type, clip=self._clip, spacing=spacing)

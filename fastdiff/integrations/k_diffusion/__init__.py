@@ -4,9 +4,9 @@ from fastdiff.integrations.k_diffusion import sample_dpmpp_2m
 x = sample_dpmpp_2m(model, torch.randn(shape) * sigmas[0], sigmas)
 
 ``model(x, sigma, **extra_args)`` returns the denoised image, sigma being [B]; x is x_0 + σ ε; ``sigmas`` fall and may
-end in 0; those of sample_euler, sample_heun and sample_dpm_2 may rise ("unsampling") and repeat, too. Each sampler takes
-its namesake's arguments, and further ones of ``fastdiff.sample`` (seed=, generator=, backend=, …), computes in float32
-and returns x's dtype. ``disable`` is tqdm's.
+end in 0; those of sample_euler, sample_heun and sample_dpm_2 may rise ("unsampling") and repeat, too. Each sampler
+takes its namesake's arguments, and further ones of ``fastdiff.sample`` (seed=, generator=, backend=, …), computes in
+float32 and returns x's dtype. ``disable`` is tqdm's.
 
 Noise comes from noise_sampler(sigma, sigma_next), from the source that the options name, or from torch.randn_like(x),
 in the library's order. The SDE samplers take that too in place of a Brownian tree, with its distribution: but images of

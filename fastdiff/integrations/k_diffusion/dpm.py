@@ -36,7 +36,7 @@ def sample_dpm_fast(
     callback: Callback = None, disable: bool | None = None, eta: float = 0.0, s_noise: float = 1.0,
     noise_sampler: Noise = None, **options: Any,
 ) -> Tensor:  # fmt: skip
-    """DPM-Solver-fast (Lu et al. 2022a, Section 3.4): n calls in steps of order 3, even in ln σ, the last of lower order.
+    """DPM-Solver-fast (Lu et al. 2022a, Section 3.4): steps of order 3 that are even in ln σ, the last ones of less.
 
     Args:
         sigma_min, sigma_max: where the run ends and begins. With eta=0 it may go up.
@@ -71,7 +71,7 @@ def sample_dpm_adaptive(
     h_init: float = 0.05, pcoeff: float = 0.0, icoeff: float = 1.0, dcoeff: float = 0.0, accept_safety: float = 0.81,
     eta: float = 0.0, s_noise: float = 1.0, noise_sampler: Noise = None, return_info: bool = False, **options: Any,
 ) -> Tensor | tuple[Tensor, dict[str, int]]:  # fmt: skip
-    """DPM-Solver-12 or -23 (Lu et al. 2022a, Appendix C): the step's size follows from how far its two orders are apart.
+    """DPM-Solver-12 or -23 (Lu et al. 2022a, Appendix C): a step's size follows from how far its two orders are apart.
 
     A step is taken where a PID controller of that error finds it small, and tried again, shorter, where it does not;
     the error is read on the host after each try.

@@ -29,7 +29,7 @@ Noise = Callable[[Tensor, Tensor], Tensor] | None
 
 
 def sample_along(sampler: Callable[..., Plan], given: dict[str, Any], **own: Any) -> Tensor:
-    """Run a sampler along ``sigmas``; ``given`` are the function's arguments, those not named here the sampler's own."""
+    """Run a sampler along ``sigmas``; ``given`` are its function's arguments, those not named here its own."""
     common = {
         name: given.pop(name) for name in ("model", "x", "sigmas", "extra_args", "callback", "disable", "options")
     }
