@@ -144,6 +144,7 @@ def test_accelerate_keeps_tables_that_were_changed_by_hand():
     assert pipe.scheduler.alphas_cumprod is scheduler.alphas_cumprod
 
 
+@pytest.mark.slow
 def test_accelerate_keeps_schedulers_that_ours_cannot_stand_in_for(seed):
     """Before a run, by name: the lists that ours would refuse in its midst."""
 

@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
     if error.name != "diffusers":
         raise
     raise ImportError(
-        'fastdiff.integrations.diffusers needs diffusers: pip install "fastdiff[diffusers]"', name="diffusers"
+        'fastdiff.integrations.diffusers needs diffusers: pip install "fastdiff-torch[diffusers]"', name="diffusers"
     ) from error
 
 from fastdiff.integrations.diffusers.base import Stepping

@@ -7,7 +7,6 @@ are lists in which a timestep stands twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -32,7 +31,10 @@ class TableStepping(Stepping):
 
     _reads = ("timesteps", "alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod")
 
-    _schedule: Callable[[], NoiseSchedule]
+    def _schedule(self) -> NoiseSchedule:
+        schedule = super()._schedule()
+        assert isinstance(schedule, NoiseSchedule)
+        return schedule
 
     @property
     def _clip(self) -> float | None:
