@@ -133,7 +133,7 @@ def draw(name: str, number: int, seed: int) -> Case:
             config[key] = rng.random() < 0.5
         elif isinstance(parameter.default, float):
             config[key] = parameter.default * rng.choice((0.5, 1.0, 1.5))
-    if config.get("num_train_timesteps") == 4000:
+    if config.get("num_train_timesteps") == 4000 and "beta_end" in fields:
         config["beta_end"] = config.get("beta_end", 0.02) / 4  # or σ is beyond what float64 resolves
     chosen = [key for key in LISTS if config.get(key)]
     if len(chosen) > 1 and rng.random() < 0.95:  # one at most, mostly
