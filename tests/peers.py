@@ -1,6 +1,7 @@
 """Other projects' own tests, run with fastdiff in their classes' place.
 
     python tests/peers.py --diffusers CHECKOUT [arguments for pytest]
+    python tests/peers.py --sweep N [--seed S]   # random configurations beside the installed diffusers; no checkout
 
 CHECKOUT is a source tree of diffusers near the installed version; its tests of the sixteen schedulers that fastdiff has
 run against the installed diffusers, with fastdiff's classes under diffusers' names. Nothing in it is changed. A test is
@@ -10,6 +11,7 @@ left out only by name, with a reason, in ``EXCLUDED``.
 import argparse
 import importlib.util
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -99,8 +101,19 @@ class Replacing:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diffusers", required=True, type=Path, metavar="CHECKOUT", help="a source tree of diffusers")
+    parser.add_argument("--diffusers", type=Path, metavar="CHECKOUT", help="a source tree of diffusers")
+    parser.add_argument("--sweep", type=int, metavar="N", help="N random configurations of every class")
+    parser.add_argument("--seed", type=int, metavar="S", help="the sweep's seed; drawn and printed unless given")
+    parser.add_argument("--only", nargs="+", metavar="CLASS", help="the sweep's classes, all unless given")
     options, rest = parser.parse_known_args()
+    if options.sweep is not None:
+        sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integrations")]
+        from sweep import sweep
+
+        seed = random.randrange(1 << 16) if options.seed is None else options.seed
+        return sweep(options.sweep, seed, options.only)
+    if options.diffusers is None:
+        parser.error("one of --diffusers and --sweep is needed")
     checkout = options.diffusers.resolve()
     files = [checkout / "tests" / "schedulers" / f"test_scheduler_{name}.py" for name in FILES]
     missing = [str(file) for file in files if not file.is_file()]

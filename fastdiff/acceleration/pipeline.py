@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,9 @@ from fastdiff.acceleration.report import Accelerated, class_name
 
 # Components that run once a prompt or once an image beside the network, and are left to their own library.
 BESIDE = ("text_encoder", "image_encoder", "safety_checker", "feature_extractor", "prior_text", "image_normalizer")
+
+# Pipelines that edit a scheduler's past outputs.
+EDITING = ("ChronoEditPipeline", "LEditsPPPipelineStableDiffusion", "LEditsPPPipelineStableDiffusionXL")
 
 
 @dataclass
@@ -58,8 +62,12 @@ def accelerate(
                 continue
             if new is None:
                 kept[name] = class_name(scheduler)
-            else:
+                continue
+            why = _unserved(pipe, new) or ours.unserved(new)
+            if why is None:
                 schedulers[name] = scheduler, new
+            else:
+                kept[name] = f"{class_name(scheduler)}, since {why}"
     reports, networks = {}, []
     for name, network in _networks(pipe).items():
         if name.startswith(BESIDE):
@@ -94,6 +102,16 @@ def restore(pipe: Any, record: Record, remove: Callable[[Network], None]) -> Non
         if getattr(pipe, name, None) is new:
             setattr(pipe, name, old)
     del pipe.__dict__[RECORD]
+
+
+def _unserved(pipe: Any, scheduler: Any) -> str | None:
+    """Why our scheduler cannot stand in this pipeline; None where it can."""
+    if type(pipe).__name__ in EDITING and hasattr(scheduler, "model_outputs"):
+        return "this pipeline edits the scheduler's model_outputs, which ours does not read"
+    from_the_middle = "strength" in inspect.signature(type(pipe).__call__).parameters
+    if from_the_middle and scheduler.config.get("skip_prk_steps") is False:
+        return "ours begins in the middle of its list with skip_prk_steps=True alone"
+    return None
 
 
 def _components(pipe: Any) -> list[int]:

@@ -168,3 +168,73 @@ class Exact:
             return phi2 * h * (first + bend * math.log(b / a)) - phi3 * h**2 * bend
 
         return self.sde(i, x, s, t, correction)
+
+
+# ---- DPM-Solver in x_0 + σ ε (Lu et al. 2022a): Algorithms 1 and 2, h = ln(σ/σ')
+
+
+def epsilon(x, sigma, calls):
+    calls.append(sigma)
+    return (x - model(x, torch.full(SHAPE[:1], sigma, dtype=torch.float64))) / sigma
+
+
+def dpm_steps(x, s, t, order, calls, low=False):
+    """x at σ' = t by DPM-Solver-``order``; with ``low`` also by the order below from the same calls."""
+    h, e = math.log(s / t), epsilon(x, s, calls)
+    first = x - t * math.expm1(h) * e
+    if order == 1:
+        return first
+    r = 1 / 2 if order == 2 else 1 / 3
+    between = s * math.exp(-r * h)
+    u = x - between * math.expm1(r * h) * e
+    change = epsilon(u, between, calls) - e
+    second = first - t / (2 * r) * math.expm1(h) * change
+    if order == 2:
+        return (second, first) if low else second
+    between = s * math.exp(-2 / 3 * h)
+    u = x - between * math.expm1(2 / 3 * h) * e - between * 2 * (math.expm1(2 / 3 * h) / (2 / 3 * h) - 1) * change
+    third = first - t * 3 / 2 * (math.expm1(h) / h - 1) * (epsilon(u, between, calls) - e)
+    return (third, second) if low else third
+
+
+def down_and_up(s, t, end, eta):
+    """σ_down, σ_up of k-diffusion's ancestral steps, σ_down not beyond the end."""
+    up = eta * math.sqrt(t**2 * (s**2 - t**2) / s**2) if eta else 0.0
+    down = max(math.sqrt(t**2 - up**2), end) if eta else t
+    return down, math.sqrt(max(t**2 - down**2, 0.0))
+
+
+def dpm_fast(x, end, start, n, noise, own):
+    orders = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
+    stops = [math.exp(math.log(start) + i / len(orders) * math.log(end / start)) for i in range(len(orders) + 1)]
+    calls = []
+    for i, order in enumerate(orders):
+        down, up = down_and_up(stops[i], stops[i + 1], end, own.get("eta", 0.0))
+        x = dpm_steps(x, stops[i], down, order, calls) + up * own.get("s_noise", 1.0) * noise[i].double()
+    return x, calls
+
+
+def dpm_adaptive(x, end, start, noise, own):
+    own = {"rtol": 0.05, "atol": 0.0078, "h_init": 0.05, "pcoeff": 0.0, "dcoeff": 0.0, "eta": 0.0, **own}
+    order, up_or_down = own["order"], 1 if end < start else -1
+    h, s, before, errors = up_or_down * own["h_init"], start, x, None
+    power = 1.5 if own["eta"] else order
+    steps = accepted = 0
+    while up_or_down * math.log(s / end) > 1e-5:
+        t = s * math.exp(-h)
+        t = max(t, end) if up_or_down > 0 else min(t, end)
+        down, up = down_and_up(s, t, end, own["eta"])
+        high, low = dpm_steps(x, s, down, order, [], low=True)
+        allowed = torch.maximum(torch.tensor(own["atol"]), own["rtol"] * torch.maximum(low.abs(), before.abs()))
+        error = float((((low - high) / allowed) ** 2).mean().sqrt())
+        now = 1 / (error + 1e-8)
+        last, older = errors or (now, now)
+        factor = now ** ((own["pcoeff"] + 1 + own["dcoeff"]) / power)
+        factor *= last ** (-(own["pcoeff"] + 2 * own["dcoeff"]) / power) * older ** (own["dcoeff"] / power)
+        factor = 1 + math.atan(factor - 1)
+        h, steps = h * factor, steps + 1
+        errors = (last, older)
+        if factor >= 0.81:
+            x, before, s = high + up * noise[accepted].double(), low, t
+            accepted, errors = accepted + 1, (now, last)
+    return x, {"steps": steps, "nfe": order * steps, "n_accept": accepted, "n_reject": steps - accepted}

@@ -32,6 +32,8 @@ def pair(name: str, config: dict | None = None, steps: int | dict = 10, widen: b
     for scheduler in both:
         scheduler.set_timesteps(**steps if isinstance(steps, dict) else {"num_inference_steps": steps})
     if widen:
+        if name == "DEISMultistepScheduler":  # whose list may end before 0
+            both[0].sigmas = both[1].sigmas
         for attribute in ("alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod", "one", "sigmas"):
             if attribute in both[0].__dict__:
                 setattr(both[0], attribute, getattr(both[0], attribute).double())

@@ -144,6 +144,60 @@ def test_accelerate_keeps_tables_that_were_changed_by_hand():
     assert pipe.scheduler.alphas_cumprod is scheduler.alphas_cumprod
 
 
+@pytest.mark.slow
+def test_accelerate_keeps_schedulers_that_ours_cannot_stand_in_for(seed):
+    """Before a run, by name: the lists that ours would refuse in its midst."""
+
+    def kept(scheduler, kind=diffusers.DDPMPipeline):
+        pipe = kind(unet(), diffusers.DDPMScheduler())
+        pipe.scheduler = scheduler
+        before = torch.get_rng_state()
+        report = fastdiff.accelerate(pipe)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert ("scheduler" in report.kept) == (pipe.scheduler is scheduler)
+        return str(report.kept.get("scheduler"))
+
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    for name in ("DDPM", "DDIM"):
+        cls = getattr(diffusers, f"{name}Scheduler")
+        assert "since epsilon says nothing of x_0" in kept(cls(**zero))
+        assert kept(cls(**zero, prediction_type="v_prediction")) == "None"
+        assert kept(cls(**zero | {"timestep_spacing": "leading"})) == "None"
+    rising = {"use_karras_sigmas": True, "sigma_min": 0.002, "final_sigmas_type": "sigma_min"}
+    assert "number 9 has 0.002 and the next" in kept(diffusers.EulerDiscreteScheduler(**rising))
+    flow = {"use_flow_sigmas": True, "use_karras_sigmas": True, "prediction_type": "flow_prediction"}
+    assert "use_karras_sigmas=True" in kept(diffusers.DPMSolverMultistepScheduler(**flow))
+    for name in NAMES:
+        config = getattr(diffusers, name)().config
+        assert kept(getattr(diffusers, name)()) == "None", name
+        if "use_dynamic_shifting" in config and name.startswith("Flow"):
+            assert kept(getattr(diffusers, name)(use_dynamic_shifting=True)) == "None"
+        if "variance_type" in config:
+            assert kept(getattr(diffusers, name)(variance_type="learned_range")) == "None"
+
+    class ChronoEditPipeline(diffusers.DDPMPipeline):
+        pass
+
+    class FromTheMiddle(diffusers.DDPMPipeline):
+        def __call__(self, image, strength=0.8):
+            pass
+
+    assert "edits the scheduler's model_outputs" in kept(diffusers.UniPCMultistepScheduler(), ChronoEditPipeline)
+    assert kept(diffusers.DDPMScheduler(), ChronoEditPipeline) == "None"
+    assert "skip_prk_steps=True" in kept(diffusers.PNDMScheduler(), FromTheMiddle)
+    assert kept(diffusers.PNDMScheduler(skip_prk_steps=True), FromTheMiddle) == "None"
+    for name in ("ChronoEditPipeline", "LEditsPPPipelineStableDiffusion", "LEditsPPPipelineStableDiffusionXL"):
+        assert hasattr(diffusers, name)
+
+
+def test_without_diffusers_the_extra_is_named():
+    code = "import sys; sys.modules['diffusers'] = None; import fastdiff.integrations.diffusers"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: fastdiff.integrations.diffusers needs diffusers: pip")
+    assert "[diffusers]" in done.stderr.splitlines()[-1]
+
+
 def test_pipelines_that_share_a_network():
     """The second's report names it, too, and restoring the second leaves it as the first made it."""
     first, second = (diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()) for network in [unet()] * 2)

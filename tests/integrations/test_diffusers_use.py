@@ -228,11 +228,22 @@ def test_a_replaced_list_is_taken(seed):
     ("name", "config", "message"),
     [
         ("DDPMScheduler", {"variance_type": "learned"}, "variance_type='learned' of DDPMScheduler"),
+        ("DDPMScheduler", {"variance_type": "fixed_large_log"}, "is the square root of a logarithm"),
         ("DDPMScheduler", {"prediction_type": "score"}, "prediction_type='score'"),
         ("PNDMScheduler", {"prediction_type": "sample"}, "prediction_type='sample'"),
         ("EDMEulerScheduler", {"prediction_type": "sample"}, "prediction_type='sample'"),
         ("UniPCMultistepScheduler", {"solver_p": object()}, "solver_p="),
         ("UniPCMultistepScheduler", {"solver_order": 4}, "solver_order=4"),
+        *(
+            (name, {"use_flow_sigmas": True, "prediction_type": "flow_prediction", option: True}, f"{option}=True")
+            for name, options in (
+                ("DPMSolverMultistepScheduler", ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")),
+                ("DPMSolverSinglestepScheduler", ("karras_sigmas", "exponential_sigmas", "beta_sigmas")),
+                ("DEISMultistepScheduler", ("karras_sigmas", "exponential_sigmas", "beta_sigmas")),
+                ("UniPCMultistepScheduler", ("exponential_sigmas", "beta_sigmas")),
+            )
+            for option in (f"use_{option}" for option in options)
+        ),
         ("DEISMultistepScheduler", {"prediction_type": "flow_prediction"}, "needs use_flow_sigmas=True"),
         (
             "DPMSolverMultistepScheduler",
@@ -262,7 +273,11 @@ def test_steps_refuse(seed):
         ValueError, "not both", "DDIMScheduler", x, int(t), x, eta=0.5, variance_noise=x, generator=torch.manual_seed(0)
     )
     refused(ValueError, "floating point; got the integer 3", "EulerDiscreteScheduler", x, 3, x)
-    refused(ValueError, "per_token_timesteps", "FlowMatchEulerDiscreteScheduler", x, 1000.0, x, per_token_timesteps=x)
+    for t in (torch.tensor([3.0, 7.0]), torch.tensor([3, 7]).bfloat16(), torch.tensor([True, False])):
+        for method in ("add_noise", "get_velocity"):
+            with pytest.raises(TypeError, match="must be integers"):
+                getattr(pair("DDPMScheduler")[1], method)(x, x, t)
+    t = pair("DDPMScheduler")[1].timesteps[0]
     refused(ValueError, "must have 6 channels", "DDPMScheduler", x, t, x, config={"variance_type": "learned_range"})
     refused(TypeError, "floating point", "DDIMScheduler", x.long(), int(t), x)
     with pytest.raises(ValueError, match="call set_timesteps"):
@@ -278,6 +293,16 @@ def test_steps_refuse(seed):
     stepped(mine, [x] * 3, [x] * 3)
     with pytest.raises(ValueError, match="sample must stay"):
         mine.step(x[:1], mine.timesteps[3], x[:1])
+    mine = pair("DDIMInverseScheduler", {"prediction_type": "sample"})[1]
+    with pytest.raises(ValueError, match=r"cannot leave the clean image, .*; set_alpha_to_one=False can"):
+        mine.step(x, mine.timesteps[0], x)
+    rising = {"use_karras_sigmas": True, "sigma_min": 0.002, "final_sigmas_type": "sigma_min"}
+    mine = pair("EulerDiscreteScheduler", rising)[1]
+    with pytest.raises(ValueError, match=r"of its 10 steps number 9 has 0.002 and the next 0.0100"):
+        mine.step(x, mine.timesteps[0], x)
+    mine = pair("DPMSolverMultistepScheduler", steps=1000)[1]
+    with pytest.raises(ValueError, match=r"of its 1000 steps number .*; take fewer steps"):
+        mine.step(x, mine.timesteps[0], x)
     mine = pair("HeunDiscreteScheduler")[1]
     mine.set_begin_index(3)
     with pytest.raises(ValueError, match="an even number; got step 3"):

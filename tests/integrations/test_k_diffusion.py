@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from k_diffusion_formulas import SHAPE, Exact, model
+from k_diffusion_formulas import SHAPE, Exact, down_and_up, dpm_adaptive, dpm_fast, dpm_steps, model
 
 import fastdiff
 from fastdiff.integrations import k_diffusion
@@ -176,7 +176,12 @@ def test_half_precision_and_sources_of_noise(seed):
 @pytest.mark.parametrize(
     ("name", "arguments", "what"),
     [
-        ("sample_euler", {"sigmas": torch.tensor([1.0, 2.0, 0.0])}, "fall"),
+        ("sample_lms", {"sigmas": torch.tensor([1.0, 2.0, 0.0])}, "must fall for lms, where those of sample_euler"),
+        ("sample_dpmpp_2m", {"sigmas": torch.tensor([2.0, 2.0, 0.0])}, "must fall for dpmpp_2m"),
+        ("sample_euler", {"sigmas": torch.tensor([0.0, 2.0, 3.0])}, "positive but for the last"),
+        ("sample_heun", {"sigmas": torch.tensor([3.0, 0.0, 0.0])}, "positive but for the last"),
+        ("sample_dpm_2", {"sigmas": torch.tensor([3.0, math.nan, 0.0])}, "finite"),
+        ("sample_euler", {"sigmas": torch.tensor([3.0])}, "two or more"),
         ("sample_euler", {"s_churn": -1.0}, "s_churn"),
         ("sample_heun", {"s_tmin": 2.0, "s_tmax": 1.0}, "s_tmax"),
         ("sample_euler_ancestral", {"eta": 1.5}, "eta"),
@@ -199,6 +204,175 @@ def test_bad_input(name, arguments, what):
     for clash in ({"sampler": "ddim"}, {"resume": None}):
         with pytest.raises(TypeError, match=next(iter(clash))):
             sampler(**given, **clash)
+
+
+# ---- σ in any order; runs of mixed order and of adapted steps
+
+WALKS = {"rising": SIGMAS[::-1], "repeated": (3.0, 3.0, 1.3, 1.3, 0.0), "both": (0.5, 2.0, 2.0, 0.7, 0.2, 0.0)}
+FAST = [
+    (n, ends, own)
+    for n in (1, 2, 3, 5, 6, 7)
+    for ends, own in (((0.05, 9.0), {}), ((0.05, 9.0), {"eta": 0.8, "s_noise": 0.9}), ((9.0, 0.05), {}))
+]
+ADAPTIVE = [
+    (ends, own)
+    for order in (2, 3)
+    for ends, own in (
+        ((0.05, 9.0), {"order": order}), ((9.0, 0.05), {"order": order, "h_init": 0.3}),
+        ((0.05, 9.0), {"order": order, "eta": 0.7, "h_init": 2.0, "pcoeff": 0.1, "dcoeff": 0.05}),
+        ((0.05, 9.0), {"order": order, "rtol": 0.01, "atol": 0.001, "h_init": 1.0}),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("walk", WALKS)
+@pytest.mark.parametrize("name", ["sample_euler", "sample_heun", "sample_dpm_2"])
+@pytest.mark.parametrize("own", [{}, {"s_churn": 2.0, "s_tmin": 0.3, "s_tmax": 2.5}])
+def test_sigmas_in_any_order(seed, walk, name, own):
+    sigmas = WALKS[walk]
+    x, noise = torch.randn(SHAPE) * sigmas[0], [torch.randn(SHAPE) for _ in sigmas]
+    formula = Exact(x, sigmas, lambda i: noise[i].double(), own)
+    exact = formula.run(getattr(formula, name))
+    calls = []
+    ours = getattr(k_diffusion, name)(
+        model, x, torch.tensor(sigmas), disable=True, callback=calls.append, **own,
+        **({"noise_fn": in_order([noise[i] for i, s in enumerate(sigmas[:-1]) if 0.3 <= s <= 2.5])} if own else {}),
+    )  # fmt: skip
+    close(ours, exact)
+    assert [call["i"] for call in calls] == list(range(len(sigmas) - 1))
+
+
+def in_order(noise):
+    left = iter(noise)
+    return lambda stream, row, shape: next(left)
+
+
+def test_there_and_back(seed):
+    """Up to σ = 9 and down again: an image comes back, more nearly the finer the steps, with order 2."""
+    x, errors = torch.randn(SHAPE), []
+    for steps in (20, 40):
+        down = torch.linspace(math.log(9.0), math.log(0.1), steps + 1).exp()
+        noised = k_diffusion.sample_heun(model, x, down.flip(0), disable=True)
+        errors.append(float((k_diffusion.sample_heun(model, noised, down, disable=True) - x).abs().max()))
+    assert errors[0] / errors[1] > 2.5
+    assert errors[1] < 0.02
+
+
+@pytest.mark.parametrize(("n", "ends", "own"), FAST)
+def test_fast(seed, n, ends, own):
+    x, noise = torch.randn(SHAPE) * ends[1], [torch.randn(SHAPE) for _ in range(n)]
+    exact, calls = dpm_fast(x.double(), *ends, n, noise, own)
+    seen = []
+
+    def watched(y, sigma):
+        seen.append(float(sigma[0]))
+        return model(y, sigma)
+
+    ours = k_diffusion.sample_dpm_fast(watched, x, *ends, n, disable=True, noise_fn=in_order(noise), **own)
+    close(ours, exact)
+    assert seen == pytest.approx(calls, rel=1e-5)
+    assert len(seen) == n
+
+
+@pytest.mark.parametrize(("ends", "own"), ADAPTIVE)
+def test_adaptive(seed, ends, own):
+    x, noise = torch.randn(SHAPE) * ends[1], [torch.randn(SHAPE) for _ in range(200)]
+    exact, info = dpm_adaptive(x.double(), *ends, noise, own)
+    left, calls = iter(noise), []
+    ours, counts = k_diffusion.sample_dpm_adaptive(
+        model, x, *ends, disable=True, return_info=True, callback=calls.append,
+        noise_sampler=lambda a, b: next(left), **own,
+    )  # fmt: skip
+    assert counts == info
+    assert float((ours - exact).abs().max()) <= 0.05 * own.get("atol", 0.0078)  # float32's share in the steps' sizes
+    replayed, here, accepted = x.double(), ends[1], 0  # the steps that it took, exactly
+    for call in calls:
+        if call["n_accept"] > accepted:
+            there = float(call["sigma"])
+            down, up = down_and_up(here, there, ends[0], own.get("eta", 0.0))
+            replayed = dpm_steps(replayed, here, down, own["order"], []) + up * noise[accepted].double()
+            here, accepted = there, call["n_accept"]
+    close(ours, replayed)
+    assert len(calls) == counts["steps"]
+    assert float(calls[-1]["sigma"]) == pytest.approx(ends[0], rel=1e-5)
+    assert torch.equal(calls[-1]["x"], ours)
+    assert counts["nfe"] == own["order"] * counts["steps"]
+    if own.get("h_init", 0) >= 1:
+        assert counts["n_reject"] > 0
+
+
+def test_adaptive_steps_and_their_sources_of_noise(seed):
+    x = torch.randn(SHAPE) * 9.0
+    full = k_diffusion.sample_dpm_adaptive(model, x, 0.1, 9.0, disable=True, eta=0.5, seed=3)
+    assert torch.equal(full, k_diffusion.sample_dpm_adaptive(model, x, 0.1, 9.0, disable=True, eta=0.5, seed=3))
+    assert not torch.equal(full, k_diffusion.sample_dpm_adaptive(model, x, 0.1, 9.0, disable=True, eta=0.5, seed=4))
+    half = k_diffusion.sample_dpm_adaptive(model, x.bfloat16(), 0.1, 9.0, disable=True)
+    assert half.dtype == torch.bfloat16
+    torch.manual_seed(seed)
+    one = k_diffusion.sample_dpm_fast(model, x, 0.1, 9.0, 7, disable=True, eta=0.5)
+    torch.manual_seed(seed)
+    drawn = [torch.randn(SHAPE) for _ in range(3)]
+    two = k_diffusion.sample_dpm_fast(model, x, 0.1, 9.0, 7, disable=True, eta=0.5, noise_fn=in_order(drawn))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["sample_dpm_fast", "sample_dpm_adaptive"])
+def test_bad_input_of_runs_between_two_sigmas(name):
+    given = {"model": model, "x": torch.zeros(SHAPE), "sigma_min": 0.1, "sigma_max": 9.0, "disable": True}
+    given |= {"n": 5} if name == "sample_dpm_fast" else {}
+    wrong = [
+        ({"sigma_min": 0.0}, "sigma_min"), ({"sigma_max": -1.0}, "sigma_max"), ({"sigma_min": 9.0}, "must differ"),
+        ({"sigma_min": 10.0, "eta": 0.5}, "eta must be 0"), ({"eta": 1.5}, "eta"),
+        ({"noise_sampler": lambda a, b: None, "seed": 1}, "noise_sampler"),
+        ({"n": 0}, "n must") if name == "sample_dpm_fast" else ({"order": 4}, "order"),
+    ]  # fmt: skip
+    for arguments, what in wrong:
+        with pytest.raises(ValueError, match=what):
+            getattr(k_diffusion, name)(**{**given, **arguments})
+    for arguments in ({"model": None}, {"x": torch.zeros(SHAPE, dtype=torch.float64)}, {"resume": None}):
+        with pytest.raises(TypeError):
+            getattr(k_diffusion, name)(**{**given, **arguments})
+
+
+@pytest.mark.parametrize("walk", WALKS)
+@pytest.mark.parametrize("name", ["sample_euler", "sample_heun", "sample_dpm_2"])
+def test_library_in_any_order(seed, walk, name):
+    library = pytest.importorskip("k_diffusion.sampling")
+    sigmas = torch.tensor(WALKS[walk])
+    x = torch.randn(SHAPE) * sigmas[0]
+    theirs, ours = (getattr(module, name)(model, x, sigmas, disable=True) for module in (library, k_diffusion))
+    close(ours, theirs)
+
+
+@pytest.mark.parametrize(("n", "ends", "own"), FAST)
+def test_library_fast(seed, n, ends, own):
+    library = pytest.importorskip("k_diffusion.sampling")
+    x, results, infos = torch.randn(SHAPE) * ends[1], [], []
+    for module in (library, k_diffusion):
+        found = []
+        torch.manual_seed(seed)
+        results.append(module.sample_dpm_fast(model, x, *ends, n, disable=True, callback=found.append, **own))
+        infos.append(found)
+    close(results[1], results[0])
+    for a, b in zip(*infos, strict=True):
+        assert a.keys() == b.keys()
+        for key in ("x", "sigma", "sigma_hat", "denoised", "t", "t_up"):
+            close(b[key], a[key])
+
+
+@pytest.mark.parametrize(("ends", "own"), ADAPTIVE)
+def test_library_adaptive(seed, ends, own):
+    library = pytest.importorskip("k_diffusion.sampling")
+    x, results, infos = torch.randn(SHAPE) * ends[1], [], []
+    for module in (library, k_diffusion):
+        found = []
+        torch.manual_seed(seed)
+        given = {"disable": True, "callback": found.append, "return_info": True, **own}
+        results.append(module.sample_dpm_adaptive(model, x, *ends, **given))
+        infos.append(found)
+    assert results[1][1] == results[0][1]
+    assert float((results[1][0] - results[0][0]).abs().max()) <= 1e-4 * float(results[0][0].abs().max())
+    assert all(a.keys() == b.keys() for a, b in zip(*infos, strict=True))
 
 
 @pytest.mark.parametrize("sigmas", ENDS, ids=["to 0", "to 0.08"])

@@ -4,13 +4,29 @@
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)   # or fastdiff.accelerate(pipe)
 
 Constructors, configs, loading and saving, lists of timesteps and results are diffusers' own, and so are the numbers,
-to 1e-5 with the same torch generator; where they differ, the class says so. ``use_fastdiff_noise`` takes the steps'
-noise from fastdiff's stream instead, drawn inside the update. A step does not wait for the device.
+to 1e-5 with the same torch generator; where they differ, the class says so, and here is what all of them share:
+``timesteps``, ``sigmas`` and tables of ᾱ may be replaced or edited in place, and the next step reads them, with
+diffusers' result. The timestep −1, one too many, with which diffusers ends some "trailing" lists (61 steps of 1000), is
+dropped. A run begins at the first of the list's entries that equal a timestep given as a number or a copy, where theirs
+takes the second, and ends a step short.
+
+``use_fastdiff_noise`` takes the steps' noise from fastdiff's stream instead, drawn inside the update. A step does not
+wait for the device.
 """
 
+import copy
 from typing import Any
 
-import diffusers
+import torch
+
+try:
+    import diffusers
+except ModuleNotFoundError as error:
+    if error.name != "diffusers":
+        raise
+    raise ImportError(
+        'fastdiff.integrations.diffusers needs diffusers: pip install "fastdiff-torch[diffusers]"', name="diffusers"
+    ) from error
 
 from fastdiff.integrations.diffusers.base import Stepping
 from fastdiff.integrations.diffusers.scheduling_distilled import LCMScheduler, TCDScheduler
@@ -61,4 +77,23 @@ def like(scheduler: Any) -> Stepping | None:
     return ours
 
 
-__all__ = ["SCHEDULERS", "like", *SCHEDULERS]
+def unserved(scheduler: Stepping) -> str | None:
+    """Why one of our schedulers cannot walk a list of ten steps by itself; None where it can."""
+    made: Any = copy.deepcopy(scheduler)
+    made.use_fastdiff_noise(0)  # torch's generators are left as they are
+    x = torch.zeros(1, 3, 2, 2)
+    output = torch.cat([x, x], dim=1) if str(made.config.get("variance_type")).startswith("learned") else x
+    try:
+        made.set_timesteps(10, **({"mu": 1.0} if made.config.get("use_dynamic_shifting") else {}))
+    except (AssertionError, TypeError, ValueError):
+        return None  # diffusers' own word on such a list
+    try:
+        if hasattr(made, "scale_model_input"):
+            made.scale_model_input(x, made.timesteps[0])
+        made.step(output, made.timesteps[0], x)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+__all__ = ["SCHEDULERS", "like", "unserved", *SCHEDULERS]

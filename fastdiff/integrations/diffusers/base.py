@@ -18,12 +18,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fastdiff.checks import DTYPES
-from fastdiff.integrations.diffusers.state import Rows, Steps
+from fastdiff.integrations.diffusers.state import Rows, Steps, version_of
 from fastdiff.noise import noise_key
 from fastdiff.ops.update.checks import split_outputs
 from fastdiff.ops.view import viewable
 from fastdiff.plan.plan import Plan
 from fastdiff.sampling.thresholding import Thresholding
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.level import Schedule
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
@@ -34,6 +36,8 @@ class Stepping:
     A subclass says how its plans are made (``_plan``) and what its ``step`` takes.
     """
 
+    # The tensors that plans are made from. Those replaced, or edited in place, are read anew by the next step.
+    _reads: ClassVar[tuple[str, ...]] = ("timesteps", "sigmas")
     # What ``step`` returns beside x': "x0" or nothing; or, whatever this says, a combination in the rows' anchor.
     _second: ClassVar[str | None] = "x0"
     # Its dtype, and that of x' where sample and model_output differ ("promoted", "sample" or "output"): diffusers'.
@@ -45,12 +49,14 @@ class Stepping:
     # diffusers' attributes that steps read.
     config: Any
     timesteps: Any
+    sigmas: Any
     num_inference_steps: int | None
     alphas_cumprod: Tensor
     final_alpha_cumprod: Tensor
     _step_index: int | None
     _begin_index: int | None
 
+    _schedule_of: tuple[Tensor, Any, Schedule] | None = None
     _steps: Steps  # set by the constructor, as is this:
     _thresholds: bool
 
@@ -100,13 +106,19 @@ class Stepping:
             steps.start = index
         start = steps.start if self._has_history else 0
         assert start is not None
-        rows = steps.rows.get((start, *options))
+        key = (start, *options)
+        rows = steps.rows.get(key)
         if rows is None:
-            if self._has_history and index != start and any(key[0] == start for key in steps.rows):
+            made, before = {*steps.earlier, *steps.rows}, steps.earlier.get(key)
+            if self._has_history and index != start and key not in made and any(other[0] == start for other in made):
                 raise ValueError(
                     f"the options of a step must stay the same within a run; got {options} at step {index}"
                 )
-            rows = steps.rows[(start, *options)] = Rows(self._plan(start, *options), start, self._second)
+            rows = Rows(self._plan(start, *options), start, self._second)
+            if before is not None and before.layout(index) != rows.layout(index):
+                steps.start, steps.state = index, {}  # a history that these rows cannot read: begin anew
+                return self._rows(index, *options)
+            steps.rows[key] = rows
         if not rows.start <= index < rows.end:
             raise IndexError(
                 f"there is no step {index}: the run has the steps {rows.start} … {rows.end - 1}; call set_timesteps"
@@ -194,14 +206,24 @@ class Stepping:
             return None
         return randn_tensor(tuple(like.shape), generator=generator, device=like.device, dtype=dtype)
 
-    # ---- the list
+    # ---- the tables and the list
+
+    def _table(self) -> Tensor:
+        """diffusers' table of ᾱ."""
+        return self.alphas_cumprod.clone()
+
+    def _schedule(self) -> Schedule:
+        """The schedule that plans are made for: diffusers' table, as float64 numbers."""
+        table = self.alphas_cumprod
+        if self._schedule_of is None or self._schedule_of[0] is not table or self._schedule_of[1] != version_of(table):
+            self._schedule_of = table, version_of(table), NoiseSchedule(self._table())
+        return self._schedule_of[2]
 
     def _list(self) -> Steps:
-        """The steps of the current list, read anew where it was replaced."""
+        """The steps of the current list, read anew where its tensors were replaced or edited in place."""
         steps = self._steps
-        timesteps, sigmas = self.timesteps, self.__dict__.get("sigmas")
-        if timesteps is not steps.timesteps_read or sigmas is not steps.sigmas_read:
-            steps.read(timesteps, sigmas)
+        if steps.changed(self.__dict__):
+            steps.read(self.__dict__, self._reads)
         return steps
 
     def _place(self, timestep: Any) -> int | None:
@@ -241,7 +263,29 @@ class Stepping:
         steps, place = self._list(), self._begin_index
         if place is None:
             place = self._place(timestep)
-        self._step_index = steps.start = self.index_for_timestep(timestep) if place is None else place
+        self._step_index = steps.start = self._first_place(timestep) if place is None else place
+
+    def _first_place(self, timestep: Any) -> int:
+        """The step that a run begins with at a timestep: the first of those whose timesteps are rounded alike."""
+        steps, value = self._steps, self._value(timestep)
+        return steps.times.index(value) if value in steps.places else self._missing(value, steps.times)
+
+    def _mend_list(self) -> None:
+        """Change the list that diffusers made where it is mistaken; subclasses add theirs.
+
+        Under "trailing" it has a timestep −1, one too many, in some numbers of steps.
+        """
+        if self.config.get("timestep_spacing") != "trailing":
+            return
+        kept = self.timesteps != -1  # continuous ones may be negative
+        extra = len(kept) - int(kept.sum())
+        if not extra:
+            return
+        if "sigmas" in self.__dict__:
+            self.sigmas = torch.cat([self.sigmas[: -1 - extra], self.sigmas[-1:]])
+        if self.num_inference_steps == len(self.timesteps):
+            self.num_inference_steps -= extra
+        self.timesteps = self.timesteps[kept]
 
     def _index(self, timestep: Any) -> int:
         """The number of this step, which is known on the host after the first."""
@@ -270,6 +314,7 @@ def _lister(set_timesteps: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(set_timesteps)  # whose signature pipelines read
     def listed(self: Any, *arguments: Any, **options: Any) -> None:
         set_timesteps(self, *arguments, **options)
+        self._mend_list()
         self._steps.forget()
         self._list()
 
@@ -285,11 +330,21 @@ def result(kind: type[BaseOutput], **values: Tensor | None) -> Any:
     return made
 
 
+ROUNDING = 1e-6  # σ that are closer than this are equal but for float32's rounding
+
+
 def last_apart(sigmas: Sequence[float]) -> list[float]:
-    """σ that fall to the end: where the last two are the same, the step between them is made of length 1e-12."""
+    """σ that fall to the end: where the last two are the same but for rounding, their step is made of length 1e-12."""
     values = list(sigmas)
-    if len(values) > 1 and values[-1] == values[-2]:
-        values[-1] *= 1 - 1e-12
+    return [*values[:-2], *all_apart(values[-2:], 1e-12)]
+
+
+def all_apart(sigmas: Sequence[float], length: float = 1e-15) -> list[float]:
+    """σ that fall where they fell or were the same but for rounding: such a step is made of this relative length."""
+    values = list(sigmas)
+    for i in range(1, len(values)):
+        if 0 <= values[i] - values[i - 1] <= ROUNDING * values[i - 1]:
+            values[i] = values[i - 1] * (1 - length)
     return values
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import Stepping, last_apart, mix, spread
-from fastdiff.schedules.discrete import NoiseSchedule
-from fastdiff.schedules.level import Schedule
+from fastdiff.integrations.diffusers.base import Stepping, all_apart, last_apart, mix, spread
 from fastdiff.schedules.spacing import Spacing
 
 logger = logging.getLogger(__name__)
@@ -19,22 +18,32 @@ logger = logging.getLogger(__name__)
 class SigmaList(Stepping):
     """What they share: the list of σ."""
 
-    _schedule_of: tuple[Tensor, NoiseSchedule] | None = None
+    _may_stay: ClassVar[bool] = False  # whether a step may lead to the σ that it begins at: methods without a history
 
-    def _schedule(self) -> Schedule:
-        """diffusers' table of ᾱ, as float64 numbers; a level's σ comes from the list."""
-        if self._schedule_of is None or self._schedule_of[0] is not self.alphas_cumprod:
-            # Under rescale_betas_zero_snr the last entry was raised, above others.
-            self._schedule_of = self.alphas_cumprod, NoiseSchedule(self.alphas_cumprod.cummin(0).values)
-        return self._schedule_of[1]
+    def _table(self) -> Tensor:
+        """diffusers' table of ᾱ; a level's σ comes from the list."""
+        return self.alphas_cumprod.cummin(0).values  # under rescale_betas_zero_snr the last was raised, above others
 
     def _spacing(self, start: int) -> Spacing:
         """The levels from step ``start`` on: diffusers' own list of float32 σ, as float64 numbers."""
-        times = self._steps.times[start:]
-        sigmas = self._steps.sigmas[start : len(self._steps.times) + 1]  # "log_linear" has one more
+        steps = self._steps
+        return self._walk(steps.sigmas[start : len(steps.times) + 1], steps.times[start:])  # "log_linear" has one more
+
+    def _walk(self, sigmas: list[float], times: list[float]) -> Spacing:
+        """These levels, which must fall but for rounding."""
+        if not all(map(math.isfinite, sigmas)):
+            raise ValueError(f"{type(self).__name__}: sigmas must be finite; its list is {sigmas}")
+        falling = all_apart(sigmas) if self._may_stay else last_apart(sigmas)
+        for i, (here, there) in enumerate(pairwise(falling)):
+            if not there < here:
+                raise ValueError(
+                    f"{type(self).__name__} walks down: σ must fall from each step to the next, but of its {len(times)}"
+                    f" steps number {i} has {here:g} and the next {there:g}; take fewer steps, another steps_offset or"
+                    " sigma_min"
+                )
         if len(set(times)) < len(times):  # rounded timesteps repeat where σ do not
             times = [t - 1e-6 * i for i, t in enumerate(times)]
-        return Spacing(sigmas=last_apart(sigmas), timesteps=times)
+        return Spacing(sigmas=falling, timesteps=times)
 
     def _sigmas_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """σ for each sample: at its timestep, or at the run's step where a run was begun by set_begin_index."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,12 +24,12 @@ from fastdiff.samplers import euler, euler_ancestral, heun, lms
 from fastdiff.samplers.stages import Churn
 from fastdiff.schedules.continuous import EDMSchedule
 from fastdiff.schedules.level import x0_terms
-from fastdiff.schedules.spacing import Spacing
 
 
 class ChurningStepping(ScaledStepping):
     """Euler's method with EDM's churn as diffusers has it: the network is shown the state before the noise."""
 
+    _may_stay = True
     _second_is_float32 = True
     _dtype_from = "output"
     _output: Any
@@ -80,7 +80,8 @@ class ChurningStepping(ScaledStepping):
 class EulerDiscreteScheduler(ChurningStepping, theirs.EulerDiscreteScheduler):
     """diffusers' EulerDiscreteScheduler, a step of which is one fused update (``samplers.euler``).
 
-    It differs in this: half-precision samples are noised by ``add_noise`` in float32 (they are stepped so there too).
+    It differs in this: half-precision samples are noised by ``add_noise`` in float32 (they are stepped so there too);
+    lists in which σ rises by more than float32's rounding are refused, where theirs goes on.
     """
 
     _predictions = ("epsilon", "sample", "original_sample", "v_prediction")
@@ -175,10 +176,10 @@ class EDMEulerScheduler(ChurningStepping, theirs.EDMEulerScheduler):
 class EulerAncestralDiscreteScheduler(ScaledStepping, theirs.EulerAncestralDiscreteScheduler):
     """diffusers' EulerAncestralDiscreteScheduler, a step of which is one fused update (``samplers.euler_ancestral``).
 
-    It differs in this: prediction_type "sample" is served too; half-precision samples are noised by ``add_noise`` in
-    float32 (they are stepped so there too).
+    It differs as EulerDiscreteScheduler does, and prediction_type "sample" is served too.
     """
 
+    _may_stay = True
     _second_is_float32 = True
     _dtype_from = "output"
 
@@ -203,10 +204,12 @@ class EulerAncestralDiscreteScheduler(ScaledStepping, theirs.EulerAncestralDiscr
 class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
     """diffusers' HeunDiscreteScheduler, a step of which is one fused update (``samplers.heun``).
 
-    It differs in this: half-precision samples are stepped, and noised by ``add_noise``, in float32.
+    It differs in this: half-precision samples are stepped, and noised by ``add_noise``, in float32; lists in which σ
+    rises by more than float32's rounding are refused.
     """
 
     _has_history = True
+    _may_stay = True
     is_scale_input_called = True  # here diffusers does not ask
 
     @property
@@ -217,12 +220,24 @@ class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
     def _plan(self, start: int, *options: Any) -> Plan:
         if start % 2:
             raise ValueError(f"a run begins with the first of a level's two steps, an even number; got step {start}")
-        sigmas, times = self._steps.sigmas[start:], self._steps.times[start:]
-        return heun(
-            self._schedule(), prediction=self.config.prediction_type,
-            spacing=Spacing(sigmas=[sigmas[0], *sigmas[1::2]], timesteps=[times[0], *times[1::2]]),
-            clip=self.config.clip_sample_range if self.config.clip_sample else None,
+        sigmas, times, config = self._steps.sigmas[start:], self._steps.times[start:], self.config
+        plan = heun(
+            self._schedule(), prediction=config.prediction_type,
+            spacing=self._walk([sigmas[0], *sigmas[1::2]], [times[0], *times[1::2]]),
+            clip=config.clip_sample_range if config.clip_sample else None,
         )  # fmt: skip
+        if config.prediction_type != "epsilon" or config.clip_sample:
+            return plan
+        # (x − x̂_0)/σ is the network's output itself: no digits are lost in the difference.
+        rows = tuple(
+            replace(row, x=_with_output(row.x, row), anchor=row.anchor and _with_output(row.anchor, row))
+            for row in plan
+        )
+        return replace(plan, rows=rows)
+
+    def _first_place(self, timestep: Any) -> int:
+        place = super()._first_place(timestep)
+        return place + place % 2  # the first of a level's two steps
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at the list's next σ, tried or mended; arguments and results are diffusers'."""
@@ -232,13 +247,20 @@ class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
         return result(HeunDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
 
 
+def _with_output(terms: Mapping[str, float], row: Row) -> dict[str, float]:
+    """Coefficients in which x̂_0 is written out as x − σ m."""
+    x0 = terms.get("x0", 0.0)
+    both = {"x": terms.get("x", 0.0) + x0, "m": -x0 * row.sigma}
+    return {**{name: value for name, value in terms.items() if name not in ("x", "x0")}, **both}
+
+
 class LMSDiscreteScheduler(ScaledStepping, theirs.LMSDiscreteScheduler):
     """diffusers' LMSDiscreteScheduler, a step of which is one fused update (``samplers.lms``).
 
     It differs in this: coefficients are integrated exactly, theirs numerically to 1e-4; a run that begins in the
     middle of the list (image to image) starts at order 1, where theirs takes the coefficients of an order for which it
-    has no outputs yet; half-precision samples are stepped, and noised by ``add_noise``, in float32. ``order`` must be
-    in 1 … 4 and stay the same within a run.
+    has no outputs yet; half-precision samples are stepped, and noised by ``add_noise``, in float32; lists in which σ
+    does not fall are refused. ``order`` must be in 1 … 4 and stay the same within a run.
     """
 
     _has_history = True
@@ -263,11 +285,16 @@ class FlowMatchEulerDiscreteScheduler(SigmaList, theirs.FlowMatchEulerDiscreteSc
     """diffusers' FlowMatchEulerDiscreteScheduler, a step of which is one fused update.
 
     It differs in this: half-precision samples are noised by ``scale_noise`` in float32 (they are stepped so there
-    too); ``per_token_timesteps`` are refused.
+    too); with ``shift_terminal``, a list of one step stays at σ = 1, where theirs divides by 0. A step with
+    ``per_token_timesteps`` is diffusers' own.
     """
 
     _second = None
     _dtype_from = "output"
+
+    def stretch_shift_to_terminal(self, t: Any) -> Any:
+        """The list of σ stretched to end at ``shift_terminal``; one that does not leave σ = 1 cannot be."""
+        return t if t[-1] == 1 else super().stretch_shift_to_terminal(t)
 
     def _plan(self, start: int, *options: Any) -> Plan:
         """x' = x + (σ' − σ) v, ``samplers.euler``'s numbers, for lists that rise (invert_sigmas) too; or, by
@@ -295,7 +322,12 @@ class FlowMatchEulerDiscreteScheduler(SigmaList, theirs.FlowMatchEulerDiscreteSc
     ) -> Any:
         """x at the list's next σ; arguments and results are diffusers', where s_churn … s_noise do nothing either."""
         if per_token_timesteps is not None:
-            raise ValueError("per_token_timesteps are not served: a step has one σ for the whole batch")
+            if self.config.stochastic_sampling and self._steps.key is not None:
+                raise ValueError("per_token_timesteps with stochastic_sampling take torch's noise, not fastdiff's own")
+            return theirs.FlowMatchEulerDiscreteScheduler.step(
+                self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator,
+                per_token_timesteps, return_dict,
+            )  # fmt: skip
         self._check_timestep(timestep)
         index, noise = self._index(timestep), None
         if self.config.stochastic_sampling:

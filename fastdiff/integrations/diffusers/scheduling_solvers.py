@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import schedulers as theirs
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
 from fastdiff.integrations.diffusers.base import result
@@ -23,6 +23,10 @@ class SolverStepping(SigmaStepping):
     _second = None
     _predictions = ("epsilon", "sample", "v_prediction", "flow_prediction")
     _has_history = True
+    # Options whose list diffusers takes in the place of a flow's.
+    _beside_flow: ClassVar[tuple[str, ...]] = (
+        "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas",
+    )  # fmt: skip
 
     def _check_config(self) -> None:
         super()._check_config()
@@ -33,6 +37,10 @@ class SolverStepping(SigmaStepping):
             self._refuse("prediction_type", "needs use_flow_sigmas=True")
         if config.prediction_type == "v_prediction" and config.use_flow_sigmas:
             self._refuse("prediction_type", "does not go with use_flow_sigmas=True")
+        if config.use_flow_sigmas:
+            for option in self._beside_flow:
+                if config.get(option):
+                    self._refuse(option, "does not go with use_flow_sigmas=True: its σ go beyond a flow's, 1")
 
     def _schedule(self) -> Schedule:
         return FlowSchedule(T=self.config.num_train_timesteps) if self.config.use_flow_sigmas else super()._schedule()
@@ -75,9 +83,13 @@ class SolverStepping(SigmaStepping):
 class DPMSolverMultistepScheduler(SolverStepping, theirs.DPMSolverMultistepScheduler):
     """diffusers' DPMSolverMultistepScheduler, a step of which is one fused update (``samplers.dpm_multistep``).
 
-    It differs in this: coefficients are float64, from theirs only in the last digits; half-precision samples are
-    stepped, and noised by ``add_noise``, in float32; of a learned variance's outputs the first half is taken, not the
-    first three channels. What was assigned to ``model_outputs`` is not read.
+    It differs in this: coefficients are float64, from theirs in the last digits; but at order 3 under "sde-dpmsolver++"
+    (of DPMSolverSinglestepScheduler with solver_type "heun") theirs gives the second difference −½ where its integral
+    has +½ (huggingface/diffusers#9104), and ours the published weight. Half-precision samples are stepped, and noised
+    by ``add_noise``, in float32; of a learned variance's outputs the first half is taken, not the first three channels.
+    Lists in which σ does not fall are refused, but that the last two may be the same but for rounding, and so are
+    use_flow_sigmas beside Karras, exponential, beta or Lu's σ, which go beyond a flow's. What was assigned to
+    ``model_outputs`` is not read.
     """
 
     def _plan(self, start: int, *options: Any) -> Plan:
@@ -143,8 +155,15 @@ class DPMSolverSinglestepScheduler(SolverStepping, theirs.DPMSolverSinglestepSch
 class DEISMultistepScheduler(SolverStepping, theirs.DEISMultistepScheduler):
     """diffusers' DEISMultistepScheduler, a step of which is one fused update (``samplers.deis``).
 
-    It differs as DPMSolverMultistepScheduler does.
+    It differs as DPMSolverMultistepScheduler does, and in this: where diffusers' list ends with one σ twice (flow,
+    Karras, exponential and beta σ), ours ends at 0. Theirs makes its last network call for a step of length 0, and
+    leaves σ of noise in the picture, which diffusers has mended in DPMSolverMultistepScheduler alone.
     """
+
+    def _mend_list(self) -> None:
+        super()._mend_list()
+        if len(self.sigmas) > 1 and self.sigmas[-1] == self.sigmas[-2]:
+            self.sigmas[-1] = 0.0
 
     def _plan(self, start: int, *options: Any) -> Plan:
         lower = self.config.lower_order_final and len(self._steps.times) < 15
@@ -158,17 +177,25 @@ class DEISMultistepScheduler(SolverStepping, theirs.DEISMultistepScheduler):
 class UniPCMultistepScheduler(SolverStepping, theirs.UniPCMultistepScheduler):
     """diffusers' UniPCMultistepScheduler, a step of which is one fused update (``samplers.unipc``).
 
-    It differs as DPMSolverMultistepScheduler does. Another scheduler as predictor (``solver_p``) is refused.
+    It differs as DPMSolverMultistepScheduler does; and with ``shift_terminal``, a list of one step stays at σ = 1,
+    where theirs divides by 0. A run that ends at σ = 0 is finite under solver_type "bh1" and without
+    lower_order_final, too. use_karras_sigmas goes with use_flow_sigmas. With another scheduler as predictor
+    (``solver_p``) the steps are diffusers' own.
     """
 
+    _beside_flow = ("use_exponential_sigmas", "use_beta_sigmas")
     _dtype_from = "sample"
     disable_corrector: list[int]
 
     def _check_config(self) -> None:
         super()._check_config()
-        if self.config.solver_p is not None:
-            self._refuse("solver_p", "is not served; the predictor is UniP")
+        if not isinstance(self.config.solver_p, SchedulerMixin | None):
+            self._refuse("solver_p", "must be another scheduler")
         self._thresholds = self._thresholds and self.config.predict_x0  # as diffusers
+
+    def stretch_shift_to_terminal(self, t: Any) -> Any:
+        """The list of σ stretched to end at ``shift_terminal``; one that does not leave σ = 1 cannot be."""
+        return t if t[-1] == 1 else super().stretch_shift_to_terminal(t)
 
     def _plan(self, start: int, *options: Any) -> Plan:
         config = self.config
@@ -180,4 +207,6 @@ class UniPCMultistepScheduler(SolverStepping, theirs.UniPCMultistepScheduler):
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at the list's next level; arguments and results are diffusers'."""
+        if self.config.solver_p is not None:
+            return theirs.UniPCMultistepScheduler.step(self, model_output, timestep, sample, return_dict)
         return self._solve(self._output(model_output, sample), timestep, sample, None, return_dict)

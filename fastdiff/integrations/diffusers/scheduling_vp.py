@@ -1,4 +1,8 @@
-"""Schedulers that walk the table of ᾱ: x = √ᾱ x_0 + √(1 − ᾱ) ε."""
+"""Schedulers that walk the table of ᾱ: x = √ᾱ x_0 + √(1 − ᾱ) ε.
+
+A prediction of ε where ᾱ is 0 (rescale_betas_zero_snr), which says nothing of x_0, is refused; theirs divide by 0. So
+are lists in which a timestep stands twice.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,12 @@ from fastdiff.schedules.spacing import Spacing
 class TableStepping(Stepping):
     """What they share: the schedule, and noising by it."""
 
-    _schedule_of: tuple[Tensor, NoiseSchedule] | None = None
+    _reads = ("timesteps", "alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod")
 
     def _schedule(self) -> NoiseSchedule:
-        """diffusers' table of ᾱ, as float64 numbers."""
-        if self._schedule_of is None or self._schedule_of[0] is not self.alphas_cumprod:
-            self._schedule_of = self.alphas_cumprod, NoiseSchedule(self.alphas_cumprod)
-        return self._schedule_of[1]
+        schedule = super()._schedule()
+        assert isinstance(schedule, NoiseSchedule)
+        return schedule
 
     @property
     def _clip(self) -> float | None:
@@ -65,8 +68,11 @@ class TableStepping(Stepping):
         return Spacing(sigmas=last_apart([schedule.sigma_at(timestep), sigma]))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """√ᾱ x_0 + √(1 − ᾱ) ε at each sample's timestep, computed in float32 whatever the samples' dtype."""
-        x, t = original_samples, timesteps.to(original_samples.device, torch.int64)
+        """√ᾱ x_0 + √(1 − ᾱ) ε at each sample's timestep, computed in float32 whatever the samples' dtype.
+
+        Raises TypeError where timesteps are no integers.
+        """
+        x, t = original_samples, whole(timesteps).to(original_samples.device, torch.int64)
         plain = x.dtype in DTYPES and noise.dtype == x.dtype and noise.shape == x.shape and noise.device == x.device
         if plain and t.shape == x.shape[:1]:
             return add_noise(x, t, self._schedule(), noise=noise)[0]
@@ -75,7 +81,7 @@ class TableStepping(Stepping):
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """√ᾱ ε − √(1 − ᾱ) x_0 at each sample's timestep, computed in float32 whatever the samples' dtype."""
-        alpha, sigma = self._levels_at(timesteps.to(sample.device, torch.int64), sample)
+        alpha, sigma = self._levels_at(whole(timesteps).to(sample.device, torch.int64), sample)
         return mix(-sigma, sample, alpha, noise)
 
     def _levels_at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,13 +93,21 @@ class TableStepping(Stepping):
         return alpha, sigma
 
 
+def whole(timesteps: Tensor) -> Tensor:
+    """Timesteps that count into a table: those of a floating-point dtype may have been rounded to others."""
+    if timesteps.is_floating_point() or timesteps.dtype == torch.bool:
+        raise TypeError(f"timesteps must be integers, which count into the table of ᾱ; got {timesteps.dtype}")
+    return timesteps
+
+
 class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
     """diffusers' DDPMScheduler, a step of which is one fused update (``samplers.ddpm``).
 
-    It differs in this: no noise is added in the list's last step, though theirs adds some there under
-    variance_type="fixed_large" where the last timestep is not 0 (the generator is drawn from all the same);
-    half-precision samples are stepped, and noised by ``add_noise``, in float32. variance_type "learned", which takes
-    the network's output for a variance itself, is refused.
+    It differs in this: no noise is added in the list's last step (Ho et al. 2020, Algorithm 2), though theirs adds some
+    there under variance_type "fixed_large" and "learned_range" where the last timestep is not 0 (the generator is drawn
+    from all the same); half-precision samples are stepped, and noised by ``add_noise``, in float32. variance_type
+    "learned" and "fixed_large_log" are refused: theirs take roots of what is negative, the network's output and a
+    logarithm.
     """
 
     # None is in configs of other schedulers, from which this one may be made.
@@ -106,7 +120,11 @@ class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
     def _check_config(self) -> None:
         super()._check_config()
         if self.config.variance_type not in self._variances:
-            self._refuse("variance_type", f"is not served; take one of {', '.join(filter(None, self._variances))}")
+            known = ", ".join(filter(None, self._variances))
+            roots = {"learned": "the network's output", "fixed_large_log": "a logarithm"}
+            root = roots.get(self.config.variance_type)
+            why = "is not served" if root is None else f"is the square root of {root}, NaN where that is negative"
+            self._refuse("variance_type", f"{why}; take one of {known}")
 
     def _plan(self, start: int, *options: Any) -> Plan:
         return ddpm(
@@ -174,7 +192,8 @@ class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
 class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
     """diffusers' DDIMInverseScheduler, a step of which is one fused update (``samplers.ddim_inverse``).
 
-    It differs as DDIMScheduler does: the level that a step leaves is the entry of the list before it.
+    It differs as DDIMScheduler does: the level that a step leaves is the entry of the list before it. prediction_type
+    "sample" needs set_alpha_to_one=False: it says nothing of the noise of a clean image, where theirs divides by 0.
     """
 
     initial_alpha_cumprod: Tensor
@@ -182,6 +201,11 @@ class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
     def _plan(self, start: int, *options: Any) -> Plan:
         (timestep,) = options
         initial = float(self.initial_alpha_cumprod)
+        if initial == 1 and timestep is None and self.config.prediction_type == "sample":
+            self._refuse(
+                "prediction_type",
+                "cannot leave the clean image, of whose noise it says nothing; set_alpha_to_one=False can",
+            )
         spacing = self._spacing(self._steps.times[::-1], initial) if timestep is None else self._pair(timestep, initial)
         return ddim_inverse(self._schedule(), prediction=self.config.prediction_type, clip=self._clip, spacing=spacing)
 

@@ -15,6 +15,18 @@ from fastdiff.ops.update.operands import Operands
 from fastdiff.plan.plan import COLUMNS, SLOTS, Plan
 
 
+def version_of(value: Any) -> Any:
+    """A number that changes where a tensor is edited in place.
+
+    Tensors made under torch.inference_mode have none: those on the CPU are compared by their values.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if not value.is_inference():
+        return value._version
+    return value.tolist() if value.device.type == "cpu" else None
+
+
 class Rows:
     """A plan for the steps from number ``start`` of a list on, as the tables that the update reads."""
 
@@ -30,6 +42,10 @@ class Rows:
         self.learned_variance = plan.learned_variance
         self.end = start + len(plan)
 
+    def layout(self, index: int) -> list[tuple[tuple[int, ...], int | None]]:
+        """The slots that the rows before step ``index`` read and write."""
+        return [(row.reads, row.write) for row in self.plan[: max(0, index - self.start)]]
+
     def on(self, device: torch.device) -> Tensor:
         """The float32 table on a device; the copy does not wait for it."""
         return self.table.to(torch.float32).to(device, non_blocking=True)
@@ -41,7 +57,7 @@ class Steps:
     Attributes:
         times, sigmas: the list's timesteps, and σ where it has them, on the host.
         places: the number of each timestep in the list.
-        timesteps_read, sigmas_read: the tensors that they were read from.
+        seen: the tensors that the plans come from, as they were when they were last read (``changed``).
         base, itemsize: where the timesteps lie, and the bytes of one; 0 where they have no addresses.
         start: the number of the step that the run began with, None before it began.
         key: the seed and sample numbers of the noise stream where the steps' noise is ours, as arguments of noise_key.
@@ -53,27 +69,43 @@ class Steps:
         self.times: list[float] = []
         self.sigmas: list[float] = []
         self.places: dict[float, int] = {}
-        self.timesteps_read: Tensor | None = None
-        self.sigmas_read: Tensor | None = None
         self.base = self.itemsize = 0
         self.forget()
 
-    def read(self, timesteps: Tensor | None, sigmas: Tensor | None) -> None:
-        """Read a list (this waits for its device); begin anew where it is another than before."""
+    def changed(self, attributes: dict[str, Any]) -> bool:
+        """Whether one of the tensors that the plans come from was replaced, or edited in place, since it was read."""
+        for name, value, version in self.seen:
+            if attributes[name] is not value:
+                return True
+            if (value._version if type(version) is int else version_of(value)) != version:
+                return True
+        return not self.seen
+
+    def read(self, attributes: dict[str, Any], names: tuple[str, ...]) -> None:
+        """Read a scheduler's tensors of these names (this waits for their device).
+
+        Plans are made anew. A run goes on with its history if its list is as long as before: σ may change in its midst.
+        """
+        timesteps, sigmas = attributes.get("timesteps"), attributes.get("sigmas")
         times = [] if timesteps is None else timesteps.tolist()
         values = [] if sigmas is None else sigmas.tolist()
-        if times != self.times or values != self.sigmas:
+        if (len(times), len(values)) != (len(self.times), len(self.sigmas)):
             self.forget()
+        self.earlier, self.rows = self.earlier | self.rows, {}
+        self.unbind()
         self.times, self.sigmas = times, values
-        self.timesteps_read, self.sigmas_read = timesteps, sigmas
         self.places = {t: i for i, t in enumerate(times)}
         self.base = self.itemsize = 0
         if timesteps is not None and timesteps.is_contiguous():
             self.base, self.itemsize = timesteps.data_ptr(), timesteps.element_size()
+        present = [(name, attributes[name]) for name in names if attributes.get(name) is not None]
+        self.seen = [(name, value, version_of(value)) for name, value in present]
 
     def forget(self) -> None:
         """Begin anew: no plan, no history."""
         self.rows: dict[tuple[Any, ...], Rows] = {}
+        self.earlier: dict[tuple[Any, ...], Rows] = {}  # made before a tensor was changed
+        self.seen: list[tuple[str, Any, Any]] = []
         self.start: int | None = None
         self.state: dict[str | int, Tensor] = {}
         self.unbind()
