@@ -66,6 +66,19 @@ def first_tensor(out: Any) -> Tensor:
     )
 
 
+def mismatch(error: Exception, x: Tensor, times: Tensor) -> str | None:
+    """What to say of an error inside a network which comes of the dtypes that it was given; None of any other."""
+    told, given = str(error).lower(), f"the network was given x in {x.dtype} and t in {times.dtype}"
+    if times.is_floating_point() and any(word in told for word in ("indices", "index tensor", "longtensor")):
+        return (
+            f"{given}, since the plan has timesteps between two whole ones; "
+            'sampler_options={"quantize": True} rounds them'
+        )
+    if any(word in told for word in ("same dtype", "scalar type", "should be the same", "same type", "dtype to be")):
+        return f"{given}; model_dtype= says which dtype of x a network takes that has no parameters to tell it by"
+    return None
+
+
 # Which runs hold each module in eval mode: the last one to end gives its flag back.
 _held: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()
 _lock = Lock()

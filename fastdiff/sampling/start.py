@@ -33,8 +33,7 @@ def by_strength(
         return plan, 0
     if skip == count:
         return plan, len(plan)
-    # A row after one without a network call belongs to the same step: EDM's churn comes before its step.
-    begins = [i for i in plan.entries if i == 0 or plan[i - 1].calls_model]
+    begins = first_rows(plan)
     if len(begins) == count:
         return plan, begins[skip]
     if rebuilt is None or steps is None:
@@ -43,6 +42,13 @@ def by_strength(
             "or start_step"
         )
     return rebuilt(skip), 0
+
+
+def first_rows(plan: Plan) -> list[int]:
+    """The first row of each step, where the plan's rows can be told apart so: no row of a step with a history begins
+    one. A row after one without a network call belongs to the same step: EDM's churn comes before its step.
+    """
+    return [i for i in plan.entries if i == 0 or plan[i - 1].calls_model]
 
 
 def initial_state(
