@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.checks import nearest
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import SAMPLERS
+from fastdiff.samplers.names import understood
 from fastdiff.schedules.level import Schedule
 from fastdiff.schedules.resolve import resolve_schedule
 from fastdiff.schedules.spacing import FIELDS, Spacing, gathered
@@ -73,7 +73,9 @@ def _remembered(sampler: str, steps: Any, _: str, schedule: Any, *key: Any) -> P
 
 def _plan(sampler: Any, steps: int | None, schedule: Any, options: dict[str, Any]) -> Plan:
     """The plan of a sampler's name, or of its function, which may give another plan each time."""
-    function, name = _function(sampler)
+    function, name, said = _function(sampler)
+    if said is not None:
+        options = {**options, "spacing": _as_said(name, said, options.get("spacing"))}
     takes, takes_all = _parameters(function)
     variance = options.get("variance")
     if isinstance(variance, str) and variance in LOGARITHMS:
@@ -105,15 +107,25 @@ def of_the_mean(plan: Plan) -> Plan:
     return replace(plan, rows=tuple(rows), learned_variance=True)
 
 
-def _function(sampler: Any) -> tuple[Callable[..., Plan], str]:
-    """A sampler's function and what messages call it."""
+def _function(sampler: Any) -> tuple[Callable[..., Plan], str, str | None]:
+    """A sampler's function, what messages call it, and the spacing that its name says."""
     if isinstance(sampler, str):
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler is {sampler!r}" + nearest(sampler, tuple(SAMPLERS)))
-        return SAMPLERS[sampler], repr(sampler)
-    if not callable(sampler):
-        raise TypeError(f"sampler must be a name, a Plan or a function; got {type(sampler).__name__}")
-    return sampler, getattr(sampler, "__name__", type(sampler).__name__)
+        known, spacing = understood(sampler)
+        return SAMPLERS[known], repr(sampler), spacing
+    if isinstance(sampler, type) or not callable(sampler):
+        got = f"the class {sampler.__name__}" if isinstance(sampler, type) else type(sampler).__name__
+        scheduler = hasattr(sampler, "set_timesteps")  # diffusers'
+        hint = "; NoiseSchedule.from_diffusers reads a scheduler's levels, as schedule=" if scheduler else ""
+        raise TypeError(f"sampler must be a name, a Plan or a function; got {got}{hint}")
+    return sampler, getattr(sampler, "__name__", type(sampler).__name__), None
+
+
+def _as_said(name: str, said: str, given: str | Spacing | None) -> str | Spacing:
+    """The spacing that a sampler's name says, in what was given beside it."""
+    spacing = Spacing.of(given)
+    if spacing.name not in (None, said) or spacing.lists:
+        raise ValueError(f"sampler={name} says the spacing {said!r}; got spacing={given!r} beside it")
+    return replace(spacing, name=said)
 
 
 def _joined(given: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.checks import check_int
+from fastdiff.checks import check_int, kind_of
 from fastdiff.noise import INITIAL, noise_key
 from fastdiff.ops.randn import randn
 from fastdiff.samplers.resolve import resolve_plan
@@ -61,11 +62,12 @@ def interpolate(
     """
     for name, image in (("a", a), ("b", b)):
         if not isinstance(image, Tensor) or not image.is_floating_point():
-            raise TypeError(
-                f"{name} must be a floating-point tensor; got {getattr(image, 'dtype', type(image).__name__)}"
-            )
+            got = image.dtype if isinstance(image, Tensor) else kind_of(image)
+            raise TypeError(f"{name} must be a floating-point tensor; got {got}")
     if a.shape != b.shape or a.ndim < 1 or a.device != b.device:
         raise ValueError(f"a and b must have one shape and device; got {list(a.shape)} and {list(b.shape)}")
+    if isinstance(weights, (np.ndarray, Tensor)) and weights.ndim == 1:
+        weights = weights.tolist()
     if isinstance(weights, str) or not isinstance(weights, Sequence):
         raise TypeError(f"weights must be a sequence of numbers; got {type(weights).__name__}")
     if not all(isinstance(w, Real) for w in weights):

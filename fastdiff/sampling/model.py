@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fastdiff.checks import DTYPES, check_device
+from fastdiff.checks import DTYPES, check_device, kind_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,19 @@ def inspect(
     return ModelInfo(model, where, dtype, layout)
 
 
+def check_model(model: Any) -> None:
+    """TypeError for what is no network: a class of one, a pipeline, or a folder's content."""
+    if isinstance(model, type):
+        raise TypeError(f"model must be a network; got the class {model.__name__}: make one, {model.__name__}(…)")
+    if callable(model) and not type(model).__name__.endswith("Pipeline"):
+        return
+    inner = [name for name in ("unet", "transformer") if isinstance(getattr(model, name, None), nn.Module)]
+    raise TypeError(
+        f"model must be a network, called as model(x, t); got {type(model).__name__}"
+        + (f": give its network, .{inner[0]}" if inner else "")
+    )
+
+
 def first_tensor(out: Any) -> Tensor:
     """The tensor of what a network returned."""
     if isinstance(out, tuple) and out and isinstance(out[0], Tensor):
@@ -62,20 +75,22 @@ def first_tensor(out: Any) -> Tensor:
         return sample
     raise TypeError(
         "model must return a tensor, a tuple that starts with one, or an object whose .sample is one; "
-        f"got {type(out).__name__}"
+        f"got {kind_of(out)}"
     )
 
 
 def mismatch(error: Exception, x: Tensor, times: Tensor) -> str | None:
     """What to say of an error inside a network which comes of the dtypes that it was given; None of any other."""
     told, given = str(error).lower(), f"the network was given x in {x.dtype} and t in {times.dtype}"
-    if times.is_floating_point() and any(word in told for word in ("indices", "index tensor", "longtensor")):
+    if times.is_floating_point() and any(word in told for word in ("indices", "index tensor", "for index")):
         return (
             f"{given}, since the plan has timesteps between two whole ones; "
             'sampler_options={"quantize": True} rounds them'
         )
-    if any(word in told for word in ("same dtype", "scalar type", "should be the same", "same type", "dtype to be")):
-        return f"{given}; model_dtype= says which dtype of x a network takes that has no parameters to tell it by"
+    if any(word in told for word in ("same dtype", "scalar type", "should be the same")):
+        if "long" in told:
+            return f"{given}; a network that computes with t itself converts it, t.to(x.dtype)"
+        return f"{given}; model_dtype= says what a network takes that has no parameters to tell it by"
     return None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastdiff.checks import kind_of
 from fastdiff.noise import NoiseKey, noise_key
 from fastdiff.ops.randn import fill
 
@@ -36,7 +37,7 @@ class NoiseSource:
             return out
         z = self.draw(stream, draw, self.shape)
         if not isinstance(z, Tensor):
-            raise TypeError(f"noise_fn({stream}, {draw}, shape) must return a tensor; got {type(z).__name__}")
+            raise TypeError(f"noise_fn({stream}, {draw}, shape) must return a tensor; got {kind_of(z)}")
         if tuple(z.shape) != self.shape or not z.is_floating_point() or z.layout != torch.strided:
             raise ValueError(
                 f"noise_fn({stream}, {draw}, shape) must return a dense floating-point tensor of shape "

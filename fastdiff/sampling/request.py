@@ -15,7 +15,7 @@ from fastdiff.plan.plan import Plan
 from fastdiff.samplers.resolve import Sampler, resolve_plan
 from fastdiff.sampling.classifier_guidance import Classifier, guided_by_gradient
 from fastdiff.sampling.guidance import Guidance, Scale, resolve_guidance
-from fastdiff.sampling.model import ModelInfo, inspect
+from fastdiff.sampling.model import ModelInfo, check_model, inspect
 from fastdiff.sampling.noise_source import NoiseSource, resolve_noise_source
 from fastdiff.sampling.start import by_strength, check_start, initial_state, resolve_mask
 from fastdiff.sampling.state import State
@@ -101,8 +101,7 @@ class Request:
 
         It is made among ``stepper.plain_tensors``, as the run is.
         """
-        if not callable(model):
-            raise TypeError(f"model must be callable; got {type(model).__name__}")
+        check_model(model)
         for name, function in (("callback", callback), ("cond_fn", cond_fn)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be callable; got {type(function).__name__}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdiff.checks import all_finite, check_finite, check_int
+from fastdiff.checks import all_finite, check_finite, check_int, kind_of
 from fastdiff.noise import INITIAL
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import SLOTS
@@ -123,7 +123,7 @@ def resolve_mask(
     if mask is None or known is None:
         raise ValueError("mask and known go together: give both or neither")
     if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a tensor; got {type(mask).__name__}")
+        raise TypeError(f"mask must be a tensor; got {kind_of(mask)}")
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"mask must be bool or floating-point; got {mask.dtype}")
     if mask.device != device:
@@ -141,7 +141,7 @@ def resolve_mask(
 def _copied(name: str, image: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """A finite float32 copy of a checked tensor of the run's shape, contiguous."""
     if not isinstance(image, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(image).__name__}")
+        raise TypeError(f"{name} must be a tensor; got {kind_of(image)}")
     if not image.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor; got {image.dtype}")
     if image.layout != torch.strided:

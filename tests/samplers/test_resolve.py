@@ -46,6 +46,38 @@ def test_options_of_a_spacing():
         )
 
 
+def test_the_spacing_that_a_name_says():
+    """The sampler and the spacing of a name in another program's spelling, and what goes beside it."""
+    options = {"steps": 6, "seed": 1}
+    karras = fastdiff.sample(half, SHAPE, sampler="dpmpp_2m", spacing="karras", **options)
+    for name in ("dpm++ 2m karras", "DPM++ 2M Karras", "dpmpp_2m_karras"):
+        assert_same_bits(fastdiff.sample(half, SHAPE, sampler=name, **options), karras)
+        assert_same_bits(fastdiff.sample(half, SHAPE, sampler=name, spacing="karras", **options), karras)
+    got = fastdiff.sample(half, SHAPE, sampler="dpm++ 2m karras", spacing=fastdiff.Spacing(rho=5.0), **options)
+    rho = fastdiff.Spacing("karras", rho=5.0)
+    assert_same_bits(got, fastdiff.sample(half, SHAPE, sampler="dpmpp_2m", spacing=rho, **options))
+    same = fastdiff.sample(half, SHAPE, sampler="dpm++ 2m karras", sampler_options={"rho": 5.0}, **options)
+    assert_same_bits(got, same)
+    for spacing in ("trailing", fastdiff.Spacing(timesteps=[500, 10])):
+        with pytest.raises(ValueError, match=r"sampler='dpm\+\+ 2m karras' says the spacing 'karras'"):
+            fastdiff.sample(half, SHAPE, sampler="dpm++ 2m karras", spacing=spacing, **options)
+    with pytest.raises(ValueError, match=r"'Euler A' does not take order; it takes prediction, .*eta"):
+        fastdiff.sample(half, SHAPE, sampler="Euler A", sampler_options={"order": 2}, **options)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "error", "names"),
+    [
+        (type("Mine", (), {}), TypeError, "a function; got the class Mine"),
+        (type("Scheduler", (), {"set_timesteps": 1})(), TypeError, "got Scheduler; NoiseSchedule.from_diffusers"),
+        (3, TypeError, "a function; got int"),
+    ],
+)
+def test_refuses_what_is_no_sampler(sampler, error, names):
+    with pytest.raises(error, match=names):
+        fastdiff.sample(half, SHAPE, sampler=sampler, steps=3)
+
+
 # ---- networks with a learned variance
 
 

@@ -124,6 +124,71 @@ def test_a_network_that_returns_something_else(backend, model, error, names):
         fastdiff.sample(model, SHAPE, steps=3, backend=backend)
 
 
+class Network(nn.Module):
+    def forward(self, x, t):
+        return x
+
+
+class DemoPipeline:
+    unet = Network()
+
+    def __call__(self, prompt, steps):
+        raise AssertionError("called")
+
+
+class Wrapper:
+    """A callable of one's own may have a unet."""
+
+    unet = Network()
+
+    def __call__(self, x, t):
+        return self.unet(x, t)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (Network, r"got the class Network: make one, Network\(…\)"),
+        (DemoPipeline(), r"got DemoPipeline: give its network, \.unet"),
+        (fastdiff.models.digits(), r"got TrainedModel: give its network, \.unet"),
+        (3, r"called as model\(x, t\); got int"),
+    ],
+)
+def test_what_is_no_network(model, names):
+    with pytest.raises(TypeError, match=names):
+        fastdiff.sample(model, SHAPE, steps=3)
+    fastdiff.sample(Wrapper(), SHAPE, steps=3)
+
+
+def test_a_dtype_mismatch_inside_a_network_is_explained():
+    """torch's own words first, then what was given and which argument says otherwise."""
+    linear, table = nn.Linear(8, 8).bfloat16(), torch.arange(1000.0)
+    conv, embedding = nn.Conv2d(3, 3, 1).half(), nn.Embedding(1000, 8)
+    for model in (lambda x, t: linear(x), lambda x, t: conv(x), lambda x, t: x @ linear.weight):
+        with pytest.raises(RuntimeError, match=r"dtype|type.*x in torch.float32 and t in torch.int64; model_dtype="):
+            fastdiff.sample(model, SHAPE, steps=3)
+    fastdiff.sample(lambda x, t: linear(x), SHAPE, steps=3, model_dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"Long and Float: .*t\.to\(x\.dtype\)"):
+        fastdiff.sample(lambda x, t: nn.Linear(1, 8)(t[:, None]).view(4, 1, 1, 8) * x, SHAPE, steps=3)
+    indexed = (
+        lambda x, t: x * embedding(t).view(4, 1, 1, 8),
+        lambda x, t: x * table[t].view(4, 1, 1, 1),
+        lambda x, t: x * table.gather(0, t).view(4, 1, 1, 1),
+        lambda x, t: x * nn.functional.one_hot(t, 1000).sum(),
+    )
+    for model in indexed:
+        options = {"sampler": "dpm2", "steps": 4}
+        with pytest.raises(RuntimeError, match=r't in torch.float32, since .*sampler_options=\{"quantize": True\}'):
+            fastdiff.sample(model, SHAPE, **options)
+        fastdiff.sample(model, SHAPE, sampler_options={"quantize": True}, **options)
+
+    def fails(x, t):
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match=r"^of its own$"):
+        fastdiff.sample(fails, SHAPE, steps=3)
+
+
 VIEWS = {
     "transposed": lambda x: x.transpose(2, 3),
     "one channel for all": lambda x: x[:, :1].expand_as(x),

@@ -1,8 +1,9 @@
 """A request: arguments that are unclear are named before any work."""
 
+import numpy as np
 import pytest
 import torch
-from helpers import half
+from helpers import assert_same_bits, half
 
 import fastdiff
 
@@ -27,3 +28,37 @@ def test_unclear_arguments_are_named(options, error, names):
     options = dict(options)
     with pytest.raises(error, match=names):
         fastdiff.sample(half, options.pop("shape", SHAPE), steps=3, **options)
+
+
+ARRAY = np.zeros(SHAPE, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"x_init": ARRAY}, "x_init"),
+        ({"x_T": ARRAY}, "x_T"),
+        ({"mask": ARRAY, "known": torch.zeros(SHAPE)}, "mask"),
+        ({"mask": torch.zeros(SHAPE), "known": ARRAY}, "known"),
+        ({"noise_fn": lambda stream, draw, shape: ARRAY}, "noise_fn"),
+        ({"cond_fn": lambda x, t: ARRAY}, "cond_fn"),
+        ({"model": lambda x, t: ARRAY}, "model"),
+    ],
+)
+def test_an_array_is_told_from_a_tensor(options, names):
+    options = {"model": half, **options}
+    with pytest.raises(TypeError, match=f"{names}.* got a NumPy array; torch.from_numpy makes a tensor of it"):
+        fastdiff.sample(options.pop("model"), SHAPE, steps=3, **options)
+
+
+def test_arrays_of_numbers_are_sequences():
+    seeds = fastdiff.sample(half, SHAPE, steps=3, seeds=[3, 1, 4, 1])
+    assert_same_bits(fastdiff.sample(half, SHAPE, steps=np.int64(3), seeds=np.array([3, 1, 4, 1])), seeds)
+    a, b = torch.rand(2, 3, 8, 8)
+    mixes = fastdiff.interpolate(half, a, b, [0.0, 0.5, 1.0], t=3)
+    for weights in (np.linspace(0, 1, 3), torch.linspace(0, 1, 3)):
+        assert_same_bits(fastdiff.interpolate(half, a, b, weights, t=3), mixes)
+    for bad in ("a", "b"):
+        arguments = {"a": a, "b": b} | {bad: ARRAY[0]}
+        with pytest.raises(TypeError, match=f"{bad} must be a floating-point tensor; got a NumPy array"):
+            fastdiff.interpolate(half, weights=[0.5], t=3, **arguments)
