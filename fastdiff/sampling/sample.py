@@ -145,7 +145,12 @@ def sample(
             for row in _bar(stepper):
                 step(row)
                 if callback is not None:
-                    callback(stepper.state(row + 1))
+                    state = stepper.state(row + 1)
+                    try:
+                        callback(state)
+                    except StopIteration:
+                        stepper.check_finite(row + 1)
+                        return state.x if state.x0 is None else state.x0
         return stepper.finish()
 
 
@@ -189,9 +194,16 @@ def _states(stepper: Stepper) -> Iterator[State]:
             with plain_tensors():
                 stepper.checked_step(row)
                 state = stepper.state(row + 1)
+            stopped = False
             if stepper.request.callback is not None:
-                stepper.request.callback(state)
+                try:
+                    stepper.request.callback(state)
+                except StopIteration:
+                    stopped = True
             yield state
+            if stopped:
+                stepper.check_finite(row + 1)
+                return
     stepper.finish()
 
 

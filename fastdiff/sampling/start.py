@@ -12,7 +12,7 @@ from fastdiff.noise import INITIAL
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import SLOTS
 from fastdiff.sampling.noise_source import NoiseSource
-from fastdiff.sampling.state import State
+from fastdiff.sampling.state import State, check_belongs
 
 
 def by_strength(
@@ -64,8 +64,9 @@ def initial_state(
 ) -> tuple[int, Tensor]:
     """The first row, and the state before it; the run writes to it, and the caller's tensors stay the caller's."""
     if resume is not None:
-        row = check_int("resume.row", resume.row, 0, len(plan))
-        return row, _copied("resume.x", resume.x, shape, device)
+        x = _copied("resume.x", resume.x, shape, device)
+        check_belongs(resume, plan, draws.identity)
+        return check_int("resume.row", resume.row, 0, len(plan)), x
     if x_T is not None:
         return start, _copied("x_T", x_T, shape, device)
     if x_init is not None:

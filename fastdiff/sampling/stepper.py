@@ -22,7 +22,8 @@ from fastdiff.sampling.guidance import P, Q, mixed
 from fastdiff.sampling.keywords import leaves, mapped
 from fastdiff.sampling.model import first_tensor, mismatch
 from fastdiff.sampling.request import Request
-from fastdiff.sampling.state import State
+from fastdiff.sampling.state import State, plan_identity
+from fastdiff.schedules.level import Level
 
 
 @dataclass
@@ -163,7 +164,7 @@ class Stepper:
         self.update = self.change = bind(o, request.backend)
         if 0 in self.calls:
             # What rows without a network call do, beside noise: nothing but their linear combination.
-            bare = replace(o, gain=None, clip=None, gradient=None, mask=None, known=None)
+            bare = replace(o, gain=None, clip=None, gradient=None, mask=None, known=None, x0_out=None)
             self.change = bind(bare, request.backend)
         # The first row at which something other than the network was not finite, by who made it; kept on a GPU.
         self.culprits: dict[str, Tensor] = {}
@@ -342,7 +343,15 @@ class Stepper:
         b, x0 = self.buffers, self.operands.x0_out
         slots = tuple(None if slot is None else slot.clone() for slot in b.slots)
         anchor = None if b.anchor is None else b.anchor.clone()
-        return State(b.x.clone(), None if x0 is None or row == self.start else x0.clone(), anchor, slots, row)
+        seen = x0 is not None and any(self.calls[self.start : row])
+        level = None
+        if row < len(self.plan):
+            begins = self.plan[row]
+            level = Level(float(begins.t), float(begins.alpha), float(begins.sigma), float(begins.c_in))
+        return State(
+            b.x.clone(), x0.clone() if seen and x0 is not None else None, anchor, slots, row, level,
+            plan_identity(self.plan), self.noise.identity,
+        )  # fmt: skip
 
     def _restore(self, state: State) -> None:
         """Take the anchor and the slots of an earlier run."""
