@@ -50,6 +50,14 @@ def is_finite(value: Any) -> bool:
         return False
 
 
+def as_float(value: Any) -> float:
+    """A number as a float; an int beyond float64 is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def shown(value: Any) -> str:
     """A number in a message; an int of hundreds of digits is not written out."""
     return f"an int of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >= 1 << 64 else str(value)

@@ -15,9 +15,11 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fastdiff.checks import as_float, shown
 from fastdiff.plan.plan import COLUMNS, Plan, guidance_weights
 from fastdiff.sampling.keywords import ABSENT, APART, rebuilt
 from fastdiff.sampling.start import first_rows
@@ -99,8 +101,12 @@ def resolve_guidance(
     """The guidance of ``sample``'s arguments, ``steps`` among them, under a plan."""
     if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
         raise TypeError(f"model_kwargs must be a mapping; got {type(model_kwargs).__name__}")
+    for name in model_kwargs or ():
+        if not isinstance(name, str):
+            raise TypeError(f"model_kwargs' names must be str; got {name!r}")
     if isinstance(rescale, bool) or not isinstance(rescale, (int, float)) or not 0 <= rescale <= 1:
-        raise ValueError(f"guidance_rescale must be a number in [0, 1]; got {rescale!r}")
+        got = shown(rescale) if isinstance(rescale, int) else repr(rescale)
+        raise ValueError(f"guidance_rescale must be a number in [0, 1]; got {got}")
     plain = Guidance(plain=dict(model_kwargs or {}))
     if uncond_kwargs is interval is None and type(scale) is float and scale == 1 and rescale == 0:
         return plain
@@ -139,7 +145,7 @@ def _weights(scale: Any, plan: Plan, steps: int | None, single: bool) -> list[tu
     """The outputs' weights in each row. ``single``: there are not two unconditional calls, so two scales are no pair
     where the plan has two calls.
     """
-    if callable(getattr(scale, "tolist", None)):  # an array or a tensor, of numbers or one number
+    if isinstance(scale, (np.ndarray, np.generic, Tensor)):  # of numbers or one number
         scale = scale.tolist()
     if callable(scale):
         weights = [
@@ -186,11 +192,13 @@ def _by_row(scale: Sequence[Any], plan: Plan, steps: int | None) -> list[Any]:
 
 
 def _interval(interval: Sequence[float]) -> tuple[float, float]:
+    if isinstance(interval, (np.ndarray, Tensor)):
+        interval = interval.tolist()
     if not isinstance(interval, Sequence) or isinstance(interval, str) or len(interval) != 2:
         raise TypeError(f"guidance_interval must be a pair (low, high) of σ/α; got {interval!r}")
     if any(isinstance(v, bool) or not isinstance(v, Real) for v in interval):
         raise TypeError(f"guidance_interval must hold two numbers; got {interval!r}")
-    low, high = (float(v) for v in interval)
+    low, high = map(as_float, interval)
     if not 0 <= low < high:
         raise ValueError(f"guidance_interval must be 0 <= low < high; got {interval!r}")
     return low, high

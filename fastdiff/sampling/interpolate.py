@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.checks import check_int, kind_of
+from fastdiff.checks import as_float, check_finite, check_int, kind_of
 from fastdiff.noise import INITIAL, noise_key
 from fastdiff.ops.randn import randn
 from fastdiff.samplers.resolve import resolve_plan
+from fastdiff.sampling.model import check_model
 from fastdiff.sampling.sample import sample
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.schedules.resolve import resolve_table
@@ -64,15 +65,22 @@ def interpolate(
         if not isinstance(image, Tensor) or not image.is_floating_point():
             got = image.dtype if isinstance(image, Tensor) else kind_of(image)
             raise TypeError(f"{name} must be a floating-point tensor; got {got}")
+        if image.layout != torch.strided or image.is_meta:
+            raise TypeError(f"{name} must be a dense tensor; got a {image.layout} one on {image.device}")
+        check_finite(name, image)
+    check_model(model)
     if a.shape != b.shape or a.ndim < 1 or a.device != b.device:
-        raise ValueError(f"a and b must have one shape and device; got {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(
+            f"a and b must be [C, …] of one shape, on one device; got {list(a.shape)} on {a.device} and "
+            f"{list(b.shape)} on {b.device}"
+        )
     if isinstance(weights, (np.ndarray, Tensor)) and weights.ndim == 1:
         weights = weights.tolist()
     if isinstance(weights, str) or not isinstance(weights, Sequence):
         raise TypeError(f"weights must be a sequence of numbers; got {type(weights).__name__}")
     if not all(isinstance(w, Real) for w in weights):
         raise TypeError(f"weights must be numbers; got {list(weights)}")
-    lambdas = [float(w) for w in weights]
+    lambdas = [as_float(w) for w in weights]
     if not lambdas or not all(math.isfinite(w) for w in lambdas):
         raise ValueError(f"weights must be finite numbers, at least one; got {list(weights)}")
     if noise not in ("independent", "shared"):

@@ -38,6 +38,8 @@ def inspect(
         where = check_device(device)
     else:
         where = parameters[0].device if parameters else torch.get_default_device()
+    if where.type == "meta":
+        raise ValueError("device is meta, whose tensors hold no numbers; move the model, or give device=")
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
     if parameters and parameters[0].device != where:
@@ -97,14 +99,15 @@ def mismatch(error: Exception, x: Tensor, times: Tensor) -> str | None:
 # Which runs hold each module in eval mode: the last one to end gives its flag back.
 _held: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()
 _lock = Lock()
+ATTEMPTS = 100
 
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
     """A module that is in training mode, in eval mode for a while; each submodule's own flag comes back.
 
-    Runs in several threads may hold one module at once. An interrupt (Ctrl-C), wherever it comes, leaves no module in
-    eval mode: it is raised once every flag is back.
+    Runs in several threads may hold one module at once. An interrupt (Ctrl-C, or what another signal's handler
+    raises), wherever it comes, leaves no module in eval mode: it is raised once every flag is back.
     """
     run, held = object(), False
     try:
@@ -112,19 +115,30 @@ def eval_mode(model: Any) -> Iterator[None]:
             for module in model.modules() if isinstance(model, nn.Module) else ():
                 if module.training or module in _held:
                     held = True
-                    _held.setdefault(module, set()).add(run)  # noted before it is done, so that it will be undone
+                    _held[module] = {*_held.get(module, ()), run}  # noted before it is done, so that it will be undone
                     module.training = False
         yield
     finally:
-        interrupt = None
-        while held:  # a second attempt finds what the first one left
+        if held:
             try:
-                _release(run)
-                break
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
+                _release_all(run)
+            except BaseException:  # an interrupt between its attempts
+                _release_all(run)
+                raise
+
+
+def _release_all(run: object) -> None:
+    """End a run's hold, whatever interrupts it: a further attempt finds what the last one left."""
+    interrupt = None
+    for _ in range(ATTEMPTS):
+        try:
+            _release(run)
+        except BaseException as error:
+            interrupt = error
+        else:
+            break
+    if interrupt is not None:
+        raise interrupt
 
 
 def _release(run: object) -> None:

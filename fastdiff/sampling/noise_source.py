@@ -48,10 +48,10 @@ class NoiseSource:
         z = self.draw(stream, draw, self.shape)
         if not isinstance(z, Tensor):
             raise TypeError(f"noise_fn({stream}, {draw}, shape) must return a tensor; got {kind_of(z)}")
-        if tuple(z.shape) != self.shape or not z.is_floating_point() or z.layout != torch.strided:
+        if tuple(z.shape) != self.shape or not z.is_floating_point() or z.layout != torch.strided or z.is_meta:
             raise ValueError(
                 f"noise_fn({stream}, {draw}, shape) must return a dense floating-point tensor of shape "
-                f"{list(self.shape)}; got {z.dtype} {list(z.shape)}, {z.layout}"
+                f"{list(self.shape)}; got {z.dtype} {list(z.shape)}, {z.layout} on {z.device}"
             )
         return z.to(device=self.device, dtype=torch.float32).contiguous()
 

@@ -127,6 +127,8 @@ def resolve_mask(
         raise TypeError(f"mask must be a tensor; got {kind_of(mask)}")
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"mask must be bool or floating-point; got {mask.dtype}")
+    if mask.layout != torch.strided:
+        raise TypeError(f"mask must be a dense tensor; got a {mask.layout} one")
     if mask.device != device:
         raise ValueError(f"mask must be on the model's device {device}; got {mask.device}")
     sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
@@ -152,5 +154,7 @@ def _copied(name: str, image: object, shape: tuple[int, ...], device: torch.devi
     if image.device != device:
         raise ValueError(f"{name} must be on the model's device {device}; got {image.device}")
     copy = image.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    check_finite(name, copy)
+    if not all_finite(copy):
+        check_finite(name, image)
+        raise ValueError(f"{name} must hold numbers that float32 has; got some of {float(image.abs().max()):g}")
     return copy

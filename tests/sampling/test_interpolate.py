@@ -166,6 +166,12 @@ def test_the_default_t_is_matched(seed):
                      fastdiff.interpolate(model, a, b, [0.3], seed=1, t=t))  # fmt: skip
 
 
+def test_a_class_is_no_network():
+    for t in (0, 10):
+        with pytest.raises(TypeError, match="the class Identity: make one"):
+            fastdiff.interpolate(torch.nn.Identity, torch.zeros(SHAPE), torch.zeros(SHAPE), [0.5], t=t)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "names"),
     [
@@ -188,6 +194,12 @@ def test_the_default_t_is_matched(seed):
         ({"t": 0, "seed": -1}, ValueError, "seed"),
         ({"t": 0, "clipp": 1.0}, TypeError, "clipp"),
         ({"prediction": "noise"}, ValueError, "prediction"),
+        ({"weights": [10**400]}, ValueError, "weights must be finite"),
+        ({"a": torch.full(SHAPE, math.nan)}, ValueError, "a must be finite"),
+        ({"a": torch.full(SHAPE, math.nan), "t": 0}, ValueError, "a must be finite"),
+        ({"b": torch.zeros(SHAPE).to_sparse()}, TypeError, "b must be a dense"),
+        ({"b": torch.zeros(SHAPE, device="meta")}, TypeError, "b must be .* on meta"),
+        ({"a": torch.tensor(1.0), "b": torch.tensor(1.0)}, ValueError, r"a and b must be \[C, …\]"),
     ],
 )
 def test_refuses(options, error, names):

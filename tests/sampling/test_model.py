@@ -1,6 +1,7 @@
 """The networks that sample takes: what they are given, what they may return, and what goes wrong."""
 
 import math
+import signal
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ from helpers import assert_same_bits, half
 from torch import nn
 
 import fastdiff
+from fastdiff.sampling.model import _held, eval_mode
 
 SHAPE = (4, 3, 8, 8)
 
@@ -269,3 +271,41 @@ def test_an_interrupt_leaves_no_module_in_eval_mode():
     assert network.training
     fastdiff.sample(network, SHAPE, steps=2)
     assert network.training
+
+
+class Stop(BaseException):
+    """What a signal's handler raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no timer's signals")
+@pytest.mark.parametrize("gap", [0.0, 0.001])
+def test_signals_leave_no_module_in_eval_mode(rng, gap):
+    """One, or one after another, at any moment of entering and leaving: the flags are right and nothing is held."""
+    network = nn.Sequential(*(nn.Dropout() for _ in range(40))).train()
+    network[3].eval()
+    flags = [module.training for module in network.modules()]
+
+    def stop(number, frame):
+        raise Stop
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for _ in range(200):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3), gap)
+                while True:
+                    with eval_mode(network):
+                        pass
+            except Stop:
+                pass
+            for _ in range(100):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    break
+                except Stop:
+                    pass
+            assert [module.training for module in network.modules()] == flags
+            assert not any(module in _held for module in network.modules())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

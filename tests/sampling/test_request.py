@@ -22,6 +22,15 @@ SHAPE = (4, 3, 8, 8)
         ({"device": 2.5}, TypeError, "device"),
         ({"device": 10**400}, ValueError, "device"),
         ({"backend": []}, TypeError, "backend"),
+        ({"device": "meta"}, ValueError, "device is meta"),
+        ({"thresholding": 10**400}, ValueError, "ratio must be in .*; got an int of 1329 bits"),
+        ({"guidance_rescale": 10**400}, ValueError, "guidance_rescale .*; got an int of 1329 bits"),
+        ({"guidance_interval": (10**400, 10**401)}, ValueError, "guidance_interval must be 0 <= low < high"),
+        ({"guidance_scale": [1, 2, 10**400]}, ValueError, "guidance_scale must be finite"),
+        ({"model_kwargs": {1: 2}}, TypeError, "model_kwargs' names must be str; got 1"),
+        ({"noise_fn": lambda stream, draw, shape: torch.zeros(shape, device="meta")}, ValueError, "noise_fn.*meta"),
+        ({"mask": torch.zeros(SHAPE).to_sparse(), "known": torch.zeros(SHAPE)}, TypeError, "mask must be a dense"),
+        ({"x_init": torch.full(SHAPE, 1e300, dtype=torch.float64)}, ValueError, r"x_init .*float32 has; got.* 1e\+300"),
     ],
 )
 def test_unclear_arguments_are_named(options, error, names):
@@ -49,6 +58,12 @@ def test_an_array_is_told_from_a_tensor(options, names):
     options = {"model": half, **options}
     with pytest.raises(TypeError, match=f"{names}.* got a NumPy array; torch.from_numpy makes a tensor of it"):
         fastdiff.sample(options.pop("model"), SHAPE, steps=3, **options)
+
+
+def test_an_int_beyond_float64_bounds_nothing(seed):
+    for name, far, none in (("thresholding", (0.9, 10**400), 0.9), ("clip", 10**400, None)):
+        a, b = (fastdiff.sample(half, SHAPE, steps=3, seed=seed, **{name: value}) for value in (far, none))
+        assert_same_bits(a, b)
 
 
 def test_arrays_of_numbers_are_sequences():
