@@ -53,7 +53,7 @@ class TrainedModel:
         """
         arguments = dict(self.sampling)
         sampler = changes.get("sampler", arguments.get("sampler", "ddpm"))
-        if sampler != "ddpm":
+        if sampler != "ddpm" and not str(arguments.get("variance")).startswith("learned"):
             arguments.pop("variance", None)  # the folder's; one that was asked for goes to `sample`, which refuses it
         if sampler != "ddim":
             arguments.pop("eta", None)

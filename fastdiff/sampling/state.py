@@ -117,7 +117,7 @@ class _Record(msgspec.Struct):
 def plan_identity(plan: Plan) -> str:
     """A plan in a word: its name, its length, and a fingerprint of its numbers."""
     digest = hashlib.sha256(plan.table().numpy().tobytes())
-    digest.update(repr((float(plan.init_sigma), plan.learned_variance)).encode())
+    digest.update(repr((float(plan.init_sigma), plan.learned_variance, plan.integer_timesteps)).encode())
     return f"{plan.name}, {len(plan)} rows, {digest.hexdigest()[:16]}"
 
 
