@@ -11,6 +11,7 @@ import torch
 
 from fastdiff.files import read_json_object
 from fastdiff.models.unet import UNet
+from fastdiff.samplers.names import understood
 from fastdiff.schedules.discrete import NoiseSchedule
 
 _DIGITS = Path(__file__).resolve().parents[1] / "assets" / "digits"
@@ -53,6 +54,10 @@ class TrainedModel:
         """
         arguments = dict(self.sampling)
         sampler = changes.get("sampler", arguments.get("sampler", "ddpm"))
+        if isinstance(sampler, str):
+            sampler, said = understood(sampler)
+            if said is not None:
+                arguments.pop("spacing", None)  # the folder's; "DPM++ 2M Karras" says its own
         if sampler != "ddpm" and not str(arguments.get("variance")).startswith("learned"):
             arguments.pop("variance", None)  # the folder's; one that was asked for goes to `sample`, which refuses it
         if sampler != "ddim":

@@ -166,6 +166,8 @@ def _weights(scale: Any, plan: Plan, steps: int | None, single: bool) -> list[tu
 
 def _one_a_row(scale: Sequence[Any], plan: Plan, steps: int | None, single: bool) -> bool:
     """Whether scales are one a row, rather than the pair of two unconditional calls."""
+    if len(scale) == 1 and isinstance(scale[0], Real):
+        return False  # one scale
     if len(scale) != 2 or any(isinstance(value, Sequence) and not isinstance(value, str) for value in scale):
         return True
     return single and 2 in (sum(row.calls_model for row in plan), steps)

@@ -6,6 +6,18 @@ import torch
 import fastdiff
 
 
+def test_a_samplers_name_as_others_spell_it(seed):
+    """The folder's spacing gives way to one that the name says."""
+    trained, shape = fastdiff.models.digits(), (2, 1, 8, 8)
+    labels = torch.tensor([1, 2])
+    got = fastdiff.sample(trained.unet, shape, **trained.arguments(labels, sampler="DPM++ 2M Karras", steps=4))
+    same = trained.arguments(labels, sampler="dpmpp_2m", steps=4, spacing="karras")
+    torch.testing.assert_close(got, fastdiff.sample(trained.unet, shape, **same), rtol=0, atol=0)
+    assert "variance" not in trained.arguments(labels, sampler="DDIM")
+    with pytest.raises(ValueError, match="did you mean 'ddim'"):
+        trained.arguments(labels, sampler="ddin")
+
+
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
 def test_a_folder_of_a_learned_variance(tmp_path, seed, sampler):
     """Its variance goes along to every sampler: those without use for it take the mean."""

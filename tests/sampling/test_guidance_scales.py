@@ -74,7 +74,7 @@ def test_a_function_of_the_level(seed):
 def test_equal_scales_are_one_scale(seed):
     given = options(seed)
     same = fastdiff.sample(Conditional(), SHAPE, guidance_scale=3.0, **given)
-    for scale in ([3] * 6, lambda level: np.float32(3), np.float64(3.0), np.float32(3.0), torch.tensor(3.0)):
+    for scale in ([3] * 6, lambda level: np.float32(3), np.float64(3.0), np.float32(3.0), torch.tensor(3.0), (3.0,)):
         assert_same_bits(fastdiff.sample(Conditional(), SHAPE, guidance_scale=scale, **given), same)
     model = Conditional()
     fastdiff.sample(model, SHAPE, guidance_scale=[1.0] * 6, **given)
