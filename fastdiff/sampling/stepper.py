@@ -310,8 +310,14 @@ class Stepper:
             raise self._not_finite(author, row)
 
     def _not_finite(self, author: str, row: int) -> FloatingPointError:
-        t = self.plan[row].t
-        return FloatingPointError(f"{author} returned NaN or infinity at row {row} of {len(self.plan)} (t = {t:g})")
+        t, told = self.plan[row].t, ""
+        before = [c for r in self.plan.rows[self.start : row] for c in (r.x, r.anchor, r.slot) if c is not None]
+        reach = max((abs(value) for coefficients in before for value in coefficients.values()), default=0.0)
+        if author != "noise_fn" and reach > 1e15:
+            told = f"; the plan's numbers reach {reach:g} in earlier rows, which may have led its x beyond float32"
+        return FloatingPointError(
+            f"{author} returned NaN or infinity at row {row} of {len(self.plan)} (t = {t:g}){told}"
+        )
 
     def finish(self) -> Tensor:
         """The state after the last row; FloatingPointError where it or a network output was not finite."""
