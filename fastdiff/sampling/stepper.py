@@ -212,12 +212,12 @@ class Stepper:
             x, times = x[: self.batch], times[: self.batch]
         with nullcontext() if self.planned is None else self.planned.at(index):
             if len(keywords) == 1:
-                out = self.output(x, times, keywords[0], self.shares_x)
+                out = self.output(x, times, keywords[0], self.batch * count, self.shares_x)
                 outputs = (out,) if count == 1 else out.chunk(count) if self.batch else (out,) * count
             else:  # a network may return the same memory each time: all but the last output are copied
                 *first, last = keywords
-                outputs = (*(self.output(x, times, kwargs, True).clone() for kwargs in first),
-                           self.output(x, times, last, True))  # fmt: skip
+                outputs = (*(self.output(x, times, kwargs, self.batch, True).clone() for kwargs in first),
+                           self.output(x, times, last, self.batch, True))  # fmt: skip
         outputs, variance = split_outputs(
             outputs, self.x.shape, self.plan.learned_variance, self.network.device, "the model's outputs"
         )
@@ -228,24 +228,24 @@ class Stepper:
         self.update.set_outputs(outputs, variance)
         return variance
 
-    def output(self, x: Tensor, times: Tensor, kwargs: Mapping[str, Any], keeps: bool) -> Tensor:
-        """The network's output for its input; ValueError where it changed one that it ``keeps`` for others."""
-        version = x._version
+    def output(self, x: Tensor, times: Tensor, kwargs: Mapping[str, Any], size: int, shared: bool) -> Tensor:
+        """The network's output [size, …] for its input; ValueError where it changed one that is ``shared``."""
+        version = x._version if shared else 0
         try:
             out = self.network.model(x, times, **kwargs)
         except (RuntimeError, IndexError) as error:
             if why := mismatch(error, x, times):
                 raise RuntimeError(f"{error}: {why}") from error
             raise
-        if keeps and x._version != version:
+        if shared and x._version != version:
             raise ValueError(
                 "model changed its input in place; it must not, since that is the sampler's state, or another call's"
             )
         out = out if isinstance(out, Tensor) else first_tensor(out)
         if out.stride() != x.stride() and _share_memory(out, x):
             out = out.clone()  # a view of the input, which the update would overwrite while it reads
-        if out.ndim == 0 or out.shape[0] != len(x):
-            raise ValueError(f"model must return [{len(x)}, …] for its input; got {list(out.shape)}")
+        if out.ndim == 0 or out.shape[0] != size:
+            raise ValueError(f"model must return [{size}, …] for its input; got {list(out.shape)}")
         return out
 
     def reduce(self, outputs: tuple[Tensor, ...], index: int | Tensor) -> None:
