@@ -50,9 +50,24 @@ def is_finite(value: Any) -> bool:
         return False
 
 
+def as_float(value: Any) -> float:
+    """A number as a float; an int beyond float64 is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def shown(value: Any) -> str:
     """A number in a message; an int of hundreds of digits is not written out."""
     return f"an int of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >= 1 << 64 else str(value)
+
+
+def kind_of(value: Any) -> str:
+    """What something is that should have been a tensor, for a message; an array's says how to make one of it."""
+    if isinstance(value, np.ndarray):
+        return "a NumPy array; torch.from_numpy makes a tensor of it"
+    return type(value).__name__
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -161,7 +176,7 @@ def check_device(device: torch.device | str | None) -> torch.device:
 def check_dense(name: str, tensor: Any) -> None:
     """Raises TypeError for what is no dense tensor of float32, bfloat16 or float16."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+        raise TypeError(f"{name} must be a tensor; got {kind_of(tensor)}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16 or float16; got {tensor.dtype}")
     if tensor.layout != torch.strided:
@@ -171,7 +186,7 @@ def check_dense(name: str, tensor: Any) -> None:
 def check_image(x: Any) -> None:
     """Raises TypeError for what is no dense tensor of floating point, ValueError where it is no image with pixels."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor; got {type(x).__name__}")
+        raise TypeError(f"x must be a tensor; got {kind_of(x)}")
     if not x.is_floating_point() or x.layout != torch.strided:
         raise TypeError(f"x must be a dense tensor of floating point; got a {x.layout} one of {x.dtype}")
     if x.ndim != 4 or 0 in x.shape[1:]:
@@ -183,7 +198,7 @@ def check_operand(name: str, operand: Any, x: Tensor, shape: tuple[int, ...], *d
     another device than x's.
     """
     if not isinstance(operand, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(operand).__name__}")
+        raise TypeError(f"{name} must be a tensor; got {kind_of(operand)}")
     if operand.dtype not in (x.dtype, *dtypes) or operand.layout != torch.strided:
         allowed = " or ".join(map(str, dict.fromkeys((x.dtype, *dtypes))))
         raise TypeError(f"{name} must be a dense tensor of {allowed}; got a {operand.layout} one of {operand.dtype}")
@@ -202,7 +217,7 @@ def check_one_of(
     if operand is None:
         return
     if not isinstance(operand, Tensor):
-        raise TypeError(f"{name} must be a tensor or None; got {type(operand).__name__}")
+        raise TypeError(f"{name} must be a tensor or None; got {kind_of(operand)}")
     if operand.dtype not in dtypes:
         raise TypeError(f"{name} must be {' or '.join(map(str, dict.fromkeys(dtypes)))}; got {operand.dtype}")
     if operand.layout != torch.strided:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,7 @@ def noise_key(
             raise ValueError(f"a batch has at most 2**32 samples; got {batch}")
         check_int("sample_offset", sample_offset, 0, (1 << 32) - max(batch, 1))
         return NoiseKey(seed, sample_offset)
+    seeds = seeds.tolist() if isinstance(seeds, np.ndarray) and seeds.ndim == 1 else seeds
     if isinstance(seeds, str) or not isinstance(seeds, (Sequence, Tensor)):
         raise TypeError(f"seeds must be a sequence of ints; got {type(seeds).__name__}")
     if isinstance(seeds, Tensor) and (seeds.layout != torch.strided or seeds.is_meta or seeds.is_quantized):

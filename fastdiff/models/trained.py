@@ -13,6 +13,7 @@ from fastdiff.files import read_json_object
 from fastdiff.models.unet import UNet
 from fastdiff.schedules.convert import from_diffusers
 from fastdiff.schedules.diffusers_config import class_of, kind, prediction_type
+from fastdiff.samplers.names import understood
 from fastdiff.schedules.discrete import NoiseSchedule
 
 _DIGITS = Path(__file__).resolve().parents[1] / "assets" / "digits"
@@ -55,7 +56,11 @@ class TrainedModel:
         """
         arguments = dict(self.sampling)
         sampler = changes.get("sampler", arguments.get("sampler", "ddpm"))
-        if sampler != "ddpm":
+        if isinstance(sampler, str):
+            sampler, said = understood(sampler)
+            if said is not None:
+                arguments.pop("spacing", None)  # the folder's; "DPM++ 2M Karras" says its own
+        if sampler != "ddpm" and not str(arguments.get("variance")).startswith("learned"):
             arguments.pop("variance", None)  # the folder's; one that was asked for goes to `sample`, which refuses it
         if sampler != "ddim":
             arguments.pop("eta", None)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,11 @@ class Plan:
         return all(row.c_in == 1 for row in self.rows)
 
     @cached_property
+    def reads_variance(self) -> bool:
+        """Whether some row draws with the network's learned variance; log_variance=(0, 0) leaves that alone."""
+        return self.learned_variance and any(any(row.log_variance or ()) for row in self.rows)
+
+    @cached_property
     def uses_gradient(self) -> bool:
         return any(row.uses("g") for row in self.rows)
 
@@ -164,29 +169,25 @@ class Plan:
                 entries.append(i)
         return tuple(reversed(entries))
 
-    def table(self, guidance: tuple[float, ...] = (), interval: tuple[float, float] | None = None) -> torch.Tensor:
+    def table(self, guidance: tuple[Any, ...] = ()) -> torch.Tensor:
         """The rows as a float64 CPU tensor [rows, 48] with the columns ``COLUMNS``; do not write to it.
 
-        ``guidance`` holds the weights of the network's outputs (see ``guidance_weights``); in rows outside of
-        ``interval`` (``Row.is_guided``) the last output counts alone.
+        ``guidance`` holds the weights of the network's outputs (see ``guidance_weights``), or such a tuple a row.
         """
-        return _table(self, guidance, interval)
+        return _table(self, guidance)
 
-    def device_table(
-        self, guidance: tuple[float, ...] = (), interval: tuple[float, float] | None = None
-    ) -> torch.Tensor:
+    def device_table(self, guidance: tuple[Any, ...] = ()) -> torch.Tensor:
         """``table`` rounded once to float32, as kernels read it; ValueError where a number is beyond float32."""
-        return _device_table(self, guidance, interval)
+        return _device_table(self, guidance)
 
 
 @lru_cache(maxsize=64)
-def _table(plan: Plan, guidance: tuple[float, ...], interval: tuple[float, float] | None) -> torch.Tensor:
-    guided = [*guidance, 0.0, 0.0, 0.0][:3] if guidance else [1.0, 0.0, 0.0]
-    plain = [*(0.0 for _ in guidance[1:]), 1.0, 0.0, 0.0][:3]
+def _table(plan: Plan, guidance: tuple[Any, ...]) -> torch.Tensor:
+    by_row = guidance if guidance and isinstance(guidance[0], tuple) else (guidance or (1.0,),) * len(plan.rows)
     rows = []
     for i, row in enumerate(plan.rows):
         following = plan.rows[i + 1] if i + 1 < len(plan.rows) else None
-        weights = guided if row.is_guided(interval) else plain
+        weights = [*by_row[i], 0.0, 0.0][:3]
         rows.append(
             [row.t, following.c_in if following else 1.0, *weights, row.p, row.q, row.clip, row.scale]
             + [(c or {}).get(term, 0.0) for c in (row.x, row.anchor, row.slot) for term in TERMS]
@@ -200,8 +201,8 @@ def _table(plan: Plan, guidance: tuple[float, ...], interval: tuple[float, float
 
 
 @lru_cache(maxsize=64)
-def _device_table(plan: Plan, guidance: tuple[float, ...], interval: tuple[float, float] | None) -> torch.Tensor:
-    table = plan.table(guidance, interval)
+def _device_table(plan: Plan, guidance: tuple[Any, ...]) -> torch.Tensor:
+    table = plan.table(guidance)
     rounded = table.to(torch.float32)
     beyond = rounded.isinf() & table.isfinite()
     if bool(beyond.any()):
@@ -232,6 +233,6 @@ def guidance_weights(scale: float | Sequence[float]) -> tuple[float, ...]:
 
 
 def _scale(scale: Any) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+    if isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"guidance_scale must be a number or a pair of numbers; got {scale!r}")
     return float(check_finite_number("guidance_scale", scale))

@@ -43,7 +43,8 @@ class Row:
         reads: the numbers of the slots that slot0, slot1 and slot2 stand for.
         write: the number of the slot that is written.
         c_in: the network's input is c_in·x.
-        log_variance: (log_min, log_max) under learned variance (Nichol & Dhariwal 2021, Equation 15).
+        log_variance: (log_min, log_max) under learned variance (Nichol & Dhariwal 2021, Equation 15); (0, 0) leaves z
+            as it is, whatever the network says.
         stream: the noise's stream; its draw is the row's number in the plan.
         variance: σ² of the Gaussian that the row draws from, where a classifier's gradient is to move its mean (times
             the network's own variance, where that is learned); None: it moves x̂_0 and ε

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
-from fastdiff.checks import nearest
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import SAMPLERS
+from fastdiff.samplers.names import understood
 from fastdiff.schedules.level import Schedule
 from fastdiff.schedules.resolve import resolve_schedule
 from fastdiff.schedules.spacing import FIELDS, Spacing, gathered
@@ -72,23 +73,59 @@ def _remembered(sampler: str, steps: Any, _: str, schedule: Any, *key: Any) -> P
 
 def _plan(sampler: Any, steps: int | None, schedule: Any, options: dict[str, Any]) -> Plan:
     """The plan of a sampler's name, or of its function, which may give another plan each time."""
-    function, name = _function(sampler)
-    options = _accepted(name, function, options)
+    function, name, said = _function(sampler)
+    if said is not None:
+        options = {**options, "spacing": _as_said(name, said, options.get("spacing"))}
+    takes, takes_all = _parameters(function)
+    variance = options.get("variance")
+    if isinstance(variance, str) and variance in LOGARITHMS:
+        raise ValueError(f"variance is {variance!r}: {LOGARITHMS[variance]}")
+    learned = isinstance(variance, str) and variance in LEARNED
+    ddim_step = "eta" in takes and options.get("eta") is not None
+    if learned and not takes_all and ("variance" not in takes or ddim_step):  # it has no use for one
+        options = {key: value for key, value in options.items() if key != "variance"}
+    options = _accepted(name, takes, takes_all, options)
     plan = function(resolve_schedule("linear" if schedule is None else schedule), steps, **options)
     if not isinstance(plan, Plan):
         raise TypeError(f"sampler={name} must return a Plan; got {type(plan).__name__}")
-    return plan
+    return of_the_mean(plan) if learned and not plan.learned_variance else plan
 
 
-def _function(sampler: Any) -> tuple[Callable[..., Plan], str]:
-    """A sampler's function and what messages call it."""
+LEARNED = ("learned", "learned_range")
+LOGARITHMS = {
+    "fixed_small_log": "its σ, exp(½ ln β̃), is that of 'fixed_small'; take that",
+    "fixed_large_log": "where diffusers has it, σ is √(ln β), the root of a negative number; 'fixed_large' has σ = √β",
+}
+
+
+def of_the_mean(plan: Plan) -> Plan:
+    """The plan for a network whose second half of channels is a variance that no row draws with: it is left unread."""
+    rows = [
+        replace(row, log_variance=(0.0, 0.0)) if row.calls_model and row.uses("z") else row  # exp(½·0) = 1 times σ
+        for row in plan
+    ]
+    return replace(plan, rows=tuple(rows), learned_variance=True)
+
+
+def _function(sampler: Any) -> tuple[Callable[..., Plan], str, str | None]:
+    """A sampler's function, what messages call it, and the spacing that its name says."""
     if isinstance(sampler, str):
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler is {sampler!r}" + nearest(sampler, tuple(SAMPLERS)))
-        return SAMPLERS[sampler], repr(sampler)
-    if not callable(sampler):
-        raise TypeError(f"sampler must be a name, a Plan or a function; got {type(sampler).__name__}")
-    return sampler, getattr(sampler, "__name__", type(sampler).__name__)
+        known, spacing = understood(sampler)
+        return SAMPLERS[known], repr(sampler), spacing
+    if isinstance(sampler, type) or not callable(sampler):
+        got = f"the class {sampler.__name__}" if isinstance(sampler, type) else type(sampler).__name__
+        scheduler = hasattr(sampler, "set_timesteps")  # diffusers'
+        hint = "; NoiseSchedule.from_diffusers reads a scheduler's levels, as schedule=" if scheduler else ""
+        raise TypeError(f"sampler must be a name, a Plan or a function; got {got}{hint}")
+    return sampler, getattr(sampler, "__name__", type(sampler).__name__), None
+
+
+def _as_said(name: str, said: str, given: str | Spacing | None) -> str | Spacing:
+    """The spacing that a sampler's name says, in what was given beside it."""
+    spacing = Spacing.of(given)
+    if spacing.name not in (None, said) or spacing.lists:
+        raise ValueError(f"sampler={name} says the spacing {said!r}; got spacing={given!r} beside it")
+    return replace(spacing, name=said)
 
 
 def _joined(given: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,9 +144,8 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _accepted(name: str, function: Callable[..., Plan], options: dict[str, Any]) -> dict[str, Any]:
-    """The options as the function takes them: fields of a ``Spacing`` are gathered into one."""
-    takes, takes_all = _parameters(function)
+def _accepted(name: str, takes: tuple[str, ...], takes_all: bool, options: dict[str, Any]) -> dict[str, Any]:
+    """The options as the sampler's function takes them: fields of a ``Spacing`` are gathered into one."""
     if takes_all or set(options).issubset(takes):
         return options
     for extra, default in (("eta", 0), ("variance", "fixed_small")):

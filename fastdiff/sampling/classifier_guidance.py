@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff.checks import kind_of
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
 
@@ -59,7 +60,7 @@ class Classifier:
         if x._version != version:
             raise ValueError("cond_fn changed its x in place; it must not, since that is the sampler's state")
         if not isinstance(g, Tensor):
-            raise TypeError(f"cond_fn must return a tensor; got {type(g).__name__}")
+            raise TypeError(f"cond_fn must return a tensor; got {kind_of(g)}")
         if g.shape != x.shape or not g.is_floating_point() or g.device != x.device:
             raise ValueError(
                 f"cond_fn must return a floating-point tensor of shape {list(x.shape)} on {x.device}; "

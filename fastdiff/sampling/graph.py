@@ -131,7 +131,7 @@ class Captured:
         self.key, self.leased = key, True
         buffers = run.numbered().clone()
         # What the buffers hold, the request need not: it would keep a caller's tensors alive.
-        guidance = replace(run.guidance, kwargs={}, plain={})
+        guidance = replace(run.guidance, calls=(), plain={})
         request = replace(
             run.request, x=buffers.x, mask=buffers.mask, known=buffers.known, resume=None, guidance=guidance
         )
@@ -145,7 +145,7 @@ class Captured:
         self.run.request = replace(request, network=self.run.network)
 
     def _capture(self, run: Stepper, calls: int, check: bool) -> torch.cuda.CUDAGraph:
-        """The step of rows that stack the batch ``calls`` times, tried at the first of them."""
+        """The step of rows that mix ``calls`` outputs, tried at the first of them."""
         first = run.calls.index(calls, run.start)
         device = run.network.device
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
@@ -245,7 +245,7 @@ def _recover(device: torch.device, pool: Any) -> None:
 
 
 def kinds(run: Stepper) -> list[int]:
-    """How many times the rows of a run stack the batch: each needs a graph."""
+    """How many outputs the rows of a run mix: each number needs a graph."""
     return sorted(set(run.calls[run.start :]) - {0})
 
 
@@ -261,8 +261,8 @@ def _key(run: Stepper) -> Any:
     backends: Any = torch.backends
     return (
         run.buffers.signature(run.network.device), run.network.device, run.network.dtype, run.network.layout,
-        run.request.backend, run.shares_x, run.plan.learned_variance, run.guidance.calls, run.guidance.rescale,
-        tuple(kinds(run)), 0 in run.calls, run.request.thresholding, fingerprint(model),
-        hash(tuple((w.data_ptr(), w.dtype) for w in weights)), autocast,
+        run.request.backend, run.shares_x, run.plan.learned_variance, run.plan.reads_variance, run.guidance.outputs,
+        run.guidance.stacked, run.guidance.rescale, tuple(kinds(run)), 0 in run.calls,
+        run.request.thresholding, fingerprint(model), hash(tuple((w.data_ptr(), w.dtype) for w in weights)), autocast,
         backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision,
     )  # fmt: skip

@@ -11,14 +11,18 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.checks import check_int
+from fastdiff.checks import as_float, check_finite, check_int, kind_of
 from fastdiff.noise import INITIAL, noise_key
 from fastdiff.ops.randn import randn
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.resolve import resolve_plan
+from fastdiff.sampling.model import check_model
 from fastdiff.sampling.sample import sample
+from fastdiff.sampling.start import first_rows
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.schedules.resolve import resolve_table
 
@@ -47,38 +51,47 @@ def interpolate(
         weights: λ of each result.
         t: how many of the schedule's timesteps to encode by, 0 to T; the paper's 500 is index 499. At 0 the result is
             the mix of the pixels. The default keeps the paper's signal-to-noise ratio for the image's size
-            (``matched_timesteps``): 500 at 256 pixels, 125 at 32, 30 at 8.
+            (``matched_timesteps``): 500 at 256 pixels, 125 at 32, 30 at 8. A plan of fewer steps begins at its first
+            timestep below t.
         noise: "independent", as the paper has it: the two images draw their own noise, so the mix has variance
             ((1 − λ)² + λ²)(1 − ᾱ_t); "shared": both draw the same, which keeps 1 − ᾱ_t.
         mix: "linear", as the paper has it, or "spherical" (``slerp``), which keeps the length of x_t, and so the
             variance that the network expects, with independent noise too.
         schedule, seed: as for ``fastdiff.sample``.
-        arguments: other arguments of ``fastdiff.sample``, with DDPM over every timestep below t; tensors in
-            model_kwargs have one entry a result.
+        arguments: other arguments of ``fastdiff.sample``, such as a trained folder's; without a sampler among them,
+            DDPM over every timestep below t. Tensors in model_kwargs have one entry a result.
 
     Returns:
         float32 [len(weights), C, …].
     """
     for name, image in (("a", a), ("b", b)):
         if not isinstance(image, Tensor) or not image.is_floating_point():
-            raise TypeError(
-                f"{name} must be a floating-point tensor; got {getattr(image, 'dtype', type(image).__name__)}"
-            )
+            got = image.dtype if isinstance(image, Tensor) else kind_of(image)
+            raise TypeError(f"{name} must be a floating-point tensor; got {got}")
+        if image.layout != torch.strided or image.is_meta:
+            raise TypeError(f"{name} must be a dense tensor; got a {image.layout} one on {image.device}")
+        check_finite(name, image)
+    check_model(model)
     if a.shape != b.shape or a.ndim < 1 or a.device != b.device:
-        raise ValueError(f"a and b must have one shape and device; got {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(
+            f"a and b must be [C, …] of one shape, on one device; got {list(a.shape)} on {a.device} and "
+            f"{list(b.shape)} on {b.device}"
+        )
+    if isinstance(weights, (np.ndarray, Tensor)) and weights.ndim == 1:
+        weights = weights.tolist()
     if isinstance(weights, str) or not isinstance(weights, Sequence):
         raise TypeError(f"weights must be a sequence of numbers; got {type(weights).__name__}")
     if not all(isinstance(w, Real) for w in weights):
         raise TypeError(f"weights must be numbers; got {list(weights)}")
-    lambdas = [float(w) for w in weights]
+    lambdas = [as_float(w) for w in weights]
     if not lambdas or not all(math.isfinite(w) for w in lambdas):
         raise ValueError(f"weights must be finite numbers, at least one; got {list(weights)}")
     if noise not in ("independent", "shared"):
         raise ValueError(f"noise is {noise!r}; it must be 'independent' or 'shared'")
     if mix not in ("linear", "spherical"):
         raise ValueError(f"mix is {mix!r}; it must be 'linear' or 'spherical'")
-    taken = {"sampler", "steps", "spacing", "x_T", "x_init", "start_step", "resume", "strength", "seeds",
-             "sample_offset", "generator", "noise_fn"} & set(arguments)  # fmt: skip
+    taken = {"x_T", "x_init", "start_step", "resume", "strength", "seeds", "sample_offset", "generator",
+             "noise_fn"} & set(arguments)  # fmt: skip
     if taken:
         raise ValueError(f"interpolate sets {', '.join(sorted(taken))} itself; leave them out")
     inspect.signature(sample).bind(model, a.shape, **arguments)  # a TypeError for a name that sample does not know
@@ -87,16 +100,17 @@ def interpolate(
     T = len(schedule)
     t = matched_timesteps(schedule, a.shape[-1]) if t is None else check_int("t", t, 0, T)
 
-    plan_names = ("prediction", "variance", "clip", "sampler_options")
-    plan = resolve_plan("ddpm", schedule=schedule, **{k: arguments.pop(k) for k in plan_names if k in arguments})
+    names = ("sampler", "steps", "prediction", "variance", "spacing", "eta", "clip", "sampler_options")
+    options = {"sampler": "ddpm", "schedule": schedule, **{k: arguments.pop(k) for k in names if k in arguments}}
+    if isinstance(options["sampler"], Plan):
+        del options["schedule"]
+    plan = resolve_plan(**options)
 
     mixed = slerp if mix == "spherical" else lerp
     ends = torch.stack([a, b]).to(torch.float32)
     if t == 0:
         return mixed(ends[0], ends[1], lambdas)
-    if t - 1 not in plan.timesteps:
-        raise ValueError(f"t is {t}, but sampler_options leave out the timestep {t - 1} of the plan")
-    start = plan.timesteps.index(t - 1)
+    plan, start = _entry(plan, t, options)
     row = plan[start]
     shape = (len(lambdas), *a.shape)
     z = randn(ends.shape, seed=seed, stream=INITIAL, device=a.device)
@@ -108,6 +122,24 @@ def interpolate(
         model, shape, sampler=plan, x_T=mixed(x_t[0], x_t[1], lambdas), start_step=start, seeds=[seed] * len(lambdas),
         **arguments,
     )  # fmt: skip
+
+
+def _entry(plan: Plan, t: int, options: dict[str, Any]) -> tuple[Plan, int]:
+    """(plan, the row of its first timestep below t): where the images are encoded.
+
+    Of a plan whose rows read a history there, the levels from that one on, so that it begins without one.
+    """
+    steps, begins = options.get("steps"), first_rows(plan)
+    several = len(begins) == steps != len(plan)  # calls a step: the first of each is where it can begin
+    start = next((i for i, row in enumerate(plan) if row.t <= t - 1 and (i in begins or not several)), None)
+    if start is None or plan[-1].sigma > plan[0].sigma:
+        raise ValueError(f"t is {t}, but the plan {plan.name!r} does not lead to an image from a timestep below it")
+    if start in plan.entries:
+        return plan, start
+    if isinstance(options["sampler"], Plan) or len(plan) != steps:
+        raise ValueError(f"t is {t}, but there the plan {plan.name!r} reads a history that only earlier rows write")
+    skip = {**(options.get("sampler_options") or {}), "skip": start}
+    return resolve_plan(**{**options, "sampler_options": skip}), 0
 
 
 def lerp(a: Tensor, b: Tensor, weights: Sequence[float]) -> Tensor:

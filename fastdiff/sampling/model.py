@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fastdiff.checks import DTYPES, check_device
+from fastdiff.checks import DTYPES, check_device, kind_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ def inspect(
         where = check_device(device)
     else:
         where = parameters[0].device if parameters else torch.get_default_device()
+    if where.type == "meta":
+        raise ValueError("device is meta, whose tensors hold no numbers; move the model, or give device=")
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
     if parameters and parameters[0].device != where:
@@ -53,6 +55,19 @@ def inspect(
     return ModelInfo(model, where, dtype, layout)
 
 
+def check_model(model: Any) -> None:
+    """TypeError for what is no network: a class of one, a pipeline, or a folder's content."""
+    if isinstance(model, type):
+        raise TypeError(f"model must be a network; got the class {model.__name__}: make one, {model.__name__}(…)")
+    if callable(model) and not type(model).__name__.endswith("Pipeline"):
+        return
+    inner = [name for name in ("unet", "transformer") if isinstance(getattr(model, name, None), nn.Module)]
+    raise TypeError(
+        f"model must be a network, called as model(x, t); got {type(model).__name__}"
+        + (f": give its network, .{inner[0]}" if inner else "")
+    )
+
+
 def first_tensor(out: Any) -> Tensor:
     """The tensor of what a network returned."""
     if isinstance(out, tuple) and out and isinstance(out[0], Tensor):
@@ -62,21 +77,37 @@ def first_tensor(out: Any) -> Tensor:
         return sample
     raise TypeError(
         "model must return a tensor, a tuple that starts with one, or an object whose .sample is one; "
-        f"got {type(out).__name__}"
+        f"got {kind_of(out)}"
     )
+
+
+def mismatch(error: Exception, x: Tensor, times: Tensor) -> str | None:
+    """What to say of an error inside a network which comes of the dtypes that it was given; None of any other."""
+    told, given = str(error).lower(), f"the network was given x in {x.dtype} and t in {times.dtype}"
+    if times.is_floating_point() and any(word in told for word in ("indices", "index tensor", "for index")):
+        return (
+            f"{given}, since the plan has timesteps between two whole ones; "
+            'sampler_options={"quantize": True} rounds them'
+        )
+    if any(word in told for word in ("same dtype", "scalar type", "should be the same")):
+        if "long" in told:
+            return f"{given}; a network that computes with t itself converts it, t.to(x.dtype)"
+        return f"{given}; model_dtype= says what a network takes that has no parameters to tell it by"
+    return None
 
 
 # Which runs hold each module in eval mode: the last one to end gives its flag back.
 _held: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()
 _lock = Lock()
+ATTEMPTS = 100
 
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
     """A module that is in training mode, in eval mode for a while; each submodule's own flag comes back.
 
-    Runs in several threads may hold one module at once. An interrupt (Ctrl-C), wherever it comes, leaves no module in
-    eval mode: it is raised once every flag is back.
+    Runs in several threads may hold one module at once. An interrupt (Ctrl-C, or what another signal's handler
+    raises), wherever it comes, leaves no module in eval mode: it is raised once every flag is back.
     """
     run, held = object(), False
     try:
@@ -84,19 +115,30 @@ def eval_mode(model: Any) -> Iterator[None]:
             for module in model.modules() if isinstance(model, nn.Module) else ():
                 if module.training or module in _held:
                     held = True
-                    _held.setdefault(module, set()).add(run)  # noted before it is done, so that it will be undone
+                    _held[module] = {*_held.get(module, ()), run}  # noted before it is done, so that it will be undone
                     module.training = False
         yield
     finally:
-        interrupt = None
-        while held:  # a second attempt finds what the first one left
+        if held:
             try:
-                _release(run)
-                break
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
+                _release_all(run)
+            except BaseException:  # an interrupt between its attempts
+                _release_all(run)
+                raise
+
+
+def _release_all(run: object) -> None:
+    """End a run's hold, whatever interrupts it: a further attempt finds what the last one left."""
+    interrupt = None
+    for _ in range(ATTEMPTS):
+        try:
+            _release(run)
+        except BaseException as error:
+            interrupt = error
+        else:
+            break
+    if interrupt is not None:
+        raise interrupt
 
 
 def _release(run: object) -> None:

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from fastdiff.checks import kind_of
 from fastdiff.noise import NoiseKey, noise_key
 from fastdiff.ops.randn import fill
+from fastdiff.sampling.state import noise_identity
 
 NoiseFunction = Callable[[int, int, tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """The noise of a run. ``draw`` makes a tensor; None means that kernels draw from the stream with ``key``."""
+    """The noise of a run. ``draw`` makes a tensor, and is the argument ``author``; None means that kernels draw from
+    the stream with ``key``.
+    """
 
     shape: tuple[int, ...]
     device: torch.device
     key: NoiseKey
     draw: NoiseFunction | None = None
+    author: str = "seed"
 
     @property
     def from_stream(self) -> bool:
         """Whether kernels draw the noise, so that nothing is made on the host."""
         return self.draw is None
+
+    @cached_property
+    def identity(self) -> str:
+        """What a state says of whose noise it has."""
+        return noise_identity(self.key, self.shape[0]) if self.draw is None else self.author
 
     def noise(self, stream: int, draw: int, backend: str) -> Tensor:
         """float32 [B, …], contiguous, on the run's device."""
@@ -36,11 +47,11 @@ class NoiseSource:
             return out
         z = self.draw(stream, draw, self.shape)
         if not isinstance(z, Tensor):
-            raise TypeError(f"noise_fn({stream}, {draw}, shape) must return a tensor; got {type(z).__name__}")
-        if tuple(z.shape) != self.shape or not z.is_floating_point() or z.layout != torch.strided:
+            raise TypeError(f"noise_fn({stream}, {draw}, shape) must return a tensor; got {kind_of(z)}")
+        if tuple(z.shape) != self.shape or not z.is_floating_point() or z.layout != torch.strided or z.is_meta:
             raise ValueError(
                 f"noise_fn({stream}, {draw}, shape) must return a dense floating-point tensor of shape "
-                f"{list(self.shape)}; got {z.dtype} {list(z.shape)}, {z.layout}"
+                f"{list(self.shape)}; got {z.dtype} {list(z.shape)}, {z.layout} on {z.device}"
             )
         return z.to(device=self.device, dtype=torch.float32).contiguous()
 
@@ -67,9 +78,9 @@ def resolve_noise_source(
     if noise_fn is not None:
         if not callable(noise_fn):
             raise TypeError(f"noise_fn must be callable; got {type(noise_fn).__name__}")
-        return NoiseSource(shape, device, NoiseKey(), noise_fn)
+        return NoiseSource(shape, device, NoiseKey(), noise_fn, "noise_fn")
     if generator is not None:
-        return NoiseSource(shape, device, NoiseKey(), _torch_noise(generator, shape[0], device, dtype))
+        return NoiseSource(shape, device, NoiseKey(), _torch_noise(generator, shape[0], device, dtype), "generator")
     first = 0 if sample_offset is None else sample_offset
     return NoiseSource(shape, device, noise_key(shape[0], device, 0 if seed is None else seed, seeds, first))
 

@@ -14,8 +14,8 @@ from fastdiff.ops.backend import choose
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers.resolve import Sampler, resolve_plan
 from fastdiff.sampling.classifier_guidance import Classifier, guided_by_gradient
-from fastdiff.sampling.guidance import Guidance, resolve_guidance
-from fastdiff.sampling.model import ModelInfo, inspect
+from fastdiff.sampling.guidance import Guidance, Scale, resolve_guidance
+from fastdiff.sampling.model import ModelInfo, check_model, inspect
 from fastdiff.sampling.noise_source import NoiseSource, resolve_noise_source
 from fastdiff.sampling.start import by_strength, check_start, initial_state, resolve_mask
 from fastdiff.sampling.state import State
@@ -85,7 +85,7 @@ class Request:
         known: Tensor | None,
         model_kwargs: Mapping[str, Any] | None,
         uncond_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
-        guidance_scale: float | tuple[float, float],
+        guidance_scale: Scale,
         guidance_rescale: float,
         guidance_interval: tuple[float, float] | None,
         thresholding: float | tuple[float, float] | None,
@@ -101,8 +101,7 @@ class Request:
 
         It is made among ``stepper.plain_tensors``, as the run is.
         """
-        if not callable(model):
-            raise TypeError(f"model must be callable; got {type(model).__name__}")
+        check_model(model)
         for name, function in (("callback", callback), ("cond_fn", cond_fn)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be callable; got {type(function).__name__}")
@@ -134,14 +133,14 @@ class Request:
             shape, network.device, network.dtype, seed, seeds, sample_offset, generator, noise_fn
         )
         guidance = resolve_guidance(
-            shape[0], model_kwargs, uncond_kwargs, guidance_scale, guidance_rescale, guidance_interval
+            plan, steps, shape[0], model_kwargs, uncond_kwargs, guidance_scale, guidance_rescale, guidance_interval
         )
         if mask is not None or known is not None:
             mask, known = resolve_mask(mask, known, shape, network.device)
         if mask is not None and plan[-1].sigma > plan[0].sigma:
             raise ValueError(f"mask goes with a plan that leads to an image; {plan.name!r} leads to noise")
         threshold = None if thresholding is None else resolve_thresholding(thresholding, plan)
-        plan.device_table(guidance.weights, guidance.interval)  # refused here where float32 does not hold it
+        plan.device_table(guidance.weights)  # refused here where float32 does not hold it
 
         # How to run it.
         check_graph(cuda_graph, network.device, noise, callback, cond_fn)

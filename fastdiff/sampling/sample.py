@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastdiff.samplers.resolve import Sampler
 from fastdiff.sampling.graph import stepping
+from fastdiff.sampling.guidance import Scale
 from fastdiff.sampling.model import eval_mode
 from fastdiff.sampling.request import Request
 from fastdiff.sampling.state import State
@@ -49,7 +50,7 @@ def sample(
     known: Tensor | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     uncond_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-    guidance_scale: float | tuple[float, float] = 1.0,
+    guidance_scale: Scale = 1.0,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
     thresholding: float | tuple[float, float] | None = None,
@@ -70,18 +71,25 @@ def sample(
     Args:
         model: the network.
         shape: [B, …] of the images.
-        sampler: a name of ``fastdiff.samplers``; a function of (schedule, steps, **options) that returns a ``Plan``,
+        sampler: a name of ``fastdiff.samplers``, also as other programs spell it ("Euler a", "DPM++ 2M Karras", which
+            says the spacing too); a function of (schedule, steps, **options) that returns a ``Plan``,
             given those of the options below that were given; or a Plan, which fixes the next eight arguments, which
             must then be left out.
-        steps: the sampler's steps, each of one network call or, in methods like Heun's, of more; None visits every
-            timestep.
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule, or a name; None is "linear", β from 1e-4 to 0.02 over
-            T = 1000.
+        steps: the sampler's steps, n; None visits every timestep. A step is one network call; but heun, dpm2,
+            dpm2_ancestral, dpm_solver_2, dpmpp_2s, dpmpp_2s_ancestral and dpmpp_sde make 2n − 1 calls, dpm_solver_3
+            3n − 2 and pndm n + 1, and repaint goes back for more. ``print(plan)`` counts them.
+        schedule: how the network was trained: a ``NoiseSchedule`` (a table of ᾱ), ``EDMSchedule`` or ``FlowSchedule``,
+            or one of them with its default numbers: "linear" (None; β from 1e-4 to 0.02 over T = 1000),
+            "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "edm" or "flow".
         prediction: what the network predicts: "epsilon" (the default), "v_prediction", "sample", "flow_prediction",
             "edm" or "score".
-        variance: DDPM's: "fixed_small" (the default), "fixed_large", "learned" or "learned_range".
-        spacing: which levels the sampler stops at: a name such as "trailing" or "karras", or a ``fastdiff.Spacing``;
-            None is the sampler's own.
+        variance: DDPM's: "fixed_small" (the default), "fixed_large", "learned" or "learned_range". The last two say
+            that the network returns 2C channels, the second half a learned variance; samplers without use for it
+            leave that half unread, as guided-diffusion and diffusers do. Without them such a network is refused,
+            since nothing else tells a variance from any other second half.
+        spacing: which levels the sampler stops at: "leading", "trailing", "linspace" or "quadratic" in a table;
+            "karras", "exponential" ("logsnr" is the same), "polyexponential" or "beta" in σ; or a
+            ``fastdiff.Spacing``, which may list them. None is the sampler's own or else the schedule's.
         eta: DDIM's η in [0, 1], by default 0.
         clip: the bound of |x̂_0|, None for none; 1.0 is usual for images in [−1, 1].
         sampler_options: further keywords of the sampler's function, such as ``order``, or fields of its ``Spacing``,
@@ -95,17 +103,22 @@ def sample(
         x_init: clean images [B, …] to start from, noised to row ``start_step`` (image-to-image).
         start_step: the first row to run, with x_init or x_T: one of ``Plan.entries``, which read no earlier row's
             history.
-        resume: a ``State`` of an earlier run of the same plan and arguments, to go on from.
+        resume: a ``State`` of an earlier run of the same plan and arguments, to go on from; one of another plan, seed
+            or shape is refused.
         strength: in place of start_step, in [0, 1]: the last int(steps·strength) steps are run, as diffusers counts
             them; 1 starts from noise at x_T's level, 0 returns x_init.
         mask, known: inpainting. After each network call x' ← mask·(known, noised to the level reached) +
             (1 − mask)·x'; 1 is known. mask: bool, or numbers in [0, 1], that broadcasts to [B, …]; known: [B, …].
             sampler="repaint" resamples (Lugmayr et al. 2022).
         model_kwargs: keywords of every network call. uncond_kwargs: those that the unconditional call has otherwise,
-            such as a negative prompt's; tensors of B entries are concatenated [uncond, cond] for one call, others must
-            be equal.
+            such as a negative prompt's. Both are merged at any depth of dicts, lists and tuples: tensors of B entries
+            are concatenated [uncond, cond] for one call, those of one entry beside them expanded, and equal values
+            are left alone. Where that cannot be (prompts of different lengths, None beside a tensor, other numbers)
+            the two calls are made one after the other.
         guidance_scale: s in u + s·(c − u); 1, or no uncond_kwargs, is one plain call. A pair (s_T, s_I) is
-            InstructPix2Pix's (``plan.guidance_weights``), uncond_kwargs then two: of e(∅, ∅) and of e(I, ∅).
+            InstructPix2Pix's (``plan.guidance_weights``), uncond_kwargs then two: of e(∅, ∅) and of e(I, ∅). Also one
+            for each network call of the plan, or for each step: a sequence, array or function of the level (its t,
+            alpha, sigma and ratio σ/α).
         guidance_rescale: φ of Lin et al. 2024, Equation 16; 0 is none.
         guidance_interval: (low, high): guide where low < σ/α ≤ high (Kynkäänniemi et al. 2024); elsewhere the network
             is called once, with model_kwargs. ``schedule.sigma_at(t)`` is a timestep's σ/α.
@@ -117,7 +130,8 @@ def sample(
         device, model_dtype: where the network is and what it takes; read from its parameters by default.
         backend: "auto", "native", "triton" or "reference".
         cuda_graph: "auto", True or False: replay the whole step as one CUDA graph (``sampling.graph``).
-        callback: called with a ``State`` of fresh tensors after every row.
+        callback: called with a ``State`` of fresh tensors after every row; what it returns is ignored. It may raise
+            StopIteration to end the run there: the result is then that state's x̂_0.
         progress: show a tqdm bar.
 
     Returns:
@@ -126,6 +140,7 @@ def sample(
     Raises:
         TypeError, ValueError: before any work, naming the argument, what it is and what it should be; or from the
             network's first call, if it returns the wrong shape or dtype.
+        RuntimeError: from inside the network; where it is of dtypes that do not fit, it says what was given.
         FloatingPointError: the output of the network, of cond_fn or of noise_fn was not finite; names the row (on a
             GPU, after the last one). Also where the last state is not, as a plan's numbers may lead beyond float32.
     """
@@ -145,7 +160,12 @@ def sample(
             for row in _bar(stepper):
                 step(row)
                 if callback is not None:
-                    callback(stepper.state(row + 1))
+                    state = stepper.state(row + 1)
+                    try:
+                        callback(state)
+                    except StopIteration:
+                        stepper.check_finite(row + 1)
+                        return state.x if state.x0 is None else state.x0
         return stepper.finish()
 
 
@@ -169,8 +189,9 @@ SIGNATURE = inspect.signature(sample)
 def sample_iter(*args: Any, **arguments: Any) -> Iterator[State]:
     """``sample`` step by step: yields a ``State`` of fresh tensors before the first row and after every row.
 
-    The first one is x_T (its ``x0`` is None); any of them can be given to ``resume=`` later, to the bit. Takes the
-    arguments of ``sample``, which are checked by this call, not at the first row. Rows run eagerly.
+    The first one is x_T (its ``x0`` is None); any of them can be given to ``resume=`` later, to the bit, and kept in a
+    file meanwhile (``State.save``). A loop that breaks off ends the run. Takes the arguments of ``sample``, which are
+    checked by this call, not at the first row. Rows run eagerly.
     """
     bound = SIGNATURE.bind(*args, **arguments)
     bound.apply_defaults()
@@ -189,9 +210,16 @@ def _states(stepper: Stepper) -> Iterator[State]:
             with plain_tensors():
                 stepper.checked_step(row)
                 state = stepper.state(row + 1)
+            stopped = False
             if stepper.request.callback is not None:
-                stepper.request.callback(state)
+                try:
+                    stepper.request.callback(state)
+                except StopIteration:
+                    stopped = True
             yield state
+            if stopped:
+                stepper.check_finite(row + 1)
+                return
     stepper.finish()
 
 

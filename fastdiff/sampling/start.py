@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdiff.checks import all_finite, check_finite, check_int
+from fastdiff.checks import all_finite, check_finite, check_int, kind_of
 from fastdiff.noise import INITIAL
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import SLOTS
 from fastdiff.sampling.noise_source import NoiseSource
-from fastdiff.sampling.state import State
+from fastdiff.sampling.state import State, check_belongs
 
 
 def by_strength(
@@ -33,8 +33,7 @@ def by_strength(
         return plan, 0
     if skip == count:
         return plan, len(plan)
-    # A row after one without a network call belongs to the same step: EDM's churn comes before its step.
-    begins = [i for i in plan.entries if i == 0 or plan[i - 1].calls_model]
+    begins = first_rows(plan)
     if len(begins) == count:
         return plan, begins[skip]
     if rebuilt is None or steps is None:
@@ -43,6 +42,13 @@ def by_strength(
             "or start_step"
         )
     return rebuilt(skip), 0
+
+
+def first_rows(plan: Plan) -> list[int]:
+    """The first row of each step, where the plan's rows can be told apart so: no row of a step with a history begins
+    one. A row after one without a network call belongs to the same step: EDM's churn comes before its step.
+    """
+    return [i for i in plan.entries if i == 0 or plan[i - 1].calls_model]
 
 
 def initial_state(
@@ -58,8 +64,9 @@ def initial_state(
 ) -> tuple[int, Tensor]:
     """The first row, and the state before it; the run writes to it, and the caller's tensors stay the caller's."""
     if resume is not None:
-        row = check_int("resume.row", resume.row, 0, len(plan))
-        return row, _copied("resume.x", resume.x, shape, device)
+        x = _copied("resume.x", resume.x, shape, device)
+        check_belongs(resume, plan, draws.identity)
+        return check_int("resume.row", resume.row, 0, len(plan)), x
     if x_T is not None:
         return start, _copied("x_T", x_T, shape, device)
     if x_init is not None:
@@ -117,9 +124,11 @@ def resolve_mask(
     if mask is None or known is None:
         raise ValueError("mask and known go together: give both or neither")
     if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a tensor; got {type(mask).__name__}")
+        raise TypeError(f"mask must be a tensor; got {kind_of(mask)}")
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"mask must be bool or floating-point; got {mask.dtype}")
+    if mask.layout != torch.strided:
+        raise TypeError(f"mask must be a dense tensor; got a {mask.layout} one")
     if mask.device != device:
         raise ValueError(f"mask must be on the model's device {device}; got {mask.device}")
     sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
@@ -135,7 +144,7 @@ def resolve_mask(
 def _copied(name: str, image: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """A finite float32 copy of a checked tensor of the run's shape, contiguous."""
     if not isinstance(image, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(image).__name__}")
+        raise TypeError(f"{name} must be a tensor; got {kind_of(image)}")
     if not image.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor; got {image.dtype}")
     if image.layout != torch.strided:
@@ -145,5 +154,7 @@ def _copied(name: str, image: object, shape: tuple[int, ...], device: torch.devi
     if image.device != device:
         raise ValueError(f"{name} must be on the model's device {device}; got {image.device}")
     copy = image.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    check_finite(name, copy)
+    if not all_finite(copy):
+        check_finite(name, image)
+        raise ValueError(f"{name} must hold numbers that float32 has; got some of {float(image.abs().max()):g}")
     return copy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,9 +19,11 @@ from fastdiff.ops.update.reference import learned_sigma
 from fastdiff.plan.row import SLOTS, Row
 from fastdiff.sampling.accelerated import planned_embeddings
 from fastdiff.sampling.guidance import P, Q, mixed
-from fastdiff.sampling.model import first_tensor
+from fastdiff.sampling.keywords import leaves, mapped
+from fastdiff.sampling.model import first_tensor, mismatch
 from fastdiff.sampling.request import Request
-from fastdiff.sampling.state import State
+from fastdiff.sampling.state import State, plan_identity
+from fastdiff.schedules.level import Level
 
 
 @dataclass
@@ -42,8 +44,8 @@ class Buffers:
     slots: list[Tensor | None]
     mask: Tensor | None
     known: Tensor | None
-    kwargs: dict[str, Any]  # of the stacked call
-    plain: dict[str, Any]  # of a conditional call alone
+    calls: tuple[Mapping[str, Any], ...]  # the keywords of a guided row's calls
+    plain: Mapping[str, Any]  # of a row's one call
     embeddings: tuple[Tensor, ...] = ()  # an accelerated network's, of all rows
 
     @classmethod
@@ -51,7 +53,7 @@ class Buffers:
         """The buffers of a run that is to begin."""
         plan, x, guidance, device = request.plan, request.x, request.guidance, request.network.device
         times = torch.tensor(plan.timesteps, dtype=torch.float64, device="cpu")[:, None]
-        times = times.expand(-1, len(x) * guidance.calls)
+        times = times.expand(-1, len(x) * guidance.stacked)
         key = request.noise.key
         slots: list[Tensor | None] = [None] * SLOTS
         for slot in plan.slots_used:
@@ -59,7 +61,7 @@ class Buffers:
         return cls(
             x=x,
             times=times.to(torch.int64 if plan.integer_timesteps else torch.float32).to(device),
-            table=plan.device_table(guidance.weights, guidance.interval).to(device),
+            table=plan.device_table(guidance.weights).to(device),
             nonfinite=torch.full((1,), len(plan.rows), dtype=torch.int64, device=device),
             seeds=key.seeds,
             samples=key.samples,
@@ -67,32 +69,22 @@ class Buffers:
             slots=slots,
             mask=request.mask,
             known=request.known,
-            kwargs=dict(guidance.kwargs),
-            plain=dict(guidance.plain),
+            calls=guidance.calls,
+            plain=guidance.plain,
         )
 
     def entries(self) -> Iterator[tuple[str, Any]]:
         """Every tensor, and every other value of a keyword, with its name."""
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, dict):
-                yield from ((f"{field.name}[{key!r}]", value[key]) for key in sorted(value))
-            elif isinstance(value, (list, tuple)):
-                yield from ((f"{field.name}[{i}]", entry) for i, entry in enumerate(value))
-            else:
-                yield field.name, value
+            yield from leaves(field.name, getattr(self, field.name))
 
     def clone(self) -> Buffers:
         """The same with every tensor copied."""
 
         def cloned(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: entry.clone() if isinstance(entry, Tensor) else entry for key, entry in value.items()}
-            if isinstance(value, (list, tuple)):
-                return type(value)(map(cloned, value))
             return value.clone() if isinstance(value, Tensor) else value
 
-        return Buffers(**{field.name: cloned(getattr(self, field.name)) for field in fields(self)})
+        return Buffers(**{field.name: mapped(getattr(self, field.name), cloned) for field in fields(self)})
 
     def copy_from(self, other: Buffers) -> None:
         """Take every number of other buffers of this signature."""
@@ -138,19 +130,19 @@ class Stepper:
         self.network, self.guidance, self.noise = request.network, request.guidance, request.noise
         self.buffers = b = Buffers.of(request) if buffers is None else buffers
         self.x, self.batch = b.x, len(b.x)
-        self.calls = self.guidance.row_calls(self.plan)  # how many times each row stacks the batch
+        self.calls = self.guidance.row_outputs(self.plan)  # how many outputs each row mixes
         self.row_times = b.times.unbind()
         # The network reads x itself where that is what it takes; else the update writes its input as it goes.
         self.shares_x = (
             self.network.dtype == torch.float32
             and self.network.layout == torch.contiguous_format
-            and self.guidance.calls == 1
+            and self.guidance.stacked == 1
             and self.plan.shows_x
         )
         self.planned, b.embeddings = planned_embeddings(self.network.model, b.times)
         self.net_in = b.x
         if not self.shares_x:
-            stacked = (self.batch * self.guidance.calls, *b.x.shape[1:])
+            stacked = (self.batch * self.guidance.stacked, *b.x.shape[1:])
             self.net_in = torch.empty(
                 stacked, dtype=self.network.dtype, device=self.network.device, memory_format=self.network.layout
             )
@@ -158,7 +150,7 @@ class Stepper:
         self.operands = o = Operands(
             b.x, b.x, b.table, key, anchor=b.anchor, anchor_out=b.anchor, slots=list(b.slots), slots_out=list(b.slots),
             mask=b.mask, known=b.known, nonfinite=b.nonfinite,
-            host_table=self.plan.table(self.guidance.weights, self.guidance.interval),
+            host_table=self.plan.table(self.guidance.weights),
             model_input=None if self.shares_x else self.net_in[: self.batch],
         )  # fmt: skip
         if self.guidance.rescale:
@@ -172,7 +164,7 @@ class Stepper:
         self.update = self.change = bind(o, request.backend)
         if 0 in self.calls:
             # What rows without a network call do, beside noise: nothing but their linear combination.
-            bare = replace(o, gain=None, clip=None, gradient=None, mask=None, known=None)
+            bare = replace(o, gain=None, clip=None, gradient=None, mask=None, known=None, x0_out=None)
             self.change = bind(bare, request.backend)
         # The first row at which something other than the network was not finite, by who made it; kept on a GPU.
         self.culprits: dict[str, Tensor] = {}
@@ -201,7 +193,7 @@ class Stepper:
         if self.noise.draw is not None:
             self.draw(row, index)
         update(index)
-        if self.guidance.calls > 1:
+        if self.guidance.stacked > 1:
             self.stack()
 
     def checked_step(self, index: int) -> None:
@@ -211,31 +203,50 @@ class Stepper:
             self.check_finite(index + 1)
 
     def call(self, times: Tensor, index: int | Tensor, count: int) -> Tensor | None:
-        """Call the network with ``count`` stacked batches and hand its outputs to the update of row ``index``.
+        """Call the network for ``count`` outputs and hand them to the update of row ``index``.
 
-        Returns the learned variance's channels, where the plan has them.
+        Returns the learned variance's channels, where the row has a use for them.
         """
-        model, b, version = self.network.model, self.buffers, self.net_in._version
+        x, keywords = self.net_in, self.buffers.calls if count > 1 else (self.buffers.plain,)
+        if count < self.guidance.stacked:
+            x, times = x[: self.batch], times[: self.batch]
         with nullcontext() if self.planned is None else self.planned.at(index):
-            if count == self.guidance.calls:
-                out = model(self.net_in, times, **b.kwargs)
-            else:
-                out = model(self.net_in[: self.batch], times[: self.batch], **b.plain)
-        if self.shares_x and self.net_in._version != version:
-            raise ValueError("model changed its input in place; it must not, since that is the sampler's state")
-        out = out if isinstance(out, Tensor) else first_tensor(out)
-        if out.stride() != self.net_in.stride() and _share_memory(out, self.net_in):
-            out = out.clone()  # a view of the input, which the update would overwrite while it reads
-        if out.ndim == 0 or out.shape[0] != self.batch * count:
-            raise ValueError(f"model must return [{self.batch * count}, …] for its input; got {list(out.shape)}")
-        outputs = (out,) if count == 1 else out.chunk(count) if self.batch else (out,) * count
+            if len(keywords) == 1:
+                out = self.output(x, times, keywords[0], self.batch * count, self.shares_x)
+                outputs = (out,) if count == 1 else out.chunk(count) if self.batch else (out,) * count
+            else:  # a network may return the same memory each time: all but the last output are copied
+                *first, last = keywords
+                outputs = (*(self.output(x, times, kwargs, self.batch, True).clone() for kwargs in first),
+                           self.output(x, times, last, self.batch, True))  # fmt: skip
         outputs, variance = split_outputs(
             outputs, self.x.shape, self.plan.learned_variance, self.network.device, "the model's outputs"
         )
+        if not self.plan.reads_variance:
+            variance = None
         if (self.operands.gain is not None or self.operands.clip is not None) and self.x.numel():
             self.reduce(outputs, index)
         self.update.set_outputs(outputs, variance)
         return variance
+
+    def output(self, x: Tensor, times: Tensor, kwargs: Mapping[str, Any], size: int, shared: bool) -> Tensor:
+        """The network's output [size, …] for its input; ValueError where it changed one that is ``shared``."""
+        version = x._version if shared else 0
+        try:
+            out = self.network.model(x, times, **kwargs)
+        except (RuntimeError, IndexError) as error:
+            if why := mismatch(error, x, times):
+                raise RuntimeError(f"{error}: {why}") from error
+            raise
+        if shared and x._version != version:
+            raise ValueError(
+                "model changed its input in place; it must not, since that is the sampler's state, or another call's"
+            )
+        out = out if isinstance(out, Tensor) else first_tensor(out)
+        if out.stride() != x.stride() and _share_memory(out, x):
+            out = out.clone()  # a view of the input, which the update would overwrite while it reads
+        if out.ndim == 0 or out.shape[0] != size:
+            raise ValueError(f"model must return [{size}, …] for its input; got {list(out.shape)}")
+        return out
 
     def reduce(self, outputs: tuple[Tensor, ...], index: int | Tensor) -> None:
         """What a row needs to know of each sample as a whole: guidance rescale's gain, thresholding's bounds."""
@@ -275,7 +286,7 @@ class Stepper:
 
     def stack(self) -> None:
         """Repeat the network's input for the guided calls."""
-        for k in range(1, self.guidance.calls):
+        for k in range(1, self.guidance.stacked):
             self.net_in[k * self.batch : (k + 1) * self.batch].copy_(self.net_in[: self.batch])
 
     # ---- whether all is finite
@@ -299,8 +310,14 @@ class Stepper:
             raise self._not_finite(author, row)
 
     def _not_finite(self, author: str, row: int) -> FloatingPointError:
-        t = self.plan[row].t
-        return FloatingPointError(f"{author} returned NaN or infinity at row {row} of {len(self.plan)} (t = {t:g})")
+        t, told = self.plan[row].t, ""
+        before = [c for r in self.plan.rows[self.start : row] for c in (r.x, r.anchor, r.slot) if c is not None]
+        reach = max((abs(value) for coefficients in before for value in coefficients.values()), default=0.0)
+        if author != "noise_fn" and reach > 1e15:
+            told = f"; the plan's numbers reach {reach:g} in earlier rows, which may have led its x beyond float32"
+        return FloatingPointError(
+            f"{author} returned NaN or infinity at row {row} of {len(self.plan)} (t = {t:g}){told}"
+        )
 
     def finish(self) -> Tensor:
         """The state after the last row; FloatingPointError where it or a network output was not finite."""
@@ -332,7 +349,15 @@ class Stepper:
         b, x0 = self.buffers, self.operands.x0_out
         slots = tuple(None if slot is None else slot.clone() for slot in b.slots)
         anchor = None if b.anchor is None else b.anchor.clone()
-        return State(b.x.clone(), None if x0 is None or row == self.start else x0.clone(), anchor, slots, row)
+        seen = x0 is not None and any(self.calls[self.start : row])
+        level = None
+        if row < len(self.plan):
+            begins = self.plan[row]
+            level = Level(float(begins.t), float(begins.alpha), float(begins.sigma), float(begins.c_in))
+        return State(
+            b.x.clone(), x0.clone() if seen and x0 is not None else None, anchor, slots, row, level,
+            plan_identity(self.plan), self.noise.identity,
+        )  # fmt: skip
 
     def _restore(self, state: State) -> None:
         """Take the anchor and the slots of an earlier run."""

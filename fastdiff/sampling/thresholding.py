@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastdiff.checks import as_float, shown
 from fastdiff.plan.plan import Plan
 
 
@@ -43,10 +44,10 @@ def resolve_thresholding(value: float | Sequence[float] | None, plan: Plan) -> T
     if len(numbers) not in (1, 2) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in numbers):
         raise TypeError(f"thresholding must be a number, the ratio, or a pair (ratio, maximum); got {value!r}")
     if not 0 < numbers[0] <= 1:
-        raise ValueError(f"thresholding's ratio must be in (0, 1]; got {numbers[0]}")
+        raise ValueError(f"thresholding's ratio must be in (0, 1]; got {shown(numbers[0])}")
     if len(numbers) == 2 and not numbers[1] >= 1:
         raise ValueError(f"thresholding's maximum must be at least 1; got {numbers[1]}")
     clip = min(row.clip for row in plan)
     if clip < math.inf:
         raise ValueError(f"thresholding takes the place of clip, but the plan clips at {clip:g}; leave clip out")
-    return Thresholding(*(float(v) for v in numbers))
+    return Thresholding(*map(as_float, numbers))

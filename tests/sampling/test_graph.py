@@ -41,7 +41,7 @@ def test_true_raises_before_the_network_is_called():
         ({"generator": torch.Generator()}, "draw on the host"),
         ({"noise_fn": lambda stream, draw, shape: torch.zeros(shape)}, "draw on the host"),
         ({"backend": "reference"}, "reference"),
-        ({"model_kwargs": {"y": [1]}}, "hashable"),
+        ({"model_kwargs": {"y": [{1}]}}, "hashable"),
         ({"shape": (0, 3, 8, 8)}, "empty"),
         ({"model": lambda x, t: x}, "torch.nn.Module"),
         ({"cond_fn": lambda x, t: x}, "cond_fn"),
@@ -63,9 +63,10 @@ def test_why_eager(options, reason, monkeypatch):
 
 
 class Labelled(Affine):
-    def forward(self, x, t, y=None):
+    def forward(self, x, t, y=None, more=None):
         out = super().forward(x, t) * (1 + t.view(-1, 1, 1, 1) / 1000)
-        return out if y is None else out + y.view(-1, 1, 1, 1)
+        out = out if y is None else out + y.view(-1, 1, 1, 1)
+        return out if more is None else out * more["a"][0].view(-1, 1, 1, 1) + more["b"]
 
 
 class Again:
@@ -110,6 +111,10 @@ BUFFERED = [
       "thresholding": 0.8, "guidance_interval": (0.3 * k, 2.0)} for k in range(2)],
     [{"model_kwargs": {"y": Y + k}, "uncond_kwargs": [{"y": Y * 0}, {"y": Y * 0.5}], "guidance_scale": (2.0 + k, 1.5),
       "guidance_interval": (0.3, 1.0 + k)} for k in range(2)],
+    [{"model_kwargs": {"y": Y + k}, "uncond_kwargs": {"y": None}, "guidance_scale": [1, 2 + k, 3, 4, 5, 6, 7]}
+     for k in range(2)],
+    [{"model_kwargs": {"more": {"a": [Y + k], "b": 0.5}}, "uncond_kwargs": {"more": {"a": [Y * 0]}},
+      "guidance_scale": 2.0, "seed": k} for k in range(2)],
 ]  # fmt: skip
 
 
@@ -163,7 +168,9 @@ def test_what_a_graph_is_kept_by():
     options = [
         {}, mask, {"thresholding": 0.9}, {"thresholding": 0.8}, {"thresholding": (0.9, 2.0)}, guided,
         {**guided, "guidance_rescale": 0.5}, {**guided, "guidance_interval": (0.3, 2.0)},
-        {**guided, "guidance_scale": (2.0, 3.0), "uncond_kwargs": [{}, {}]},
+        {**guided, "guidance_scale": (2.0, 3.0), "uncond_kwargs": [{}, {}]}, {**guided, "uncond_kwargs": {"y": None}},
+        {"model_kwargs": {"more": {"a": [Y], "b": 0.5}}}, {"model_kwargs": {"more": {"a": [Y], "b": 0.25}}},
+        {"model_kwargs": {"more": {"a": (Y,), "b": 0.25}}},
     ]  # fmt: skip
     keys = [graph._key(prepared(model, SHAPE, steps=7, **each)) for each in options]
     assert len(set(keys)) == len(keys)

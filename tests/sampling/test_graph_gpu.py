@@ -50,6 +50,33 @@ def test_guided(network):
         options = {"model_kwargs": {"y": y}, "uncond_kwargs": {"y": y * 0}, "guidance_scale": scale}
         assert_same_bits(*(t.cpu() for t in both(network, steps=5, **options)))
         assert_same_bits(*(t.cpu() for t in both(network, steps=5, guidance_rescale=0.5, **options)))
+        options |= {"uncond_kwargs": {"y": None}, "guidance_scale": [scale, 1.0, 2.0, scale, 1.5]}  # two calls a row
+        assert_same_bits(*(t.cpu() for t in both(network, steps=5, guidance_rescale=0.5, **options)))
+
+
+def test_keywords_in_containers(seed):
+    """Their tensors are copied in for each run; so one graph serves both."""
+
+    class Nested(Network):
+        def forward(self, x, t, more):
+            return super().forward(x, t, more["y"][0])
+
+    model = Nested().cuda().eval()
+    for k in range(2):
+        y = torch.randn(4, device="cuda") + k
+        options = {"model_kwargs": {"more": {"y": [y]}}, "uncond_kwargs": {"more": {"y": [y * 0]}}}
+        assert_same_bits(*(t.cpu() for t in both(model, steps=5, guidance_scale=3.0, **options)))
+    assert len(graph._graphs[model]) == 1
+
+
+def test_a_learned_variance_left_unread(seed):
+    class Twice(Network):
+        def forward(self, x, t):
+            return torch.cat([super().forward(x, t), torch.full_like(x, float("nan"))], 1)
+
+    model = Twice().cuda().eval()
+    options = {"sampler": "euler_ancestral", "steps": 5, "variance": "learned_range"}
+    assert_same_bits(*(t.cpu() for t in both(model, **options)))
 
 
 def test_loop_options(network):

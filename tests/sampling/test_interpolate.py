@@ -166,6 +166,45 @@ def test_the_default_t_is_matched(seed):
                      fastdiff.interpolate(model, a, b, [0.3], seed=1, t=t))  # fmt: skip
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "heun", "dpmpp_2m", "unipc"])
+def test_any_sampler_goes_back(seed, sampler):
+    """From its first timestep below t: the ends are the reconstructions by q(x_t | x_0) there."""
+    a, b = images()
+    got = fastdiff.interpolate(model, a, b, [0.0, 1.0], t=450, sampler=sampler, steps=10, seed=seed)
+    plan = fastdiff.samplers.SAMPLERS[sampler](LINEAR, 10)
+    row = next(row for row in plan if row.t <= 449)
+    ends = torch.stack([a, b])
+    z = fastdiff.randn(ends.shape, seed=seed)
+    rest = {"sampler": sampler, "steps": 10, "seeds": [seed] * 2, "x_T": ends * row.alpha + z * row.sigma}
+    skip = sum(other.t > row.t for other in fastdiff.samplers.ddim(LINEAR, 10, spacing=spacing_of(sampler)))
+    again = fastdiff.sample(model, ends.shape, sampler_options={"skip": skip}, **rest)
+    torch.testing.assert_close(got, again, rtol=1e-5, atol=1e-5)
+    fixed = fastdiff.samplers.ddim(LINEAR, 10)
+    same = fastdiff.interpolate(model, a, b, [0.3], t=450, sampler="ddim", steps=10, seed=seed)
+    assert_same_bits(fastdiff.interpolate(model, a, b, [0.3], t=450, sampler=fixed, seed=seed), same)
+
+
+def spacing_of(sampler):
+    return "leading" if sampler == "ddim" else "trailing"
+
+
+def test_a_folders_arguments(seed):
+    """What ``fastdiff.sample`` takes of a trained model, this takes too."""
+    trained = fastdiff.models.digits()
+    arguments = trained.arguments(torch.tensor([3, 3]), steps=5)
+    assert {"sampler", "steps", "schedule"} <= set(arguments)
+    a, b = torch.rand(2, *trained.image_shape) * 2 - 1
+    got = fastdiff.interpolate(trained.unet, a, b, [0.2, 0.8], seed=seed, **arguments)
+    assert got.shape == (2, *trained.image_shape)
+    assert bool(got.isfinite().all())
+
+
+def test_a_class_is_no_network():
+    for t in (0, 10):
+        with pytest.raises(TypeError, match="the class Identity: make one"):
+            fastdiff.interpolate(torch.nn.Identity, torch.zeros(SHAPE), torch.zeros(SHAPE), [0.5], t=t)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "names"),
     [
@@ -184,10 +223,19 @@ def test_the_default_t_is_matched(seed):
         ({"strength": 0.5}, ValueError, "strength"),
         ({"seed": -1}, ValueError, "seed"),
         ({"seeds": [1]}, ValueError, "seeds"),
-        ({"steps": 10}, ValueError, "steps"),
+        ({"sampler_options": {"timesteps": [900, 500]}}, ValueError, "t is 10, but the plan 'ddpm' does not lead"),
+        ({"sampler": "ddim_inverse", "steps": 10}, ValueError, "'ddim_inverse' does not lead to an image"),
+        ({"sampler": "pndm", "steps": 10, "t": 500}, ValueError, "'pndm' reads a history"),
+        ({"sampler": fastdiff.samplers.dpmpp_2m(LINEAR, 10), "t": 500}, ValueError, "'dpmpp_2m' reads a history"),
         ({"t": 0, "seed": -1}, ValueError, "seed"),
         ({"t": 0, "clipp": 1.0}, TypeError, "clipp"),
         ({"prediction": "noise"}, ValueError, "prediction"),
+        ({"weights": [10**400]}, ValueError, "weights must be finite"),
+        ({"a": torch.full(SHAPE, math.nan)}, ValueError, "a must be finite"),
+        ({"a": torch.full(SHAPE, math.nan), "t": 0}, ValueError, "a must be finite"),
+        ({"b": torch.zeros(SHAPE).to_sparse()}, TypeError, "b must be a dense"),
+        ({"b": torch.zeros(SHAPE, device="meta")}, TypeError, "b must be .* on meta"),
+        ({"a": torch.tensor(1.0), "b": torch.tensor(1.0)}, ValueError, r"a and b must be \[C, …\]"),
     ],
 )
 def test_refuses(options, error, names):

@@ -1,6 +1,8 @@
 """The networks that sample takes: what they are given, what they may return, and what goes wrong."""
 
+import gc
 import math
+import signal
 import threading
 
 import pytest
@@ -9,6 +11,7 @@ from helpers import assert_same_bits, half
 from torch import nn
 
 import fastdiff
+from fastdiff.sampling.model import _held, eval_mode
 
 SHAPE = (4, 3, 8, 8)
 
@@ -124,6 +127,71 @@ def test_a_network_that_returns_something_else(backend, model, error, names):
         fastdiff.sample(model, SHAPE, steps=3, backend=backend)
 
 
+class Network(nn.Module):
+    def forward(self, x, t):
+        return x
+
+
+class DemoPipeline:
+    unet = Network()
+
+    def __call__(self, prompt, steps):
+        raise AssertionError("called")
+
+
+class Wrapper:
+    """A callable of one's own may have a unet."""
+
+    unet = Network()
+
+    def __call__(self, x, t):
+        return self.unet(x, t)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (Network, r"got the class Network: make one, Network\(…\)"),
+        (DemoPipeline(), r"got DemoPipeline: give its network, \.unet"),
+        (fastdiff.models.digits(), r"got TrainedModel: give its network, \.unet"),
+        (3, r"called as model\(x, t\); got int"),
+    ],
+)
+def test_what_is_no_network(model, names):
+    with pytest.raises(TypeError, match=names):
+        fastdiff.sample(model, SHAPE, steps=3)
+    fastdiff.sample(Wrapper(), SHAPE, steps=3)
+
+
+def test_a_dtype_mismatch_inside_a_network_is_explained():
+    """torch's own words first, then what was given and which argument says otherwise."""
+    linear, table = nn.Linear(8, 8).bfloat16(), torch.arange(1000.0)
+    conv, embedding = nn.Conv2d(3, 3, 1).half(), nn.Embedding(1000, 8)
+    for model in (lambda x, t: linear(x), lambda x, t: conv(x), lambda x, t: x @ linear.weight):
+        with pytest.raises(RuntimeError, match=r"dtype|type.*x in torch.float32 and t in torch.int64; model_dtype="):
+            fastdiff.sample(model, SHAPE, steps=3)
+    fastdiff.sample(lambda x, t: linear(x), SHAPE, steps=3, model_dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"Long and Float: .*t\.to\(x\.dtype\)"):
+        fastdiff.sample(lambda x, t: nn.Linear(1, 8)(t[:, None]).view(4, 1, 1, 8) * x, SHAPE, steps=3)
+    indexed = (
+        lambda x, t: x * embedding(t).view(4, 1, 1, 8),
+        lambda x, t: x * table[t].view(4, 1, 1, 1),
+        lambda x, t: x * table.gather(0, t).view(4, 1, 1, 1),
+        lambda x, t: x * nn.functional.one_hot(t, 1000).sum(),
+    )
+    for model in indexed:
+        options = {"sampler": "dpm2", "steps": 4}
+        with pytest.raises(RuntimeError, match=r't in torch.float32, since .*sampler_options=\{"quantize": True\}'):
+            fastdiff.sample(model, SHAPE, **options)
+        fastdiff.sample(model, SHAPE, sampler_options={"quantize": True}, **options)
+
+    def fails(x, t):
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match=r"^of its own$"):
+        fastdiff.sample(fails, SHAPE, steps=3)
+
+
 VIEWS = {
     "transposed": lambda x: x.transpose(2, 3),
     "one channel for all": lambda x: x[:, :1].expand_as(x),
@@ -204,3 +272,41 @@ def test_an_interrupt_leaves_no_module_in_eval_mode():
     assert network.training
     fastdiff.sample(network, SHAPE, steps=2)
     assert network.training
+
+
+class Stop(BaseException):
+    """What a signal's handler raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no timer's signals")
+@pytest.mark.parametrize("gap", [0.0, 0.001])
+def test_signals_leave_no_module_in_eval_mode(rng, gap):
+    """One, or one after another, at any moment of entering and leaving: the flags are right and nothing is held."""
+    network = nn.Sequential(*(nn.Dropout() for _ in range(40))).train()
+    network[3].eval()
+    flags = [module.training for module in network.modules()]
+
+    def enter_and_leave():
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3), gap)
+        while True:
+            with eval_mode(network):
+                pass
+
+    def stop(number, frame):
+        while frame is not None:  # not in what the test itself does after
+            if frame.f_code is enter_and_leave.__code__:
+                raise Stop
+            frame = frame.f_back
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for _ in range(200):
+            with pytest.raises(Stop):
+                enter_and_leave()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            gc.collect(0)
+            assert [module.training for module in network.modules()] == flags
+            assert not any(module in _held for module in network.modules())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -48,6 +48,7 @@ CASES = {
     "ddpm": ({"sampler": "ddpm"}, Counter()),
     "ddim": ({"sampler": "ddim", "eta": 0.5, "clip": 1.0}, Counter()),
     "guided": (GUIDED, Counter(copy_=1)),  # the network's input, once more for the second half of the batch
+    "in two calls": ({**GUIDED, "uncond_kwargs": {"y": None}}, Counter(clone=1)),  # of the first output
     "interval": ({**GUIDED, "guidance_interval": (0.5, 2.0)}, Counter(copy_=1)),
     "rescaled": ({**GUIDED, "guidance_rescale": 0.5}, Counter(copy_=1) + RESCALE),
     "thresholded": ({"thresholding": 0.9}, BOUNDS),
@@ -78,7 +79,7 @@ def test_a_row_is_one_update(seed, monkeypatch, case):
             assert not WAITS & set(recorded.names)
             if (
                 row.calls_model
-                and run.calls[index] == run.guidance.calls
+                and run.calls[index] == run.guidance.outputs
                 and (run.request.classifier is None or row.uses("g"))
             ):
                 assert recorded.names == allowed

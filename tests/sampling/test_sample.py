@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import threading
 
 import pytest
@@ -9,7 +10,13 @@ import torch
 from helpers import Affine, assert_same_bits, half
 
 import fastdiff
+from fastdiff.samplers.ddpm import VARIANCES
+from fastdiff.schedules.level import PREDICTIONS
+from fastdiff.schedules.resolve import NAMED
+from fastdiff.schedules.spacing import SIGMA_SPACINGS
+from fastdiff.schedules.timesteps import SPACINGS
 
+BACKENDS = ("auto", "native", "triton", "reference")
 SHAPE = (4, 3, 8, 8)
 
 
@@ -119,3 +126,22 @@ def test_a_progress_bar(capsys):
     assert "5/5" in capsys.readouterr().err
     fastdiff.sample(half, (1, 4), steps=5)
     assert capsys.readouterr().err == ""
+
+
+def test_help_names_everything():
+    """Predictions, schedules, spacings, variances, backends; and the calls that ``steps`` makes."""
+    text = " ".join(fastdiff.sample.__doc__.split())
+    for name in (*PREDICTIONS, *NAMED, *SPACINGS, *SIGMA_SPACINGS, *VARIANCES, *BACKENDS):
+        assert f'"{name}"' in text, name
+    for name in ("NoiseSchedule", "EDMSchedule", "FlowSchedule", *inspect.signature(fastdiff.sample).parameters):
+        assert name in text, name
+    samplers, told = fastdiff.samplers.SAMPLERS, {}
+    several = text[text.index("A step is one network call") : text.index("``print(plan)`` counts")]
+    for words, calls in re.findall(r"(.*?)(2n − 1|3n − 2|n \+ 1)", several):
+        told |= {word: calls for word in re.findall(r"\w+", words) if word in samplers}
+    assert len(told) == 9
+    for name in sorted(set(samplers) - {"repaint"}):
+        for n in (5, 12):
+            plan = samplers[name](fastdiff.NoiseSchedule.linear(), n)
+            counts = {"2n − 1": 2 * n - 1, "3n − 2": 3 * n - 2, "n + 1": n + 1, "n": n}
+            assert sum(row.calls_model for row in plan) == counts[told.get(name, "n")], name

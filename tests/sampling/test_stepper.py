@@ -90,12 +90,25 @@ def test_nan_is_told_of_its_author(author, options, steps):
 
 
 def test_numbers_beyond_float32():
+    calls: list[int] = []
     steep = fastdiff.NoiseSchedule.linear(1000, 0.02, 0.5)
     with pytest.raises(ValueError, match=r"plan 'ddim' cannot run in float32: p of row 0"):
         fastdiff.sample(half, SHAPE, sampler="ddim", steps=5, schedule=steep)
     far = fastdiff.Plan((fastdiff.Row(t=0, alpha=1, sigma=1, x={"x": 1e38, "m": 1e38}),))
     with pytest.raises(FloatingPointError, match="beyond float32"):
         fastdiff.sample(lambda x, t: x * 10, SHAPE, sampler=far)
+    near = fastdiff.Row(t=0, alpha=1, sigma=1, x={"x": 1.0, "m": 1.0})
+    model_first = fastdiff.Plan((near, far[0]))
+    with pytest.raises(FloatingPointError, match=r"^the model returned NaN or infinity at row 1 of 2 \(t = 0\)$"):
+        fastdiff.sample(lambda x, t: x * (math.nan if calls.append(0) or len(calls) == 2 else 1), SHAPE,
+                        sampler=model_first)  # fmt: skip
+    for author, more in (("the model", {}), ("cond_fn", {"cond_fn": lambda x, t: x * 10})):
+        model = half if more else lambda x, t: x * 10
+        plan = fastdiff.Plan((far[0], near if not more else fastdiff.Row(t=0, alpha=1, sigma=1, x={"g": 1.0})))
+        with pytest.raises(
+            FloatingPointError, match=rf"{author} returned .*; the plan's numbers reach 1e\+38 in earlier"
+        ):
+            fastdiff.sample(model, SHAPE, sampler=plan, **more)
 
 
 def test_float_timesteps():

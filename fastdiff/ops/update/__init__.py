@@ -118,6 +118,7 @@ def update(
     check_given(x, r, row, given, len(slots))
     weights = check_guidance(guidance, len(several))
     several, variance = split_outputs(several, shape, plan.learned_variance, device, "outputs", x.dtype)
+    variance = variance if plan.reads_variance else None
     if r.calls_model != (len(several) > 0):  # older compilers cannot trace bool(tuple)
         raise ValueError(f"row {row} makes {'a' if r.calls_model else 'no'} network call; got {len(several)} outputs")
     if model_dtype is not None and model_dtype not in DTYPES:

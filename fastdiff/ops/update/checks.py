@@ -62,7 +62,12 @@ def split_outputs(
 
 def _hint(output: Tensor, shape: Sequence[int]) -> str:
     twice = output.ndim == len(shape) >= 2 and output.shape[1] == 2 * shape[1]
-    return " (twice the channels: a network with learned variance needs variance='learned_range')" if twice else ""
+    if not twice:
+        return ""
+    return (
+        " (twice the channels: variance='learned_range' says that the second half is a learned variance, which other "
+        "samplers than ddpm leave unread; a Plan has learned_variance=True)"
+    )
 
 
 def check_guidance(guidance: Sequence[float], outputs: int) -> tuple[float, ...]:
