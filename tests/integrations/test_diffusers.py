@@ -8,13 +8,13 @@ from helpers import dummy
 
 pytest.importorskip("diffusers")
 import diffusers
-from schedulers import SHAPE, cases, difference, pair, start_of
+from schedulers import APART, SHAPE, cases, difference, pair, start_of
 
 import fastdiff
 import fastdiff.integrations.diffusers as ours
 
 CASES = list(cases())
-NAMES = list(ours.SCHEDULERS)
+NAMES = [name for name in ours.SCHEDULERS if name not in APART]
 
 
 @pytest.mark.slow

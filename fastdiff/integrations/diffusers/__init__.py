@@ -27,9 +27,12 @@ except ModuleNotFoundError as error:
     raise ImportError(
         'fastdiff.integrations.diffusers needs diffusers: pip install "fastdiff-torch[diffusers]"', name="diffusers"
     ) from error
+from diffusers.utils import is_torchsde_available
 
 from fastdiff.integrations.diffusers.base import Stepping
 from fastdiff.integrations.diffusers.scheduling_distilled import LCMScheduler, TCDScheduler
+from fastdiff.integrations.diffusers.scheduling_edm_solver import EDMDPMSolverMultistepScheduler
+from fastdiff.integrations.diffusers.scheduling_midpoint import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
 from fastdiff.integrations.diffusers.scheduling_sigmas import (
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
@@ -51,14 +54,25 @@ from fastdiff.integrations.diffusers.scheduling_vp import (
     PNDMScheduler,
 )
 
+if is_torchsde_available():
+    from fastdiff.integrations.diffusers.scheduling_brownian import (
+        CosineDPMSolverMultistepScheduler,
+        DPMSolverSDEScheduler,
+    )
+else:  # diffusers' stand-ins, whose constructors say what is missing
+    from diffusers import CosineDPMSolverMultistepScheduler, DPMSolverSDEScheduler
+
 SCHEDULERS = {
     cls.__name__: cls
     for cls in (
         DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, PNDMScheduler, EulerDiscreteScheduler,
         EulerAncestralDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, DPMSolverMultistepScheduler,
         DPMSolverSinglestepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler, EDMEulerScheduler,
-        FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler,
+        FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler, KDPM2DiscreteScheduler,
+        KDPM2AncestralDiscreteScheduler, DPMSolverSDEScheduler, EDMDPMSolverMultistepScheduler,
+        CosineDPMSolverMultistepScheduler,
     )
+    if issubclass(cls, Stepping)
 }  # fmt: skip
 TABLES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod")
 

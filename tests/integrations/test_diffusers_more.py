@@ -1,0 +1,254 @@
+"""Random configurations of the schedulers beyond the first sixteen, beside diffusers' own: lists, and whole runs."""
+
+import copy
+import inspect
+import math
+import random
+import sys
+from unittest.mock import patch
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+import diffusers
+from diffusers.utils.torch_utils import randn_tensor
+from schedulers import SHAPE, begin, given
+
+import fastdiff
+import fastdiff.integrations.diffusers as ours
+from fastdiff.integrations.diffusers import base
+
+PREDICTIONS = ("epsilon", "v_prediction")
+LISTS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+
+
+def chosen(draw: random.Random, **fields) -> dict:
+    """Each field at one of its values, or left at its default."""
+    return {name: draw.choice(values) for name, values in fields.items() if draw.random() < 0.6}
+
+
+def betas(draw: random.Random) -> dict:
+    config = {"num_train_timesteps": 120} | chosen(
+        draw, num_train_timesteps=(40, 100, 250), beta_schedule=("linear", "scaled_linear"),
+        timestep_spacing=("leading", "trailing", "linspace"), steps_offset=(0, 1, 3),
+    )  # fmt: skip
+    if draw.random() < 0.3:
+        config |= {"beta_start": draw.uniform(1e-4, 1e-3), "beta_end": draw.uniform(0.01, 0.02)}
+    return config
+
+
+def steps_of(draw: random.Random) -> dict:
+    return {"num_inference_steps": draw.choice((1, 2, 3, 4, 7, 10, 20, 31))}
+
+
+def two_calls(draw: random.Random):
+    config = betas(draw) | chosen(draw, prediction_type=PREDICTIONS)
+    if draw.random() < 0.5:
+        config[draw.choice(LISTS)] = True
+    return config, steps_of(draw), {}
+
+
+def sde(draw: random.Random):
+    config, steps, _ = two_calls(draw)
+    config["noise_sampler_seed"] = draw.choice((0, 5, [3, 4]))
+    return config, steps, chosen(draw, s_noise=(0.5, 1.003))
+
+
+def edm_solver(draw: random.Random):
+    config = chosen(
+        draw, sigma_min=(0.002, 0.03), sigma_max=(80.0, 14.0), sigma_data=(0.5, 1.0), rho=(5.0, 7.0),
+        sigma_schedule=("karras", "exponential"), prediction_type=PREDICTIONS, solver_order=(1, 2, 3),
+        algorithm_type=("dpmsolver++", "sde-dpmsolver++"), solver_type=("midpoint", "heun"),
+        lower_order_final=(True, False), euler_at_final=(True, False), thresholding=(True,),
+        sample_max_value=(1.0, 3.0), final_sigmas_type=("zero", "sigma_min"),
+    )  # fmt: skip
+    return config, steps_of(draw), {}
+
+
+def cosine(draw: random.Random):
+    config, steps, _ = edm_solver(draw)
+    for name in ("algorithm_type", "thresholding", "sample_max_value"):
+        config.pop(name, None)
+    if config.get("solver_order") == 3 or (steps["num_inference_steps"] == 1 and "final_sigmas_type" in config):
+        config["solver_order"], steps["num_inference_steps"] = 2, 5
+    return config, steps, {}
+
+
+CONFIGS = {
+    "KDPM2DiscreteScheduler": two_calls,
+    "KDPM2AncestralDiscreteScheduler": two_calls,
+    "DPMSolverSDEScheduler": sde,
+    "EDMDPMSolverMultistepScheduler": edm_solver,
+    "CosineDPMSolverMultistepScheduler": cosine,
+}
+NEW = [name for name in CONFIGS if name in ours.SCHEDULERS]
+BROWNIAN = {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"}
+EVEN = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler")
+
+
+def small(name: str) -> dict:
+    """A config whose constructor takes no second: those of two calls make a list of all timesteps."""
+    return {"num_train_timesteps": 120} if name in EVEN else {}
+
+
+def both(name: str, config: dict, steps: dict):
+    pair = [getattr(module, name)(**config) for module in (diffusers, ours)]
+    for scheduler in pair:
+        scheduler.set_timesteps(**steps)
+    return pair
+
+
+def calls(scheduler):
+    """The timesteps of a run, each with what its step takes beside them."""
+    return [(t, {}) for t in scheduler.timesteps]
+
+
+def walked(scheduler, seed: int, options: dict, start: int = 0, dtype: torch.dtype = torch.float32, own=None):
+    """Each step's results, of a network that looks at what it is shown; the generator's state at the end."""
+    normals, generator = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+    torch.manual_seed(seed + 2)
+    begin([scheduler], start)
+    x = (torch.randn(SHAPE, generator=normals) * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
+    results = []
+    for t, more in calls(scheduler)[start:]:
+        shown = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        output = (torch.tanh(shown.double()) + torch.randn(SHAPE, generator=normals)).to(own or dtype)
+        done = scheduler.step(output, t, x, **given(scheduler, options, generator), **more)
+        done = dict(done.items()) if isinstance(done, dict) else dict(zip("ab", done, strict=False))
+        results.append(done)
+        x = next(iter(done.values()))
+    return results, generator.get_state()
+
+
+def apart(a: list[dict], b: list[dict]) -> float:
+    """The largest difference of any result over its largest entry."""
+    worst = 0.0
+    for i, (theirs, mine) in enumerate(zip(a, b, strict=True)):
+        assert theirs.keys() == mine.keys()
+        for key in theirs:
+            assert theirs[key].dtype == mine[key].dtype, (i, key)
+            size = float(theirs[key].abs().max().clamp(min=1e-3))
+            error = float((theirs[key].double() - mine[key].double()).abs().max()) / size
+            worst = max(worst, math.inf if math.isnan(error) else error)
+    return worst
+
+
+def lists_of(scheduler) -> dict:
+    return {
+        name: value for name, value in vars(scheduler).items() if torch.is_tensor(value) and not name.startswith("_")
+    }
+
+
+def test_every_new_class_is_swept():
+    assert set(ours.SCHEDULERS) - {"DDPMScheduler"} >= set(NEW)
+    assert len(NEW) >= 3
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NEW)
+def test_random_configurations(seed, name, count):
+    """Lists equal to the bit, each state of a run to 1e-4 of its largest entry; also from the middle of the list.
+
+    diffusers computes in float32, which is not accurate to 1e-4 everywhere: a run that is further apart is compared
+    with diffusers' own formulas in float64.
+    """
+    draw, wrong, compared = random.Random(seed), [], 0
+    for _ in range(count):
+        config, steps, options = CONFIGS[name](draw)
+        try:
+            theirs, mine = both(name, config, steps)
+            start = draw.choice((0, 0, len(calls(theirs)) // 2))
+            start -= start % 2 if name in EVEN else 0
+            expected, source = walked(copy.deepcopy(theirs), seed, options, start)
+        except Exception:  # what theirs does not serve
+            continue
+        if any(not value.isfinite().all() for done in expected for value in done.values()) or rises(theirs):
+            continue
+        compared += 1
+        for key, value in lists_of(theirs).items():
+            assert torch.equal(value.nan_to_num(-7), getattr(mine, key).nan_to_num(-7)), key
+        found, ours_source = walked(mine, seed, options, start)
+        assert torch.equal(source, ours_source), "noise was drawn otherwise"
+        error = apart(expected, found)
+        if error > 1e-4 and not BROWNIAN & {name}:
+            with (
+                patch.multiple(base, randn_tensor=drawn),
+                patch.multiple(module_of(theirs), randn_tensor=drawn, create=True),
+            ):
+                wide = [widened(scheduler) for scheduler in both(name, config, steps)]
+                error = apart(*(walked(scheduler, seed, options, start, torch.float64)[0] for scheduler in wide))
+        if not error <= 1e-4:
+            wrong.append((config, steps, options, start, error))
+    assert not wrong
+    assert compared >= count // 4
+
+
+def rises(scheduler) -> bool:
+    """Whether the list's last two σ, which are equal but for rounding, rise."""
+    sigmas = getattr(scheduler, "sigmas", torch.zeros(0)).tolist()
+    return len(sigmas) > 1 and sigmas[-2] < sigmas[-1] < sigmas[-2] * 1.001
+
+
+def drawn(shape, generator=None, device=None, dtype=None, layout=None):
+    """diffusers' normals, of float32 whatever the dtype."""
+    return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
+
+
+def module_of(scheduler):
+    return sys.modules[type(scheduler).__module__]
+
+
+def widened(scheduler):
+    for name, value in lists_of(scheduler).items():
+        if value.dtype == torch.float32 and name != "timesteps":
+            setattr(scheduler, name, value.double())
+    return scheduler
+
+
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(seed, name, dtype):
+    """diffusers' dtypes, also where the output's is another; the numbers to the dtype's rounding."""
+    config = small(name) | ({"noise_sampler_seed": 1} if "SDE" in name else {})
+    for own in (None, torch.float32):
+        theirs, mine = both(name, config, {"num_inference_steps": 5})
+        expected, found = (walked(s, seed, {}, dtype=dtype, own=own)[0] for s in (theirs, mine))
+        assert apart(expected[:3], found[:3]) <= 30 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_signatures_and_configs(tmp_path, name):
+    theirs, mine = getattr(diffusers, name), getattr(ours, name)
+    for method in ("__init__", "step", "set_timesteps"):
+        parameters = (inspect.signature(getattr(cls, method)).parameters.values() for cls in (theirs, mine))
+        assert len({tuple((p.name, p.default) for p in ps) for ps in parameters}) == 1
+    made = mine.from_config(theirs(**small(name)).config)
+    made.save_pretrained(tmp_path)
+    assert type(theirs.from_pretrained(tmp_path)) is theirs
+    assert type(mine.from_pretrained(tmp_path)) is mine
+    like = ours.like(theirs(**small(name)))
+    assert type(like) is mine
+
+
+@pytest.mark.parametrize("name", EVEN)
+def test_two_call_runs_begin_with_a_first_call(name):
+    if name not in NEW:
+        pytest.skip("needs torchsde")
+    mine = both(name, small(name), {"num_inference_steps": 5})[1]
+    mine.set_begin_index(3)
+    x = torch.zeros(SHAPE)
+    with pytest.raises(ValueError, match="an even number; got step 3"):
+        mine.step(x, mine.timesteps[3], x)
+
+
+@pytest.mark.parametrize("name", sorted(BROWNIAN))
+def test_steps_of_a_brownian_path_with_fastdiffs_noise(seed, name):
+    """use_fastdiff_noise: the increments are the stream's normals, and no path is made."""
+    pytest.importorskip("torchsde")
+    inside, outside = (both(name, small(name), {"num_inference_steps": 4})[1] for _ in range(2))
+    inside.use_fastdiff_noise(seed)
+    outside.noise_sampler = lambda *_: fastdiff.randn(SHAPE, seed=seed, draw=outside.step_index or 0, stream=1)
+    a, b = (walked(scheduler, seed, {})[0] for scheduler in (inside, outside))
+    assert apart(a, b) == 0
+    assert inside.noise_sampler is None
