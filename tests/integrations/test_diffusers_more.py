@@ -75,16 +75,44 @@ def cosine(draw: random.Random):
     return config, steps, {}
 
 
+def flow_heun(draw: random.Random):
+    config = chosen(draw, num_train_timesteps=(50, 1000), shift=(0.5, 3.0, 6.0))
+    churn = {"s_churn": draw.choice((1.0, 40.0)), "s_tmin": 0.05, "s_tmax": 0.9, "s_noise": 1.01}
+    return config, steps_of(draw), draw.choice(({}, churn))
+
+
+def flow_lcm(draw: random.Random):
+    config = chosen(
+        draw, num_train_timesteps=(50, 1000), shift=(0.5, 3.0), use_dynamic_shifting=(True,), invert_sigmas=(True,),
+        shift_terminal=(0.1,), time_shift_type=("exponential", "linear"), upscale_mode=("nearest", "bicubic"),
+    )  # fmt: skip
+    if draw.random() < 0.4:
+        config[draw.choice(LISTS)] = True
+    steps = steps_of(draw)
+    if draw.random() < 0.3:
+        steps = {"sigmas": [1.0, 0.7, 0.5, 0.2][: draw.choice((2, 4))]}
+    elif draw.random() < 0.2:
+        steps = {"timesteps": [900.0, 700.0, 100.0]}
+    if config.get("use_dynamic_shifting"):
+        steps["mu"] = draw.uniform(0.5, 1.2)
+    return config, steps, {}
+
+
 CONFIGS = {
     "KDPM2DiscreteScheduler": two_calls,
     "KDPM2AncestralDiscreteScheduler": two_calls,
     "DPMSolverSDEScheduler": sde,
     "EDMDPMSolverMultistepScheduler": edm_solver,
     "CosineDPMSolverMultistepScheduler": cosine,
+    "FlowMatchHeunDiscreteScheduler": flow_heun,
+    "FlowMatchLCMScheduler": flow_lcm,
 }
 NEW = [name for name in CONFIGS if name in ours.SCHEDULERS]
 BROWNIAN = {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"}
-EVEN = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler")
+EVEN = (
+    "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+)  # fmt: skip
 
 
 def small(name: str) -> dict:
@@ -163,7 +191,7 @@ def test_random_configurations(seed, name, count):
             expected, source = walked(copy.deepcopy(theirs), seed, options, start)
         except Exception:  # what theirs does not serve
             continue
-        if any(not value.isfinite().all() for done in expected for value in done.values()) or rises(theirs):
+        if any(not value.isfinite().all() for done in expected for value in done.values()) or -1 in theirs.timesteps:
             continue
         compared += 1
         for key, value in lists_of(theirs).items():
@@ -182,12 +210,6 @@ def test_random_configurations(seed, name, count):
             wrong.append((config, steps, options, start, error))
     assert not wrong
     assert compared >= count // 4
-
-
-def rises(scheduler) -> bool:
-    """Whether the list's last two σ, which are equal but for rounding, rise."""
-    sigmas = getattr(scheduler, "sigmas", torch.zeros(0)).tolist()
-    return len(sigmas) > 1 and sigmas[-2] < sigmas[-1] < sigmas[-2] * 1.001
 
 
 def drawn(shape, generator=None, device=None, dtype=None, layout=None):
@@ -252,3 +274,48 @@ def test_steps_of_a_brownian_path_with_fastdiffs_noise(seed, name):
     a, b = (walked(scheduler, seed, {})[0] for scheduler in (inside, outside))
     assert apart(a, b) == 0
     assert inside.noise_sampler is None
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bicubic"])
+def test_flow_lcm_enlarges(seed, mode):
+    """scale_factors: x̂_0 grows between the steps, and the generator is drawn from as diffusers draws."""
+    theirs, mine = both(
+        "FlowMatchLCMScheduler", {"scale_factors": [1.5, 2.0], "upscale_mode": mode}, {"num_inference_steps": 3}
+    )
+    results = []
+    for scheduler in (theirs, mine):
+        x, generator = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)), torch.manual_seed(seed)
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.tanh(x), t, x, generator=generator).prev_sample
+            results.append({"x": x})
+    assert results[-1]["x"].shape == (2, 3, 16, 16)
+    assert apart(results[:3], results[3:]) <= 1e-5
+    mine.set_scale_factors([2.0], mode)
+    mine.set_timesteps(3)
+    with pytest.raises(ValueError, match="one entry less than timesteps; got 1 and 3"):
+        mine.step(x, mine.timesteps[0], x)
+
+
+def test_flow_heun_noises_as_diffusers(seed):
+    theirs, mine = both("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, {"num_inference_steps": 6})
+    x, noise = torch.randn(SHAPE), torch.randn(SHAPE)
+    for scheduler in (theirs, mine):
+        scheduler.set_begin_index(4)
+    a, b = (s.scale_noise(x, s.timesteps[4:5], noise) for s in (theirs, mine))
+    assert float((a - b).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name in EVEN if name in NEW and "Flow" not in name])
+def test_the_timestep_before_the_first_is_dropped_with_its_call(seed, name):
+    """diffusers' trailing list of 61 of 1000 steps ends at −1: ours is that of the 61 levels before it."""
+    config = {"timestep_spacing": "trailing", "num_train_timesteps": 1000}
+    theirs, mine = both(
+        name, config | ({"noise_sampler_seed": 1} if "SDE" in name else {}), {"num_inference_steps": 61}
+    )
+    if theirs.timesteps[-1] != -1:
+        pytest.skip("this list does not end at -1")
+    assert torch.equal(mine.timesteps, theirs.timesteps[:-2])
+    results = walked(mine, seed, {})[0]
+    last = results[-1]
+    assert len(results) % 2 == 1
+    assert torch.equal(last["prev_sample"], last["pred_original_sample"])

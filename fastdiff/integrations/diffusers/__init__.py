@@ -32,6 +32,7 @@ from diffusers.utils import is_torchsde_available
 from fastdiff.integrations.diffusers.base import Stepping
 from fastdiff.integrations.diffusers.scheduling_distilled import LCMScheduler, TCDScheduler
 from fastdiff.integrations.diffusers.scheduling_edm_solver import EDMDPMSolverMultistepScheduler
+from fastdiff.integrations.diffusers.scheduling_flow import FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 from fastdiff.integrations.diffusers.scheduling_midpoint import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
 from fastdiff.integrations.diffusers.scheduling_sigmas import (
     EDMEulerScheduler,
@@ -70,7 +71,7 @@ SCHEDULERS = {
         DPMSolverSinglestepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler, EDMEulerScheduler,
         FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler, KDPM2DiscreteScheduler,
         KDPM2AncestralDiscreteScheduler, DPMSolverSDEScheduler, EDMDPMSolverMultistepScheduler,
-        CosineDPMSolverMultistepScheduler,
+        CosineDPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler,
     )
     if issubclass(cls, Stepping)
 }  # fmt: skip

@@ -16,6 +16,7 @@ from fastdiff.integrations.diffusers.base_sigmas import ScaledStepping
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import dpm_multistep
 from fastdiff.schedules.continuous import EDMSchedule
+from fastdiff.schedules.spacing import Spacing
 
 
 class EDMSolverStepping(ScaledStepping):
@@ -40,6 +41,11 @@ class EDMSolverStepping(ScaledStepping):
 
     def _missing(self, value: float, times: list[float]) -> int:
         return len(times) - 1  # as diffusers
+
+    def _walk(self, sigmas: list[float], times: list[float]) -> Spacing:
+        if self.config.final_sigmas_type == "sigma_min":  # stands there twice; the first was rounded as a power
+            sigmas = [*sigmas[:-1], min(sigmas[-2:])]
+        return super()._walk(sigmas, times)
 
     @property
     def _adds_noise(self) -> bool:

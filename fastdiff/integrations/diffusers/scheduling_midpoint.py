@@ -13,22 +13,47 @@ from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteSchedu
 from torch import Tensor
 
 from fastdiff.integrations.diffusers.base import result
-from fastdiff.integrations.diffusers.base_sigmas import ScaledStepping
+from fastdiff.integrations.diffusers.base_sigmas import ScaledStepping, SigmaList
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.stages import call, moved
 from fastdiff.schedules.level import Level
 
 
-class TwoCallStepping(ScaledStepping):
-    """What they share: a list in which each step's second call stands after its first."""
+class TwoCalls(SigmaList):
+    """A list in which each step's second call stands after its first; runs begin with a first one."""
 
     _has_history = True
-    is_scale_input_called = True  # here diffusers does not ask
 
     @property
     def state_in_first_order(self) -> bool:
         """Whether the next call is the first of its two."""
         return self._step_index is None or (self._step_index - (self._steps.start or 0)) % 2 == 0
+
+    def _first_calls(self, start: int) -> range:
+        if start % 2:
+            raise ValueError(f"a run begins with the first of a step's two calls, an even number; got step {start}")
+        return range(start, len(self._steps.times), 2)
+
+    def _first_place(self, timestep: Any) -> int:
+        place = super()._first_place(timestep)
+        return place + place % 2
+
+    def _mend_list(self) -> None:
+        """The timestep −1 with which diffusers ends some "trailing" lists is dropped, and the call before it."""
+        while (
+            len(self.timesteps) > 2 and self.config.get("timestep_spacing") == "trailing" and self.timesteps[-1] == -1
+        ):
+            zeros = int((self.sigmas == 0).sum())
+            self.sigmas = torch.cat([self.sigmas[: -zeros - 2], self.sigmas[-zeros:]])
+            self.timesteps = self.timesteps[:-2]
+            assert self.num_inference_steps is not None
+            self.num_inference_steps -= 1
+
+
+class TwoCallStepping(TwoCalls, ScaledStepping):
+    """Those that walk x_0 + σ ε by a second call at the σ half-way in ln σ."""
+
+    is_scale_input_called = True  # here diffusers does not ask
 
     # Each has its own: _middle(i) is σ of the second call of the step that begins at number i, and
     # _pair(i, here, middle, *options) are the rows of both calls.
@@ -36,10 +61,8 @@ class TwoCallStepping(ScaledStepping):
     _pair: Callable[..., tuple[Row, Row]]
 
     def _plan(self, start: int, *options: Any) -> Plan:
-        if start % 2:
-            raise ValueError(f"a run begins with the first of a step's two calls, an even number; got step {start}")
         times, sigmas, rows = self._steps.times, self._steps.sigmas, list[Row]()
-        for i in range(start, len(times), 2):
+        for i in self._first_calls(start):
             here = Level(times[i], 1.0, sigmas[i])
             if i + 1 == len(times) or sigmas[i + 1] == 0:  # Euler's step to the last σ
                 rows.append(call(here, self.config.prediction_type, math.inf, moved(here, 1.0, sigmas[i + 1])))
@@ -49,10 +72,6 @@ class TwoCallStepping(ScaledStepping):
                 raise ValueError(f"the σ between {sigmas[i]:g} and {sigmas[i + 1]:g} is {sigma} in float32: add steps")
             rows += self._pair(i, here, Level(times[i + 1], 1.0, sigma), *options)
         return Plan(tuple(rows), name=type(self).__name__)
-
-    def _first_place(self, timestep: Any) -> int:
-        place = super()._first_place(timestep)
-        return place + place % 2  # the first of a step's two calls
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         """The network's input at this call: sample over the state's standard deviation."""
