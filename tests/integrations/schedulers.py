@@ -21,7 +21,15 @@ EXACT = {
     for name in ("DDIMInverse", "PNDM", "HeunDiscrete", "LMSDiscrete", "DEISMultistep", "UniPCMultistep")
 }
 # Random of themselves, or called otherwise than the rest: they have tests of their own (test_diffusers_more.py).
-APART = {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"}
+APART = {
+    "DPMSolverSDEScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "CogVideoXDPMScheduler",
+    "UnCLIPScheduler",
+    "DDPMWuerstchenScheduler",
+    "SCMScheduler",
+    "IPNDMScheduler",
+}
 CHURN = {"s_churn": 8.0, "s_tmin": 0.2, "s_tmax": 30.0, "s_noise": 1.003}
 
 

@@ -98,6 +98,54 @@ def flow_lcm(draw: random.Random):
     return config, steps, {}
 
 
+def cogvideox(draw: random.Random):
+    """Lists on which T // steps is the distance of their entries: elsewhere diffusers leaves its own list."""
+    config = {"num_train_timesteps": 240, "timestep_spacing": draw.choice(("leading", "trailing"))} | chosen(
+        draw, beta_schedule=("linear", "scaled_linear", "squaredcos_cap_v2"), set_alpha_to_one=(True, False),
+        prediction_type=(*PREDICTIONS, "sample"), snr_shift_scale=(1.0, 3.0), clip_sample=(False,),
+    )  # fmt: skip
+    if config["timestep_spacing"] == "leading":
+        config |= chosen(draw, steps_offset=(0, 1))
+    if config.get("prediction_type") == "v_prediction":
+        config |= chosen(draw, rescale_betas_zero_snr=(True,))
+    return (
+        config,
+        {"num_inference_steps": draw.choice((1, 2, 3, 5, 8, 20, 30))},
+        chosen(draw, return_dict=(True, False)),
+    )
+
+
+def unclip(draw: random.Random):
+    config = {"num_train_timesteps": 200} | chosen(
+        draw, variance_type=("fixed_small_log", "learned_range"), clip_sample=(False,), clip_sample_range=(0.5, 5.0),
+        prediction_type=("epsilon", "sample"),
+    )  # fmt: skip
+    return config, {"num_inference_steps": draw.choice((2, 3, 7, 25, 200))}, {}
+
+
+def wuerstchen(draw: random.Random):
+    config = chosen(draw, scaler=(0.5, 2.0), s=(0.008, 0.02))
+    steps = {"num_inference_steps": draw.choice((1, 2, 7, 20, 60))}
+    return config, draw.choice((steps, {"timesteps": [1.0, 0.8, 0.55, 0.2, 0.0]})), {}
+
+
+def scm(draw: random.Random):
+    steps = {"num_inference_steps": draw.choice((1, 2, 3, 8)), "intermediate_timesteps": None}
+    if steps["num_inference_steps"] == 2:
+        steps["intermediate_timesteps"] = draw.choice((1.3, 0.9, None))
+    if steps["num_inference_steps"] == 3:
+        steps |= {"max_timesteps": None, "timesteps": [1.5708, 1.2, 0.4, 0.0]}
+    return chosen(draw, sigma_data=(0.5, 1.0)), steps, {}
+
+
+def ipndm(draw: random.Random):
+    steps = draw.choice((1, 2, 3, 5, 10, 40))
+    # The constructor's list, of num_train_timesteps, is of these numbers too.
+    betas = [math.sin(math.pi / 2 * (1 - i / steps)) for i in range(steps + 1)]
+    config = {"trained_betas": betas, "num_train_timesteps": steps} if draw.random() < 0.3 else {}
+    return {"num_train_timesteps": 50} | config, {"num_inference_steps": steps}, {}
+
+
 CONFIGS = {
     "KDPM2DiscreteScheduler": two_calls,
     "KDPM2AncestralDiscreteScheduler": two_calls,
@@ -106,6 +154,12 @@ CONFIGS = {
     "CosineDPMSolverMultistepScheduler": cosine,
     "FlowMatchHeunDiscreteScheduler": flow_heun,
     "FlowMatchLCMScheduler": flow_lcm,
+    "CogVideoXDDIMScheduler": cogvideox,
+    "CogVideoXDPMScheduler": cogvideox,
+    "UnCLIPScheduler": unclip,
+    "DDPMWuerstchenScheduler": wuerstchen,
+    "SCMScheduler": scm,
+    "IPNDMScheduler": ipndm,
 }
 NEW = [name for name in CONFIGS if name in ours.SCHEDULERS]
 BROWNIAN = {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"}
@@ -127,11 +181,6 @@ def both(name: str, config: dict, steps: dict):
     return pair
 
 
-def calls(scheduler):
-    """The timesteps of a run, each with what its step takes beside them."""
-    return [(t, {}) for t in scheduler.timesteps]
-
-
 def walked(scheduler, seed: int, options: dict, start: int = 0, dtype: torch.dtype = torch.float32, own=None):
     """Each step's results, of a network that looks at what it is shown; the generator's state at the end."""
     normals, generator = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
@@ -139,11 +188,23 @@ def walked(scheduler, seed: int, options: dict, start: int = 0, dtype: torch.dty
     begin([scheduler], start)
     x = (torch.randn(SHAPE, generator=normals) * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
     results = []
-    for t, more in calls(scheduler)[start:]:
+    name = type(scheduler).__name__
+    times = scheduler.timesteps[: -1 if name in ("DDPMWuerstchenScheduler", "SCMScheduler") else None][start:]
+    for i, t in enumerate(times):
         shown = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         output = (torch.tanh(shown.double()) + torch.randn(SHAPE, generator=normals)).to(own or dtype)
-        done = scheduler.step(output, t, x, **given(scheduler, options, generator), **more)
-        done = dict(done.items()) if isinstance(done, dict) else dict(zip("ab", done, strict=False))
+        more = given(scheduler, options, generator)
+        if name == "CogVideoXDPMScheduler":
+            more["old_pred_original_sample"] = results[-1]["b"] if i else None
+            more["timestep_back"] = times[i - 1] if i else None
+        if name == "UnCLIPScheduler":
+            more["prev_timestep"] = times[i + 1] if i + 1 < len(times) else None
+            if scheduler.config.variance_type == "learned_range":
+                output = torch.cat([output, torch.rand(SHAPE, generator=normals).to(output) * 2 - 1], dim=1)
+        if name == "DDPMWuerstchenScheduler":
+            t = t.expand(len(x)).to(dtype)  # as pipelines
+        done = scheduler.step(model_output=output, timestep=t, sample=x, **more)
+        done = dict(zip("ab", done.values() if isinstance(done, dict) else done, strict=False))
         results.append(done)
         x = next(iter(done.values()))
     return results, generator.get_state()
@@ -186,7 +247,7 @@ def test_random_configurations(seed, name, count):
         config, steps, options = CONFIGS[name](draw)
         try:
             theirs, mine = both(name, config, steps)
-            start = draw.choice((0, 0, len(calls(theirs)) // 2))
+            start = draw.choice((0, 0, len(theirs.timesteps) // 2))
             start -= start % 2 if name in EVEN else 0
             expected, source = walked(copy.deepcopy(theirs), seed, options, start)
         except Exception:  # what theirs does not serve
@@ -234,7 +295,8 @@ def test_half_precision(seed, name, dtype):
     """diffusers' dtypes, also where the output's is another; the numbers to the dtype's rounding."""
     config = small(name) | ({"noise_sampler_seed": 1} if "SDE" in name else {})
     for own in (None, torch.float32):
-        theirs, mine = both(name, config, {"num_inference_steps": 5})
+        steps = {"num_inference_steps": 5} | ({"intermediate_timesteps": None} if name == "SCMScheduler" else {})
+        theirs, mine = both(name, config, steps)
         expected, found = (walked(s, seed, {}, dtype=dtype, own=own)[0] for s in (theirs, mine))
         assert apart(expected[:3], found[:3]) <= 30 * torch.finfo(dtype).eps
 
@@ -318,4 +380,56 @@ def test_the_timestep_before_the_first_is_dropped_with_its_call(seed, name):
     results = walked(mine, seed, {})[0]
     last = results[-1]
     assert len(results) % 2 == 1
-    assert torch.equal(last["prev_sample"], last["pred_original_sample"])
+    assert torch.equal(last["a"], last["b"])
+
+
+def test_cogvideox_goes_on_with_the_callers_own_x0(seed):
+    """A kept x̂_0 that is not what the last step returned, or was edited since, is taken; also by a new scheduler."""
+    config, steps = {"num_train_timesteps": 240}, {"num_inference_steps": 8}
+    theirs, mine = both("CogVideoXDPMScheduler", config, steps)
+    x, other, output = (torch.randn(SHAPE) for _ in range(3))
+    times = mine.timesteps
+
+    def stepped(scheduler, old, i, **more):
+        back = times[i - 1] if i else None
+        return scheduler.step(output, old, times[i], back, x, generator=torch.manual_seed(seed), **more)
+
+    for scheduler in (mine, both("CogVideoXDPMScheduler", config, steps)[1]):
+        kept = stepped(scheduler, None, 2)[1]
+        for old in (other, kept, kept.add_(1.0), kept.clone()):
+            for i in (3, 4):
+                expected, found = (stepped(s, old, i) for s in (theirs, scheduler))
+                assert apart([dict(enumerate(expected))], [dict(enumerate(found))]) <= 1e-5
+    fresh = both("CogVideoXDPMScheduler", config, steps)[1]
+    expected, found = (stepped(s, other, 4, return_dict=True) for s in (theirs, fresh))
+    assert type(expected) is type(found)
+    assert apart([dict(expected)], [dict(found)]) <= 1e-5
+    with pytest.raises(ValueError, match="timestep_back must be the entry"):
+        fresh.step(output, other, times[4], times[2], x)
+    with pytest.raises(ValueError, match="timestep 5 is not one of"):
+        fresh.step(output, None, 5, None, x)
+
+
+def test_unclip_steps_between_any_two_timesteps(seed):
+    """prev_timestep None is the timestep before; another pair need not be in the list."""
+    theirs, mine = both("UnCLIPScheduler", {"num_train_timesteps": 200}, {"num_inference_steps": 7})
+    x, output = torch.randn(SHAPE), torch.randn(SHAPE)
+    for t, previous in ((33, 0), (33, None), (7, 2), (199, 4), (1, None), (0, None), (66, 65), (5, -1)):
+        expected, found = (s.step(output, t, x, previous, generator=torch.manual_seed(seed)) for s in (theirs, mine))
+        assert apart([dict(expected)], [dict(found)]) <= 1e-4, (t, previous)
+
+
+def test_wuerstchen_reads_a_rounded_timestep(seed):
+    """A timestep rounded to bfloat16 has diffusers' numbers, those of the rounded one; more than one is refused."""
+    theirs, mine = both("DDPMWuerstchenScheduler", {}, {"num_inference_steps": 20})
+    x, output = torch.randn(SHAPE), torch.randn(SHAPE)
+    rounded = theirs.timesteps[7].expand(2).to(torch.bfloat16)
+    assert float(rounded[0]) != float(theirs.timesteps[7])
+    expected, found = (s.step(output, rounded, x, torch.manual_seed(seed)).prev_sample for s in (theirs, mine))
+    assert float((expected - found).abs().max()) <= 1e-5
+    noised = [s.add_noise(x, output, torch.tensor([0.3, 0.9])) for s in (theirs, mine)]
+    assert float((noised[0] - noised[1]).abs().max()) <= 1e-6
+    with pytest.raises(ValueError, match="one number for the whole batch"):
+        mine.step(output, theirs.timesteps[3:5], x)
+    with pytest.raises(IndexError, match="there is no step after the list's last timestep"):
+        mine.step(output, theirs.timesteps[-1:], x)

@@ -30,10 +30,12 @@ except ModuleNotFoundError as error:
 from diffusers.utils import is_torchsde_available
 
 from fastdiff.integrations.diffusers.base import Stepping
+from fastdiff.integrations.diffusers.scheduling_cogvideox import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from fastdiff.integrations.diffusers.scheduling_distilled import LCMScheduler, TCDScheduler
 from fastdiff.integrations.diffusers.scheduling_edm_solver import EDMDPMSolverMultistepScheduler
 from fastdiff.integrations.diffusers.scheduling_flow import FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 from fastdiff.integrations.diffusers.scheduling_midpoint import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
+from fastdiff.integrations.diffusers.scheduling_prior import DDPMWuerstchenScheduler, UnCLIPScheduler
 from fastdiff.integrations.diffusers.scheduling_sigmas import (
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
@@ -48,6 +50,7 @@ from fastdiff.integrations.diffusers.scheduling_solvers import (
     DPMSolverSinglestepScheduler,
     UniPCMultistepScheduler,
 )
+from fastdiff.integrations.diffusers.scheduling_trig import IPNDMScheduler, SCMScheduler
 from fastdiff.integrations.diffusers.scheduling_vp import (
     DDIMInverseScheduler,
     DDIMScheduler,
@@ -72,6 +75,8 @@ SCHEDULERS = {
         FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler, KDPM2DiscreteScheduler,
         KDPM2AncestralDiscreteScheduler, DPMSolverSDEScheduler, EDMDPMSolverMultistepScheduler,
         CosineDPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler,
+        CogVideoXDDIMScheduler, CogVideoXDPMScheduler, UnCLIPScheduler, DDPMWuerstchenScheduler, SCMScheduler,
+        IPNDMScheduler,
     )
     if issubclass(cls, Stepping)
 }  # fmt: skip
@@ -105,7 +110,7 @@ def unserved(scheduler: Stepping) -> str | None:
     try:
         if hasattr(made, "scale_model_input"):
             made.scale_model_input(x, made.timesteps[0])
-        made.step(output, made.timesteps[0], x)
+        made._first_step(output, x)
     except (TypeError, ValueError) as error:
         return str(error)
     return None
