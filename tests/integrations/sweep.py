@@ -73,6 +73,14 @@ BY_CLASS: dict[tuple[str, str], tuple[Any, ...]] = {
     **{(f"{name}Scheduler", "original_inference_steps"): (50, 25) for name in ("LCM", "TCD")},
     **{(f"DPMSolver{kind}Scheduler", "solver_type"): ("midpoint", "heun") for kind in ("Multistep", "Singlestep")},
     ("UniPCMultistepScheduler", "solver_type"): ("bh1", "bh2"),
+    ("SASolverScheduler", "predictor_order"): (1, 2, 3, 4),
+    ("SASolverScheduler", "corrector_order"): (1, 2, 3, 4),
+    ("SASolverScheduler", "algorithm_type"): ("data_prediction", "noise_prediction"),
+    ("DPMSolverMultistepInverseScheduler", "algorithm_type"): ("dpmsolver++", "dpmsolver"),
+    **{(f"{name}Scheduler", "solver_type"): ("midpoint", "heun") for name in ("EDMDPMSolverMultistep", "DPMSolverMultistepInverse")},
+    ("EDMDPMSolverMultistepScheduler", "algorithm_type"): ("dpmsolver++", "sde-dpmsolver++"),
+    **{(f"{name}Scheduler", "variance_type"): (None,) for name in ("SASolver", "DPMSolverMultistepInverse")},
+    ("EDMDPMSolverMultistepScheduler", "prediction_type"): ("epsilon", "v_prediction"),
     **{(f"{name}Scheduler", "variance_type"): (None, None, "learned_range")
        for name in ("DPMSolverMultistep", "DPMSolverSinglestep")},
 }  # fmt: skip
@@ -308,7 +316,7 @@ def pair_of(case: Case) -> tuple[Any, Any, str, str]:
             theirs.timesteps, theirs.sigmas = mine.timesteps.clone(), getattr(mine, "sigmas", None)
             theirs.num_inference_steps = mine.num_inference_steps
         times = mine.timesteps
-        if not case.begin and len(times) > 1 and times[0] == times[1] and hasattr(theirs, "set_begin_index"):
+        if not case.begin and bool((times[1:] == times[0]).any()) and hasattr(theirs, "set_begin_index"):
             case.repeats = True  # theirs would begin with the second
             theirs.set_begin_index(0)
     return theirs, mine, their_error, error
@@ -417,7 +425,7 @@ KINDS = (
          lambda c: c.rounding == "theirs"),
     Kind(
         "differ", "previous timestep", "ours", "the list's next one, not timestep − T // steps",
-        lambda c: _is("DDIM", "DDIMInverse")(c) and _previous(c),
+        lambda c: _is("DDIM", "DDIMInverse", "CogVideoXDDIM")(c) and _previous(c),
     ),
     Kind(
         "differ", "PNDM: previous timestep, or from the middle", "ours", "as DDIM; a multistep method's start",
@@ -448,6 +456,8 @@ KINDS = (
          _says("walks down: σ must fall")),
     Kind("only ours raises", "σ that are infinite", "ours", "ᾱ is 0 in float32", 
          _says("(sigmas|alphas_cumprod) must be finite")),
+    Kind("only ours raises", "σ half-way that are NaN in float32", "ours", "theirs is NaN too",
+         _says("is nan in float32")),
     Kind("only ours raises", "Runge–Kutta from the middle", "ours", "theirs reads the wrong timesteps",
          _says("with skip_prk_steps=False a run must begin")),
     Kind("only ours raises", "x̂_0 of a clean image", "ours", "theirs divides by 0", _says("cannot leave the clean")),

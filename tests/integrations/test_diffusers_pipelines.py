@@ -15,6 +15,9 @@ import fastdiff.integrations.diffusers as ours
 
 diffusers.utils.logging.disable_progress_bar()
 NAMES = list(ours.SCHEDULERS)
+# Those of other models than Stable Diffusion's.
+OTHERS = {name for name in NAMES if name.startswith(("FlowMatch", "EDM", "Cosine", "CogVideoX", "UnCLIP", "DDPMWue"))}
+OTHERS |= {"DDIMInverseScheduler", "SCMScheduler", "IPNDMScheduler"}
 
 
 def unet(**more):
@@ -78,9 +81,7 @@ def test_stable_diffusion():
     config |= {"skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": False}
     prompt = {"prompt_embeds": torch.randn(1, 4, 16), "negative_prompt_embeds": torch.randn(1, 4, 16)}
     image = torch.rand(1, 3, 16, 16)
-    kinds = [
-        n for n in NAMES if n not in ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "DDIMInverseScheduler")
-    ]
+    kinds = [n for n in NAMES if n not in OTHERS]
     for kind in (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionImg2ImgPipeline):
         for name in kinds:
             middle = "image" in inspect.signature(kind.__call__).parameters

@@ -34,8 +34,10 @@ from fastdiff.integrations.diffusers.scheduling_cogvideox import CogVideoXDDIMSc
 from fastdiff.integrations.diffusers.scheduling_distilled import LCMScheduler, TCDScheduler
 from fastdiff.integrations.diffusers.scheduling_edm_solver import EDMDPMSolverMultistepScheduler
 from fastdiff.integrations.diffusers.scheduling_flow import FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
+from fastdiff.integrations.diffusers.scheduling_inverse import DPMSolverMultistepInverseScheduler
 from fastdiff.integrations.diffusers.scheduling_midpoint import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
 from fastdiff.integrations.diffusers.scheduling_prior import DDPMWuerstchenScheduler, UnCLIPScheduler
+from fastdiff.integrations.diffusers.scheduling_sasolver import SASolverScheduler
 from fastdiff.integrations.diffusers.scheduling_sigmas import (
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
@@ -76,7 +78,7 @@ SCHEDULERS = {
         KDPM2AncestralDiscreteScheduler, DPMSolverSDEScheduler, EDMDPMSolverMultistepScheduler,
         CosineDPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler,
         CogVideoXDDIMScheduler, CogVideoXDPMScheduler, UnCLIPScheduler, DDPMWuerstchenScheduler, SCMScheduler,
-        IPNDMScheduler,
+        IPNDMScheduler, SASolverScheduler, DPMSolverMultistepInverseScheduler,
     )
     if issubclass(cls, Stepping)
 }  # fmt: skip

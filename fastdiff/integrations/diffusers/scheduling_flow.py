@@ -117,7 +117,7 @@ class FlowMatchLCMScheduler(SigmaList, theirs.FlowMatchLCMScheduler):
             size = [round(factors[index] * length) for length in self._init_size]
             x0 = sample.to(torch.float32) - self._steps.sigmas[index] * model_output
             sample = model_output = torch.nn.functional.interpolate(x0, size=size, mode=self._upscale_mode)
-        noise = self._draw(generator, sample, torch.promote_types(torch.float32, dtype))
+        noise = self._draw(generator, sample, torch.float64 if dtype == torch.float64 else torch.float32)
         x, _ = self._advance(rows, index, model_output, sample, noise)
         self._step_index, x = index + 1, x.to(dtype)
         return result(FlowMatchLCMSchedulerOutput, prev_sample=x) if return_dict else (x,)
