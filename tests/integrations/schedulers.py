@@ -94,6 +94,26 @@ def given(scheduler, options: dict | None, generator: torch.Generator) -> dict:
     return {**(options or {}), **({"generator": generator} if takes else {})}
 
 
+def times_of(scheduler) -> Tensor:
+    """The timesteps that a run steps from: SCM's and Würstchen's lists have the last level too."""
+    beyond = type(scheduler).__name__ in ("DDPMWuerstchenScheduler", "SCMScheduler")
+    return scheduler.timesteps[: -1 if beyond else None]
+
+
+def beside(scheduler, times: Tensor, i: int, x0: Tensor | None) -> dict:
+    """What a pipeline gives step ``i`` of ``times`` beside a network's output, x and the generator.
+
+    ``x0`` is the second result of the step before.
+    """
+    name = type(scheduler).__name__
+    if name == "CogVideoXDPMScheduler":
+        back = times[i - 1] if i else None
+        return {"timestep": times[i], "old_pred_original_sample": x0, "timestep_back": back}
+    if name == "UnCLIPScheduler":
+        return {"timestep": times[i], "prev_timestep": times[i + 1] if i + 1 < len(times) else None}
+    return {"timestep": times[i].expand(SHAPE[0]) if name == "DDPMWuerstchenScheduler" else times[i]}
+
+
 def worst_of(a, b, x: Tensor) -> float:
     assert list(a) == list(b)
     worst = 0.0

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("diffusers")
 import diffusers
 from diffusers.utils.torch_utils import randn_tensor
-from schedulers import SHAPE, begin, given
+from schedulers import SHAPE, begin, beside, given, times_of
 
 import fastdiff
 import fastdiff.integrations.diffusers as ours
@@ -146,6 +146,24 @@ def ipndm(draw: random.Random):
     return {"num_train_timesteps": 50} | config, {"num_inference_steps": steps}, {}
 
 
+def sa_solver(draw: random.Random):
+    config = betas(draw) | chosen(
+        draw, predictor_order=(1, 2, 3, 4), corrector_order=(1, 2, 3, 4), prediction_type=(*PREDICTIONS, "sample"),
+        algorithm_type=("data_prediction", "noise_prediction"), lower_order_final=(False,), thresholding=(True,),
+    )  # fmt: skip
+    if draw.random() < 0.3:
+        config[draw.choice(LISTS)] = True
+    # More steps than that visit one timestep twice.
+    return {"num_train_timesteps": 1000} | config, {"num_inference_steps": draw.choice((1, 2, 3, 5, 8, 17))}, {}
+
+
+def inverse(draw: random.Random):
+    config, steps, _ = sa_solver(draw)
+    config = {key: value for key, value in config.items() if not key.endswith("_order")}
+    config["algorithm_type"] = draw.choice(("dpmsolver++", "dpmsolver"))
+    return config | chosen(draw, solver_order=(1, 2, 3), solver_type=("midpoint", "heun")), steps, {}
+
+
 CONFIGS = {
     "KDPM2DiscreteScheduler": two_calls,
     "KDPM2AncestralDiscreteScheduler": two_calls,
@@ -160,6 +178,8 @@ CONFIGS = {
     "DDPMWuerstchenScheduler": wuerstchen,
     "SCMScheduler": scm,
     "IPNDMScheduler": ipndm,
+    "SASolverScheduler": sa_solver,
+    "DPMSolverMultistepInverseScheduler": inverse,
 }
 NEW = [name for name in CONFIGS if name in ours.SCHEDULERS]
 BROWNIAN = {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"}
@@ -188,22 +208,17 @@ def walked(scheduler, seed: int, options: dict, start: int = 0, dtype: torch.dty
     begin([scheduler], start)
     x = (torch.randn(SHAPE, generator=normals) * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
     results = []
-    name = type(scheduler).__name__
-    times = scheduler.timesteps[: -1 if name in ("DDPMWuerstchenScheduler", "SCMScheduler") else None][start:]
+    times = times_of(scheduler)[start:]
     for i, t in enumerate(times):
         shown = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         output = (torch.tanh(shown.double()) + torch.randn(SHAPE, generator=normals)).to(own or dtype)
         more = given(scheduler, options, generator)
-        if name == "CogVideoXDPMScheduler":
-            more["old_pred_original_sample"] = results[-1]["b"] if i else None
-            more["timestep_back"] = times[i - 1] if i else None
-        if name == "UnCLIPScheduler":
-            more["prev_timestep"] = times[i + 1] if i + 1 < len(times) else None
-            if scheduler.config.variance_type == "learned_range":
-                output = torch.cat([output, torch.rand(SHAPE, generator=normals).to(output) * 2 - 1], dim=1)
-        if name == "DDPMWuerstchenScheduler":
-            t = t.expand(len(x)).to(dtype)  # as pipelines
-        done = scheduler.step(model_output=output, timestep=t, sample=x, **more)
+        more |= beside(scheduler, times, i, results[-1].get("b") if i else None)
+        if type(scheduler).__name__ == "DDPMWuerstchenScheduler":
+            more["timestep"] = more["timestep"].to(dtype)  # as pipelines
+        if scheduler.config.get("variance_type") == "learned_range":
+            output = torch.cat([output, torch.rand(SHAPE, generator=normals).to(output) * 2 - 1], dim=1)
+        done = scheduler.step(model_output=output, sample=x, **more)
         done = dict(zip("ab", done.values() if isinstance(done, dict) else done, strict=False))
         results.append(done)
         x = next(iter(done.values()))

@@ -115,6 +115,8 @@ class DDPMWuerstchenScheduler(Stepping, theirs.DDPMWuerstchenScheduler):
 
     def _row(self, t: float, following: float, bar: float, after: float) -> Row:
         """x' = (x − (1 − α) ε/√(1 − ᾱ))/√α + √((1 − α)(1 − ᾱ')/(1 − ᾱ)) z, α = ᾱ/ᾱ' (Ho et al. 2020, Algorithm 2)."""
+        if following > t:
+            raise ValueError(f"timesteps must fall from 1 to 0; got {following:g} after {t:g}")
         alpha = bar / after
         keep = 1 / math.sqrt(alpha)
         x = {"x": keep, "m": -keep * (1 - alpha) / math.sqrt(1 - bar)}
