@@ -62,6 +62,8 @@ def test_sigmas_that_are_changed(seed, name, edit, at):
     theirs, mine = pair(name, widen=False)
     if edit is end_higher and name in ("DEISMultistepScheduler", "EDMDPMSolverMultistepScheduler"):
         pytest.skip("NaN in diffusers")
+    if at and edit is not end_higher and name == "SASolverScheduler":
+        pytest.skip("corrects its last step with the σ that it was predicted with")
     if edit is end_higher and name.startswith("KDPM2"):
         pytest.skip("its list ends with three σ of 0")
     kept, plain = copy.deepcopy(mine), copy.deepcopy(mine)

@@ -30,9 +30,11 @@ class SASolverScheduler(SolverStepping, theirs.SASolverScheduler):
     """diffusers' SASolverScheduler, a step of which is one fused update (Xue et al. 2023): the row of a call corrects
     the state that led to it and predicts the next, and the anchor carries the corrected state and its noise.
 
-    It differs as DPMSolverMultistepScheduler does. ``tau_func`` is asked for the list's timesteps when a run begins.
+    It differs as DPMSolverMultistepScheduler does. ``tau_func`` is asked for the list's timesteps when a run begins. Where
+    σ are changed in its midst, the step before is corrected with the σ that it was predicted with.
     """
 
+    _dtype_from = "sample"
     add_noise = theirs.SASolverScheduler.add_noise  # by the table, not by the list of σ
     tau_func: Any
 
