@@ -1,6 +1,7 @@
 """Random configurations of the schedulers beyond the first sixteen, beside diffusers' own: lists, and whole runs."""
 
 import copy
+import importlib.util
 import inspect
 import math
 import random
@@ -18,6 +19,7 @@ from schedulers import SHAPE, begin, beside, given, times_of
 import fastdiff
 import fastdiff.integrations.diffusers as ours
 from fastdiff.integrations.diffusers import base
+from fastdiff.integrations.diffusers.left import REASONS
 
 PREDICTIONS = ("epsilon", "v_prediction")
 LISTS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
@@ -244,9 +246,22 @@ def lists_of(scheduler) -> dict:
     }
 
 
-def test_every_new_class_is_swept():
-    assert set(ours.SCHEDULERS) - {"DDPMScheduler"} >= set(NEW)
-    assert len(NEW) >= 3
+def test_every_scheduler_is_served_or_left_with_a_reason():
+    """None of diffusers' schedulers is forgotten: those that are not drop-ins are named in ``left.REASONS``."""
+    without_torchsde = BROWNIAN if importlib.util.find_spec("torchsde") is None else set()
+    names = {name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")}
+    assert names == set(ours.SCHEDULERS) | set(REASONS) | without_torchsde
+    assert not set(ours.SCHEDULERS) & set(REASONS)
+    assert set(CONFIGS) <= set(ours.SCHEDULERS) | without_torchsde
+
+
+def test_a_scheduler_that_is_left_is_named_with_its_reason():
+    class Mine(diffusers.DDPMScheduler):
+        pass
+
+    assert "not served yet" in ours.reason(diffusers.CMStochasticIterativeScheduler())
+    assert ours.like(Mine()) is None
+    assert "a class of its own" in ours.reason(Mine())
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])

@@ -11,7 +11,7 @@ dropped. A run begins at the first of the list's entries that equal a timestep g
 takes the second, and ends a step short.
 
 ``use_fastdiff_noise`` takes the steps' noise from fastdiff's stream instead, drawn inside the update. A step does not
-wait for the device.
+wait for the device. ``left.REASONS`` names diffusers' schedulers that are not here, each with the reason.
 """
 
 import copy
@@ -30,6 +30,7 @@ except ModuleNotFoundError as error:
 from diffusers.utils import is_torchsde_available
 
 from fastdiff.integrations.diffusers.base import Stepping
+from fastdiff.integrations.diffusers.left import reason
 from fastdiff.integrations.diffusers.scheduling_cogvideox import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from fastdiff.integrations.diffusers.scheduling_distilled import LCMScheduler, TCDScheduler
 from fastdiff.integrations.diffusers.scheduling_edm_solver import EDMDPMSolverMultistepScheduler
@@ -118,4 +119,4 @@ def unserved(scheduler: Stepping) -> str | None:
     return None
 
 
-__all__ = ["SCHEDULERS", "like", "unserved", *SCHEDULERS]
+__all__ = ["SCHEDULERS", "like", "reason", "unserved", *SCHEDULERS]

@@ -30,8 +30,8 @@ class SASolverScheduler(SolverStepping, theirs.SASolverScheduler):
     """diffusers' SASolverScheduler, a step of which is one fused update (Xue et al. 2023): the row of a call corrects
     the state that led to it and predicts the next, and the anchor carries the corrected state and its noise.
 
-    It differs as DPMSolverMultistepScheduler does. ``tau_func`` is asked for the list's timesteps when a run begins. Where
-    σ are changed in its midst, the step before is corrected with the σ that it was predicted with.
+    It differs as DPMSolverMultistepScheduler does. ``tau_func`` is asked for the list's timesteps when a run begins.
+    Where σ are changed in its midst, the step before is corrected with the σ that it was predicted with.
     """
 
     _dtype_from = "sample"
@@ -93,7 +93,7 @@ class SASolverScheduler(SolverStepping, theirs.SASolverScheduler):
         rows = []
         spans = [max(predicts[i] - 1, corrects[i] - 1, 0) for i in range(count)]
         for i, (reads, write) in enumerate(history(spans)):
-            here, there = stops[i], stops[i + 1]
+            here = stops[i]
             output, x = model_terms(self._noise_form, prediction, here, bound), {"x": 1.0}
             if corrects[i]:
                 now, before = self._corrector(stops[: i + 1], corrects[i], taus[i - 1])
