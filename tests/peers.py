@@ -3,7 +3,7 @@
     python tests/peers.py --diffusers CHECKOUT [arguments for pytest]
     python tests/peers.py --sweep N [--seed S]   # random configurations beside the installed diffusers; no checkout
 
-CHECKOUT is a source tree of diffusers near the installed version; its tests of the sixteen schedulers that fastdiff has
+CHECKOUT is a source tree of diffusers near the installed version; its tests of the schedulers that fastdiff has
 run against the installed diffusers, with fastdiff's classes under diffusers' names. Nothing in it is changed. A test is
 left out only by name, with a reason, in ``EXCLUDED``.
 """

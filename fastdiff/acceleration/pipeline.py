@@ -61,7 +61,7 @@ def accelerate(
                 kept[name] = f"{class_name(scheduler)}, since {error}"
                 continue
             if new is None:
-                kept[name] = class_name(scheduler)
+                kept[name] = f"{class_name(scheduler)}, since {ours.reason(scheduler)}"
                 continue
             why = _unserved(pipe, new) or ours.unserved(new)
             if why is None:

@@ -20,6 +20,16 @@ EXACT = {
     f"{name}Scheduler"
     for name in ("DDIMInverse", "PNDM", "HeunDiscrete", "LMSDiscrete", "DEISMultistep", "UniPCMultistep")
 }
+# Random of themselves, or called otherwise than the rest: they have tests of their own (test_diffusers_more.py).
+APART = {
+    "DPMSolverSDEScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "CogVideoXDPMScheduler",
+    "UnCLIPScheduler",
+    "DDPMWuerstchenScheduler",
+    "SCMScheduler",
+    "IPNDMScheduler",
+}
 CHURN = {"s_churn": 8.0, "s_tmin": 0.2, "s_tmax": 30.0, "s_noise": 1.003}
 
 
@@ -82,6 +92,26 @@ def difference(theirs, mine, options: dict | None = None, start: int = 0, seed: 
 def given(scheduler, options: dict | None, generator: torch.Generator) -> dict:
     takes = "generator" in inspect.signature(scheduler.step).parameters
     return {**(options or {}), **({"generator": generator} if takes else {})}
+
+
+def times_of(scheduler) -> Tensor:
+    """The timesteps that a run steps from: SCM's and Würstchen's lists have the last level too."""
+    beyond = type(scheduler).__name__ in ("DDPMWuerstchenScheduler", "SCMScheduler")
+    return scheduler.timesteps[: -1 if beyond else None]
+
+
+def beside(scheduler, times: Tensor, i: int, x0: Tensor | None) -> dict:
+    """What a pipeline gives step ``i`` of ``times`` beside a network's output, x and the generator.
+
+    ``x0`` is the second result of the step before.
+    """
+    name = type(scheduler).__name__
+    if name == "CogVideoXDPMScheduler":
+        back = times[i - 1] if i else None
+        return {"timestep": times[i], "old_pred_original_sample": x0, "timestep_back": back}
+    if name == "UnCLIPScheduler":
+        return {"timestep": times[i], "prev_timestep": times[i + 1] if i + 1 < len(times) else None}
+    return {"timestep": times[i].expand(SHAPE[0]) if name == "DDPMWuerstchenScheduler" else times[i]}
 
 
 def worst_of(a, b, x: Tensor) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 
 import diffusers
 import torch
+from schedulers import beside, times_of
 
 import fastdiff.integrations.diffusers as ours
 from fastdiff.integrations.diffusers import base
@@ -57,6 +58,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "sigma_schedule": ("karras", "exponential"),
     "rho": (7.0, 3.0),
     "shift": (1.0, 3.0),
+    "snr_shift_scale": (1.0, 3.0),
+    "scaler": (1.0, 0.5, 2.0),
     "timestep_scaling": (10.0, 3.0),
     "original_inference_steps": (50, 20),
     "s_churn": (0.0, 5.0, 50.0), "s_tmin": (0.0, 0.5), "s_tmax": (float("inf"), 10.0), "s_noise": (1.0, 1.003),
@@ -73,6 +76,14 @@ BY_CLASS: dict[tuple[str, str], tuple[Any, ...]] = {
     **{(f"{name}Scheduler", "original_inference_steps"): (50, 25) for name in ("LCM", "TCD")},
     **{(f"DPMSolver{kind}Scheduler", "solver_type"): ("midpoint", "heun") for kind in ("Multistep", "Singlestep")},
     ("UniPCMultistepScheduler", "solver_type"): ("bh1", "bh2"),
+    ("SASolverScheduler", "predictor_order"): (1, 2, 3, 4),
+    ("SASolverScheduler", "corrector_order"): (1, 2, 3, 4),
+    ("SASolverScheduler", "algorithm_type"): ("data_prediction", "noise_prediction"),
+    ("DPMSolverMultistepInverseScheduler", "algorithm_type"): ("dpmsolver++", "dpmsolver"),
+    **{(f"{name}Scheduler", "solver_type"): ("midpoint", "heun") for name in ("EDMDPMSolverMultistep", "DPMSolverMultistepInverse")},
+    ("EDMDPMSolverMultistepScheduler", "algorithm_type"): ("dpmsolver++", "sde-dpmsolver++"),
+    **{(f"{name}Scheduler", "variance_type"): (None,) for name in ("SASolver", "DPMSolverMultistepInverse")},
+    ("EDMDPMSolverMultistepScheduler", "prediction_type"): ("epsilon", "v_prediction"),
     **{(f"{name}Scheduler", "variance_type"): (None, None, "learned_range")
        for name in ("DPMSolverMultistep", "DPMSolverSinglestep")},
 }  # fmt: skip
@@ -151,6 +162,8 @@ def draw(name: str, number: int, seed: int) -> Case:
         del config["sigma_min"]
     if config.get("sigma_max", 0) is None:
         del config["sigma_max"]
+    if name == "DPMSolverSDEScheduler":  # or it is random
+        config["noise_sampler_seed"] = rng.choice((0, [3, 4]))
     steps, lists = _lists(name, config, rng)
     begin = rng.choice((0, 0, 0, 1, 2, 3)) if steps > 6 else 0
     return Case(name, number, config, lists, begin, _options(name, rng), rng.randrange(1 << 30))
@@ -164,7 +177,11 @@ def _lists(name: str, config: dict[str, Any], rng: random.Random) -> tuple[int, 
     lists: dict[str, Any] = {"num_inference_steps": steps}
     kind = rng.random()
     bare = not any(config.get(key) for key in LISTS)
-    if "timesteps" in takes and kind < 0.15 and bare and not name.startswith("FlowMatch"):
+    if name == "DDPMWuerstchenScheduler" and kind < 0.3:
+        lists = {"timesteps": [1.0, *sorted((rng.uniform(0.02, 0.98) for _ in range(steps - 1)), reverse=True), 0.0]}
+    elif name in ("DDPMWuerstchenScheduler", "SCMScheduler"):
+        pass
+    elif "timesteps" in takes and kind < 0.15 and bare and not name.startswith("FlowMatch"):
         lists = {"timesteps": sorted(rng.sample(range(T), min(steps, T)), reverse=True)}
     elif "sigmas" in takes and kind < 0.25:
         if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
@@ -172,6 +189,8 @@ def _lists(name: str, config: dict[str, Any], rng: random.Random) -> tuple[int, 
             lists |= {"sigmas": own}
         elif name.startswith("Euler"):
             lists = {"sigmas": [*sorted((rng.uniform(0.05, 14.0) for _ in range(steps)), reverse=True), 0.0]}
+    if name == "SCMScheduler":
+        lists["intermediate_timesteps"] = 1.3 if steps == 2 else None
     if "mu" in takes and config.get("use_dynamic_shifting"):
         if not name.startswith(("FlowMatch", "UniPC")):
             config.pop("time_shift_type", None)
@@ -199,7 +218,7 @@ def states(scheduler: Any, case: Case, wide: bool) -> list[dict[str, torch.Tenso
     generator, noise = (torch.Generator().manual_seed(case.seed + i) for i in range(2))
     dtype = torch.float64 if wide else torch.float32
     x = (torch.randn(SHAPE, generator=generator) * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
-    begin = case.begin * scheduler.order
+    begin = case.begin * getattr(scheduler, "order", 1)
     if begin and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     options = dict(case.options)
@@ -207,15 +226,19 @@ def states(scheduler: Any, case: Case, wide: bool) -> list[dict[str, torch.Tenso
         options["generator"] = noise
     learned = str(scheduler.config.get("variance_type")).startswith("learned")
     found: list[dict[str, torch.Tensor]] = []
-    T = scheduler.config.num_train_timesteps
-    for t in scheduler.timesteps[begin:]:
+    T = scheduler.config.get("num_train_timesteps", 1)
+    times = times_of(scheduler)[begin:]
+    for i, t in enumerate(times):
         shown = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         output = torch.tanh(shown.to(dtype) * (0.6 + 0.3 * float(t) / T))
         if learned:
             output = torch.cat([output, torch.sin(3 * output)], dim=1)
-        done = scheduler.step(output, t, x, **options)
+        given = beside(scheduler, times, i, found[-1].get("pred_original_sample") if found else None)
+        done = scheduler.step(model_output=output, sample=x, **given, **options)
+        if isinstance(done, tuple):
+            done = dict(zip(("prev_sample", "pred_original_sample"), done, strict=False))
         found.append({key: value for key, value in done.items() if value is not None})
-        x = done.prev_sample.to(dtype)
+        x = done["prev_sample"].to(dtype)
         if not bool(x.isfinite().all()):
             break
     return found
@@ -308,7 +331,7 @@ def pair_of(case: Case) -> tuple[Any, Any, str, str]:
             theirs.timesteps, theirs.sigmas = mine.timesteps.clone(), getattr(mine, "sigmas", None)
             theirs.num_inference_steps = mine.num_inference_steps
         times = mine.timesteps
-        if not case.begin and len(times) > 1 and times[0] == times[1] and hasattr(theirs, "set_begin_index"):
+        if not case.begin and bool((times[1:] == times[0]).any()) and hasattr(theirs, "set_begin_index"):
             case.repeats = True  # theirs would begin with the second
             theirs.set_begin_index(0)
     return theirs, mine, their_error, error
@@ -321,7 +344,7 @@ def run(case: Case) -> Case:
     if theirs is not None:
         a, their_error = attempt(lambda: states(theirs, case, False))
     if mine is not None:
-        case.steps = len(mine.timesteps) - case.begin * mine.order
+        case.steps = len(times_of(mine)) - case.begin * getattr(mine, "order", 1)
         case.gaps = (mine.timesteps[:-1] - mine.timesteps[1:]).tolist()
         case.last = float(mine.timesteps.min())
         b, error = attempt(lambda: states(mine, case, False))
@@ -416,8 +439,12 @@ KINDS = (
     Kind("differ", "float32's rounding, theirs the nearer", "both", "float64 runs agree",
          lambda c: c.rounding == "theirs"),
     Kind(
+        "differ", "σ_down of the cosine's first steps", "ours", "float32 cancels; a path of float64 would be another",
+        lambda c: _is("DPMSolverSDE")(c) and c.config.get("beta_schedule") == "squaredcos_cap_v2",
+    ),
+    Kind(
         "differ", "previous timestep", "ours", "the list's next one, not timestep − T // steps",
-        lambda c: _is("DDIM", "DDIMInverse")(c) and _previous(c),
+        lambda c: _is("DDIM", "DDIMInverse", "CogVideoXDDIM", "CogVideoXDPM")(c) and _previous(c),
     ),
     Kind(
         "differ", "PNDM: previous timestep, or from the middle", "ours", "as DDIM; a multistep method's start",
@@ -448,6 +475,8 @@ KINDS = (
          _says("walks down: σ must fall")),
     Kind("only ours raises", "σ that are infinite", "ours", "ᾱ is 0 in float32", 
          _says("(sigmas|alphas_cumprod) must be finite")),
+    Kind("only ours raises", "σ half-way that are NaN in float32", "ours", "theirs is NaN too",
+         _says("is nan in float32")),
     Kind("only ours raises", "Runge–Kutta from the middle", "ours", "theirs reads the wrong timesteps",
          _says("with skip_prk_steps=False a run must begin")),
     Kind("only ours raises", "x̂_0 of a clean image", "ours", "theirs divides by 0", _says("cannot leave the clean")),

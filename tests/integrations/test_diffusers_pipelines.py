@@ -15,6 +15,9 @@ import fastdiff.integrations.diffusers as ours
 
 diffusers.utils.logging.disable_progress_bar()
 NAMES = list(ours.SCHEDULERS)
+# Those of other models than Stable Diffusion's.
+OTHERS = {name for name in NAMES if name.startswith(("FlowMatch", "EDM", "Cosine", "CogVideoX", "UnCLIP", "DDPMWue"))}
+OTHERS |= {"DDIMInverseScheduler", "SCMScheduler", "IPNDMScheduler"}
 
 
 def unet(**more):
@@ -57,6 +60,7 @@ def test_image_pipelines(tmp_path, kind):
         fastdiff.restore(pipe)
 
 
+@pytest.mark.slow
 def test_stable_diffusion():
     """Text to image and image to image of a network of random weights, with every scheduler that it takes."""
     transformers = pytest.importorskip("transformers")
@@ -78,9 +82,7 @@ def test_stable_diffusion():
     config |= {"skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": False}
     prompt = {"prompt_embeds": torch.randn(1, 4, 16), "negative_prompt_embeds": torch.randn(1, 4, 16)}
     image = torch.rand(1, 3, 16, 16)
-    kinds = [
-        n for n in NAMES if n not in ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "DDIMInverseScheduler")
-    ]
+    kinds = [n for n in NAMES if n not in OTHERS]
     for kind in (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionImg2ImgPipeline):
         for name in kinds:
             middle = "image" in inspect.signature(kind.__call__).parameters
@@ -168,12 +170,21 @@ def test_accelerate_keeps_schedulers_that_ours_cannot_stand_in_for(seed):
     flow = {"use_flow_sigmas": True, "use_karras_sigmas": True, "prediction_type": "flow_prediction"}
     assert "use_karras_sigmas=True" in kept(diffusers.DPMSolverMultistepScheduler(**flow))
     for name in NAMES:
-        config = getattr(diffusers, name)().config
-        assert kept(getattr(diffusers, name)()) == "None", name
+        # Those of two calls a step make a list of all timesteps when they are constructed.
+        slow = name.startswith(("KDPM2", "DPMSolverSDE"))
+        scheduler = getattr(diffusers, name)(**{"num_train_timesteps": 60} if slow else {})
+        config = scheduler.config
+        assert ours.unserved(ours.like(scheduler)) is None, name
         if "use_dynamic_shifting" in config and name.startswith("Flow"):
             assert kept(getattr(diffusers, name)(use_dynamic_shifting=True)) == "None"
         if "variance_type" in config:
             assert kept(getattr(diffusers, name)(variance_type="learned_range")) == "None"
+
+    class Mine(diffusers.DDPMScheduler):
+        pass
+
+    assert "Mine, since it is a class of its own" in kept(Mine())
+    assert "ScoreSdeVeScheduler, since its corrector" in kept(diffusers.ScoreSdeVeScheduler())
 
     class ChronoEditPipeline(diffusers.DDPMPipeline):
         pass

@@ -11,7 +11,7 @@ dropped. A run begins at the first of the list's entries that equal a timestep g
 takes the second, and ends a step short.
 
 ``use_fastdiff_noise`` takes the steps' noise from fastdiff's stream instead, drawn inside the update. A step does not
-wait for the device.
+wait for the device. ``left.REASONS`` names diffusers' schedulers that are not here, each with the reason.
 """
 
 import copy
@@ -27,9 +27,18 @@ except ModuleNotFoundError as error:
     raise ImportError(
         'fastdiff.integrations.diffusers needs diffusers: pip install "fastdiff-torch[diffusers]"', name="diffusers"
     ) from error
+from diffusers.utils import is_torchsde_available
 
 from fastdiff.integrations.diffusers.base import Stepping
+from fastdiff.integrations.diffusers.left import reason
+from fastdiff.integrations.diffusers.scheduling_cogvideox import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from fastdiff.integrations.diffusers.scheduling_distilled import LCMScheduler, TCDScheduler
+from fastdiff.integrations.diffusers.scheduling_edm_solver import EDMDPMSolverMultistepScheduler
+from fastdiff.integrations.diffusers.scheduling_flow import FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
+from fastdiff.integrations.diffusers.scheduling_inverse import DPMSolverMultistepInverseScheduler
+from fastdiff.integrations.diffusers.scheduling_midpoint import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
+from fastdiff.integrations.diffusers.scheduling_prior import DDPMWuerstchenScheduler, UnCLIPScheduler
+from fastdiff.integrations.diffusers.scheduling_sasolver import SASolverScheduler
 from fastdiff.integrations.diffusers.scheduling_sigmas import (
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
@@ -44,6 +53,7 @@ from fastdiff.integrations.diffusers.scheduling_solvers import (
     DPMSolverSinglestepScheduler,
     UniPCMultistepScheduler,
 )
+from fastdiff.integrations.diffusers.scheduling_trig import IPNDMScheduler, SCMScheduler
 from fastdiff.integrations.diffusers.scheduling_vp import (
     DDIMInverseScheduler,
     DDIMScheduler,
@@ -51,14 +61,27 @@ from fastdiff.integrations.diffusers.scheduling_vp import (
     PNDMScheduler,
 )
 
+if is_torchsde_available():
+    from fastdiff.integrations.diffusers.scheduling_brownian import (
+        CosineDPMSolverMultistepScheduler,
+        DPMSolverSDEScheduler,
+    )
+else:  # diffusers' stand-ins, whose constructors say what is missing
+    from diffusers import CosineDPMSolverMultistepScheduler, DPMSolverSDEScheduler
+
 SCHEDULERS = {
     cls.__name__: cls
     for cls in (
         DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, PNDMScheduler, EulerDiscreteScheduler,
         EulerAncestralDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, DPMSolverMultistepScheduler,
         DPMSolverSinglestepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler, EDMEulerScheduler,
-        FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler,
+        FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler, KDPM2DiscreteScheduler,
+        KDPM2AncestralDiscreteScheduler, DPMSolverSDEScheduler, EDMDPMSolverMultistepScheduler,
+        CosineDPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler,
+        CogVideoXDDIMScheduler, CogVideoXDPMScheduler, UnCLIPScheduler, DDPMWuerstchenScheduler, SCMScheduler,
+        IPNDMScheduler, SASolverScheduler, DPMSolverMultistepInverseScheduler,
     )
+    if issubclass(cls, Stepping)
 }  # fmt: skip
 TABLES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod")
 
@@ -90,10 +113,10 @@ def unserved(scheduler: Stepping) -> str | None:
     try:
         if hasattr(made, "scale_model_input"):
             made.scale_model_input(x, made.timesteps[0])
-        made.step(output, made.timesteps[0], x)
+        made._first_step(output, x)
     except (TypeError, ValueError) as error:
         return str(error)
     return None
 
 
-__all__ = ["SCHEDULERS", "like", "unserved", *SCHEDULERS]
+__all__ = ["SCHEDULERS", "like", "reason", "unserved", *SCHEDULERS]

@@ -96,6 +96,10 @@ class Stepping:
         if prediction is not None and prediction not in self._predictions:
             self._refuse("prediction_type", f"must be one of {', '.join(self._predictions)}")
 
+    def _first_step(self, model_output: Tensor, sample: Tensor) -> None:
+        """Step from the list's head, to see whether that is served."""
+        self.step(model_output, self.timesteps[0], sample)  # type: ignore[attr-defined]
+
     def _refuse(self, option: str, why: str) -> None:
         raise ValueError(f"{option}={self.config[option]!r} of {type(self).__name__} {why}")
 

@@ -31,7 +31,7 @@ class SolverStepping(SigmaStepping):
     def _check_config(self) -> None:
         super()._check_config()
         config = self.config
-        if config.solver_order not in (1, 2, 3):
+        if config.get("solver_order", 1) not in (1, 2, 3):
             self._refuse("solver_order", "must be 1, 2 or 3")
         if config.prediction_type == "flow_prediction" and not config.use_flow_sigmas:
             self._refuse("prediction_type", "needs use_flow_sigmas=True")
