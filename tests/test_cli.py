@@ -200,7 +200,7 @@ def test_plan_reads_a_model_s_schedule(tmp_path: Path) -> None:
 
 
 def test_plan_reads_a_flow_s_folder(tmp_path: Path) -> None:
-    """The schedule that the config is, with what its network predicts; the image's tokens where the shift needs them."""
+    """The schedule that the config is, what its network predicts, and the tokens where the shift needs them."""
     (tmp_path / "scheduler").mkdir()
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))

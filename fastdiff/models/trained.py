@@ -11,9 +11,9 @@ import torch
 
 from fastdiff.files import read_json_object
 from fastdiff.models.unet import UNet
+from fastdiff.samplers.names import understood
 from fastdiff.schedules.convert import from_diffusers
 from fastdiff.schedules.diffusers_config import class_of, kind, prediction_type
-from fastdiff.samplers.names import understood
 from fastdiff.schedules.discrete import NoiseSchedule
 
 _DIGITS = Path(__file__).resolve().parents[1] / "assets" / "digits"
