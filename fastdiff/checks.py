@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of networks, and of what the kernels read and write
+LARGEST = torch.finfo(torch.float32).max
 
 # ---- numbers
 
@@ -91,6 +92,15 @@ def check_number(name: str, value: float, low: float, high: float | None = None)
         raise ValueError(f"{name} must be finite and at least {low:g}; got {shown(value)}")
     if high is not None and not (low <= value <= high and (value == math.inf or is_finite(value))):
         raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {shown(value)}")
+    return float(value)
+
+
+def check_float32(name: str, value: float, low: float = -math.inf) -> float:
+    """``value`` as a float that is at least low and finite in float32, in which it is used."""
+    check_real(name, value)
+    if not (low <= value and abs(value) <= LARGEST):  # written so that NaN fails
+        least = "" if low == -math.inf else f" and at least {low:g}"
+        raise ValueError(f"{name} must be finite in float32{least}; got {shown(value)}")
     return float(value)
 
 
@@ -169,11 +179,15 @@ def check_dense(name: str, tensor: Any) -> None:
 
 
 def check_image(x: Any) -> None:
-    """Raises TypeError for what is no dense tensor of floating point, ValueError where it is no image with pixels."""
+    """Raises TypeError for what is no dense tensor of 16, 32 or 64 bits of floating point, ValueError where it is no
+    image with pixels.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor; got {type(x).__name__}")
-    if not x.is_floating_point() or x.layout != torch.strided:
-        raise TypeError(f"x must be a dense tensor of floating point; got a {x.layout} one of {x.dtype}")
+    if x.dtype not in (*DTYPES, torch.float64) or x.layout != torch.strided:
+        raise TypeError(
+            f"x must be a dense tensor of float32, float64, bfloat16 or float16; got a {x.layout} one of {x.dtype}"
+        )
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(f"x must have the shape [B, C, H, W] with C, H, W > 0; got {list(x.shape)}")
 

@@ -46,8 +46,7 @@ def randn(
     shape = check_shape("shape", shape)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16 or float16; got {dtype}")
-    check_int("draw", draw, 0, (1 << 32) - 1)
-    check_int("stream", stream, 0, (1 << 32) - 1)
+    draw, stream = check_int("draw", draw, 0, (1 << 32) - 1), check_int("stream", stream, 0, (1 << 32) - 1)
     if memory_format is not torch.contiguous_format:
         ranks = {torch.channels_last: 4, torch.channels_last_3d: 5}
         if not isinstance(memory_format, torch.memory_format):
