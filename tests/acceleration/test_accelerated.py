@@ -303,9 +303,9 @@ def test_inputs_that_the_layers_do_not_take(seed, dtype):
     network(x)
     conv, norm, _, linear = network
     for layer, image in ((conv, x), (norm, x)):
-        with pytest.raises((TypeError, RuntimeError), match="floating point|dtype|type"):
+        with pytest.raises((TypeError, RuntimeError), match=r"floating point|dtype|type"):
             layer(image.long())
-    with pytest.raises((TypeError, RuntimeError), match="floating point|dtype"):
+    with pytest.raises((TypeError, RuntimeError), match=r"floating point|dtype"):
         linear(torch.ones(2, 9, dtype=torch.int64))
     for wrong, words in ((torch.randn(2, 8), "mat1 and mat2 shapes"), (torch.tensor(1.0), "at least 1D")):
         with pytest.raises(RuntimeError, match=words):

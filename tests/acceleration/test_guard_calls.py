@@ -1095,5 +1095,5 @@ def test_attention_that_needs_a_prompt(seed):
     for prompt, error in ((None, RuntimeError), (torch.ones(2, 5, attention.to_k.in_features).long(), TypeError)):
         with pytest.raises(RuntimeError):
             own(x, prompt)
-        with pytest.raises(error, match="mat1 and mat2 shapes|floating point"):
+        with pytest.raises(error, match=r"mat1 and mat2 shapes|floating point"):
             attention(x, prompt)

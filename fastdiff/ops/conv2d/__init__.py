@@ -46,7 +46,8 @@ def conv2d(
     the same, ``bind``.
 
     Args:
-        x: [B, C, H, W] of float32, float64, bfloat16 or float16, of any strides; doubled first by its nearest neighbours if ``upsample``.
+        x: [B, C, H, W] of float32, float64, bfloat16 or float16, of any strides; doubled first by its nearest
+            neighbours if ``upsample``.
         weight: [N, C / groups, R, S] of x's dtype, or of float32 or float64, and then used in x's.
         bias: [N], likewise, or None.
         stride, padding, dilation, groups: as torch has them; padding may also be ((top, bottom), (left, right)).
