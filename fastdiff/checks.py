@@ -76,7 +76,7 @@ def check_int(name: str, value: object, low: int, high: int) -> int:
     """``value`` if it is an int in [low, high], else TypeError or ValueError naming it."""
     if type(value) is int and low <= value <= high:
         return value
-    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
+    if isinstance(value, (bool, Tensor, np.ndarray)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     number = value.__index__()
     if not low <= number <= high:
@@ -166,6 +166,12 @@ def check_device(device: torch.device | str | None) -> torch.device:
         except (RuntimeError, AssertionError, ImportError) as error:  # by name and by build of torch
             raise ValueError(f"device is {str(target)!r}: {error}") from error
     return target
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raises ValueError for what is none of the three dtypes."""
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise ValueError(f"{name} must be float32, bfloat16 or float16; got {dtype}")
 
 
 def check_dense(name: str, tensor: Any) -> None:

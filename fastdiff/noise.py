@@ -51,8 +51,8 @@ def noise_key(
     ``seed`` numbers the samples sample_offset, sample_offset + 1, …; ``seeds`` gives each sample its own seed and
     sample number 0. Raises TypeError or ValueError where a seed is not an int in [0, 2⁶⁴), or a number not in [0, 2³²).
     """
+    seed = check_int("seed", seed, 0, _U64)
     if seeds is None:
-        seed = check_int("seed", seed, 0, _U64)
         if batch > 1 << 32:
             raise ValueError(f"a batch has at most 2**32 samples; got {batch}")
         return NoiseKey(seed, check_int("sample_offset", sample_offset, 0, (1 << 32) - max(batch, 1)))

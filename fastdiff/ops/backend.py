@@ -38,8 +38,10 @@ def why_missing(backend: str, device_type: str, op: str = "randn") -> str | None
 
 def check_backend(op: str, backend: str, known: tuple[str, ...] = FUSED) -> None:
     """Raises ValueError for a name that is no backend of an operation."""
-    if backend == "auto" or backend in known:
+    if isinstance(backend, str) and (backend == "auto" or backend in known):
         return
+    if not isinstance(backend, str):
+        raise ValueError(f"backend is {backend!r}; it must be auto, {', '.join(known)}")
     why = f", but {op} has no {backend} kernel" if backend in BACKENDS else ""
     raise ValueError(f"backend is {backend!r}{why}; it must be auto, {', '.join(known)}")
 

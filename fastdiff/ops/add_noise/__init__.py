@@ -65,7 +65,7 @@ def add_noise(
                 f"noise must have x0's shape {list(x0.shape)}, dtype {x0.dtype} and device {x0.device}; "
                 f"got {list(noise.shape)}, {noise.dtype}, {noise.device}"
             )
-        if seed != 0 or seeds is not None or sample_offset != 0 or draw != 0:
+        if seeds is not None or any((type(n) is not int or n) for n in (seed, sample_offset, draw)):
             raise ValueError("noise was given, so seed, seeds, sample_offset and draw must be left out")
     key = noise_key(len(x0), x0.device, seed, seeds, sample_offset)
     plain = transformed()

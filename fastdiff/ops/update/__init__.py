@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastdiff.checks import DTYPES, check_int
+from fastdiff.checks import DTYPES, check_dtype, check_int
 from fastdiff.noise import NoiseKey, noise_key
 from fastdiff.ops.backend import choose
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
@@ -121,8 +121,8 @@ def update(
     several, variance = split_outputs(several, shape, plan.learned_variance, device, "outputs", x.dtype)
     if r.calls_model != (len(several) > 0):  # older compilers cannot trace bool(tuple)
         raise ValueError(f"row {row} makes {'a' if r.calls_model else 'no'} network call; got {len(several)} outputs")
-    if model_dtype is not None and model_dtype not in DTYPES:
-        raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {model_dtype}")
+    if model_dtype is not None:
+        check_dtype("model_dtype", model_dtype)
     for name, flag in (("return_x0", return_x0), ("channels_last", channels_last)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be a bool; got {type(flag).__name__}")
