@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import math
@@ -29,7 +30,7 @@ OPTIONS: dict[str, Any] = {
     "euler_at_final": (True, False), "s_churn": (0.0, 5.0), "s_tmin": (0.0, 0.1), "s_tmax": (math.inf, 10.0),
     "s_noise": (1.0, 1.003), "use_clipped_model_output": (True, False), "stages": ("listed", "inserted"),
     "r": (0.5, 0.3), "predict_x0": (True, False), "disable_corrector": ((), (0, 1)), "ve": (True, False),
-    "skip_prk_steps": (True, False), "averages": ("epsilon", "m"), "method": ("singlestep", "multistep"),
+    "skip_prk_steps": (True, False), "averages": ("epsilon", "output"), "method": ("singlestep", "multistep"),
     "variance": ("fixed_small", "fixed_large", None), "jump_length": (1, 2, 3), "jump_n_sample": (1, 2),
     "original_inference_steps": (50, 20), "timestep_scaling": (10.0, 1.0), "sigma_data": (0.5, 1.0),
 }  # fmt: skip
@@ -49,8 +50,15 @@ def schedule(draw: Draw) -> Any:
 
 
 def some_options(draw: Draw, function: Any) -> dict[str, Any]:
-    names = [name for name in inspect.signature(function).parameters if name in OPTIONS]
-    return {name: draw.choice(OPTIONS[name]) for name in names if draw.chance(0.4)}
+    """Some of a sampler's own options, mostly ones that go together."""
+    chosen = {}
+    for name in inspect.signature(function).parameters:
+        if name in OPTIONS and draw.chance(0.1 if name in ("stages", "method", "algorithm") else 0.4):
+            values = OPTIONS[name]
+            if name == "solver_type" and draw.chance(0.9):
+                values = ("bh1", "bh2") if function is SAMPLERS["unipc"] else ("midpoint", "heun")
+            chosen[name] = draw.choice(values)
+    return chosen
 
 
 def sampler(draw: Draw) -> Call:
@@ -121,6 +129,10 @@ def exact_output(x: Tensor, point: Tensor, row: Row, prediction: str) -> Tensor:
 
 def rows(draw: Draw) -> Call:
     """Row and Plan of junk."""
+    if draw.chance(0.3):
+        fields = [f.name for f in dataclasses.fields(Row) if f.init]
+        given = {name: getattr(random_row(draw, 1, 3), name) for name in fields}  # of rows that may not go together
+        return Call(call_text("Row", (), given), lambda: Row(**given), lambda row: runs(Plan((row,))), refused=True)
     if draw.chance(0.5):
         good: dict[str, Any] = {"t": 1.0, "alpha": 0.5, "sigma": 0.5, "x": {"x": 1.0}}
         call = spoiled(draw, Row, good, draw.randint(1, 2))
