@@ -99,8 +99,9 @@ def check_float32(name: str, value: float, low: float = -math.inf) -> float:
     """``value`` as a float that is at least low and finite in float32, in which it is used."""
     check_real(name, value)
     if not (low <= value and abs(value) <= LARGEST):  # written so that NaN fails
+        where = " in float32" if is_finite(value) else ""
         least = "" if low == -math.inf else f" and at least {low:g}"
-        raise ValueError(f"{name} must be finite in float32{least}; got {shown(value)}")
+        raise ValueError(f"{name} must be finite{where}{least}; got {shown(value)}")
     return float(value)
 
 
@@ -192,7 +193,8 @@ def check_image(x: Any) -> None:
         raise TypeError(f"x must be a tensor; got {type(x).__name__}")
     if x.dtype not in (*DTYPES, torch.float64) or x.layout != torch.strided:
         raise TypeError(
-            f"x must be a dense tensor of float32, float64, bfloat16 or float16; got a {x.layout} one of {x.dtype}"
+            "x must be a dense tensor of floating point (float32, float64, bfloat16 or float16); "
+            f"got a {x.layout} one of {x.dtype}"
         )
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(f"x must have the shape [B, C, H, W] with C, H, W > 0; got {list(x.shape)}")

@@ -34,13 +34,13 @@ def test_a_backend_that_is_none(name, backend):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("attention", {"scale": BEYOND}, "scale must be finite in float32; got an int of"),
+        ("attention", {"scale": BEYOND}, "scale must be finite; got an int of"),
         ("attention", {"scale": float("nan")}, "scale"),
-        ("attention", {"scale": 1e39}, "scale"),
+        ("attention", {"scale": 1e39}, "scale must be finite in float32; got 1e\\+39"),
         ("attention", {"scale": "1"}, "scale"),
-        ("conv_epilogue", {"scale": BEYOND}, "scale must be finite in float32; got an int of"),
+        ("conv_epilogue", {"scale": BEYOND}, "scale must be finite; got an int of"),
         ("conv_epilogue", {"scale": True}, "scale"),
-        ("group_norm_silu", {"eps": BEYOND}, "eps must be finite in float32 and at least 0; got an int of"),
+        ("group_norm_silu", {"eps": BEYOND}, "eps must be finite and at least 0; got an int of"),
         ("group_norm_silu", {"eps": 1e39}, "eps"),
         ("group_norm_silu", {"eps": -1e-9}, "eps"),
         ("update", {"outputs": [X, X], "guidance": ["a", 1.0]}, r"guidance\[0\] must be a number"),

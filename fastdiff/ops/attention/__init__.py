@@ -7,6 +7,7 @@ reference.py says what is computed; triton_impl.py computes it in float32; choic
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -75,7 +76,12 @@ def _check_all(q: Tensor, k: Tensor, v: Tensor, scale: float | None, backend: st
         _check(name, tensor, q)
     if v.shape != k.shape:
         raise ValueError(f"v must have k's shape {list(k.shape)}; got {list(v.shape)}")
-    scale = q.shape[3] ** -0.5 if scale is None else check_float32("scale", scale)
+    if scale is None:
+        scale = q.shape[3] ** -0.5
+    elif isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"scale must be a number or None; got {type(scale).__name__}")
+    else:
+        scale = check_float32("scale", scale)
     check_backend("attention", backend, tuple(KERNELS))
     return scale
 
