@@ -37,7 +37,8 @@ struct Random {
         if (dtype == kFloat32) return floats(count);
         uint16_t* at = static_cast<uint16_t*>(bytes(count * 2));
         for (int64_t i = 0; i < count; ++i)
-            at[i] = static_cast<uint16_t>((dtype == kFloat16 ? 0x3000 : 0x3f00) + in(0, 0x3ff) + (chance(50) ? 0x8000 : 0));
+            at[i] =
+                static_cast<uint16_t>((dtype == kFloat16 ? 0x3000 : 0x3f00) + in(0, 0x3ff) + (chance(50) ? 0x8000 : 0));
         return at;
     }
     void* bytes(int64_t count) {
@@ -260,7 +261,8 @@ bool agrees(uint64_t seed) {
     call.run(kThreads);
     for (size_t i = 0; i < call.outputs.size(); ++i)
         if (!std::equal(alone[i].begin(), alone[i].end(), call.outputs[i].data)) {
-            std::printf("%s on %d threads differs from one: seed %llu\n", call.name, kThreads, (unsigned long long)seed);
+            std::printf("%s on %d threads differs from one: seed %llu\n", call.name, kThreads,
+                        (unsigned long long)seed);
             return false;
         }
     return true;
