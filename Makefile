@@ -3,7 +3,7 @@ PYTHON ?= python
 RESULTS ?= benchmarks/results
 
 .DEFAULT_GOAL := help
-.PHONY: help install test slow networks gates lint bench report gpu compat aot
+.PHONY: help install test slow networks fuzz sanitize gates lint bench report gpu compat aot
 
 help:     ## this list
 	@sed -n 's/^\([a-z]*\): *## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -19,6 +19,12 @@ slow:     ## the others
 
 networks: ## accelerate on other libraries' networks and after what people do to them; a quarter of an hour
 	$(PYTHON) -m pytest -n2 -m networks tests/acceleration
+
+fuzz:     ## 10,000 random calls; a failure prints the command that repeats it. FUZZ="--seed 7 --kind conv2d"
+	cd tests && PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) -m fuzz $(FUZZ)
+
+sanitize: ## csrc built with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and its tests under them
+	PYTHON="$(PYTHON)" tools/sanitize
 
 gates:    ## circles of imports, calls, lines: tools/gates.py
 	$(PYTHON) tools/gates.py

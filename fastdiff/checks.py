@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of networks, and of what the kernels read and write
+LARGEST = torch.finfo(torch.float32).max
 
 # ---- numbers
 
@@ -90,7 +91,7 @@ def check_int(name: str, value: object, low: int, high: int) -> int:
     """``value`` if it is an int in [low, high], else TypeError or ValueError naming it."""
     if type(value) is int and low <= value <= high:
         return value
-    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
+    if isinstance(value, (bool, Tensor, np.ndarray)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     number = value.__index__()
     if not low <= number <= high:
@@ -106,6 +107,16 @@ def check_number(name: str, value: float, low: float, high: float | None = None)
         raise ValueError(f"{name} must be finite and at least {low:g}; got {shown(value)}")
     if high is not None and not (low <= value <= high and (value == math.inf or is_finite(value))):
         raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {shown(value)}")
+    return float(value)
+
+
+def check_float32(name: str, value: float, low: float = -math.inf) -> float:
+    """``value`` as a float that is at least low and finite in float32, in which it is used."""
+    check_real(name, value)
+    if not (low <= value and abs(value) <= LARGEST):  # written so that NaN fails
+        where = " in float32" if is_finite(value) else ""
+        least = "" if low == -math.inf else f" and at least {low:g}"
+        raise ValueError(f"{name} must be finite{where}{least}; got {shown(value)}")
     return float(value)
 
 
@@ -173,6 +184,12 @@ def check_device(device: torch.device | str | None) -> torch.device:
     return target
 
 
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raises ValueError for what is none of the three dtypes."""
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise ValueError(f"{name} must be float32, bfloat16 or float16; got {dtype}")
+
+
 def check_dense(name: str, tensor: Any) -> None:
     """Raises TypeError for what is no dense tensor of float32, bfloat16 or float16."""
     if not isinstance(tensor, Tensor):
@@ -184,11 +201,16 @@ def check_dense(name: str, tensor: Any) -> None:
 
 
 def check_image(x: Any) -> None:
-    """Raises TypeError for what is no dense tensor of floating point, ValueError where it is no image with pixels."""
+    """Raises TypeError for what is no dense tensor of 16, 32 or 64 bits of floating point, ValueError where it is no
+    image with pixels.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor; got {kind_of(x)}")
-    if not x.is_floating_point() or x.layout != torch.strided:
-        raise TypeError(f"x must be a dense tensor of floating point; got a {x.layout} one of {x.dtype}")
+    if x.dtype not in (*DTYPES, torch.float64) or x.layout != torch.strided:
+        raise TypeError(
+            "x must be a dense tensor of floating point (float32, float64, bfloat16 or float16); "
+            f"got a {x.layout} one of {x.dtype}"
+        )
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(f"x must have the shape [B, C, H, W] with C, H, W > 0; got {list(x.shape)}")
 

@@ -52,12 +52,11 @@ def noise_key(
     ``seed`` numbers the samples sample_offset, sample_offset + 1, …; ``seeds`` gives each sample its own seed and
     sample number 0. Raises TypeError or ValueError where a seed is not an int in [0, 2⁶⁴), or a number not in [0, 2³²).
     """
+    seed = check_int("seed", seed, 0, _U64)
     if seeds is None:
-        check_int("seed", seed, 0, _U64)
         if batch > 1 << 32:
             raise ValueError(f"a batch has at most 2**32 samples; got {batch}")
-        check_int("sample_offset", sample_offset, 0, (1 << 32) - max(batch, 1))
-        return NoiseKey(seed, sample_offset)
+        return NoiseKey(seed, check_int("sample_offset", sample_offset, 0, (1 << 32) - max(batch, 1)))
     seeds = seeds.tolist() if isinstance(seeds, np.ndarray) and seeds.ndim == 1 else seeds
     if isinstance(seeds, str) or not isinstance(seeds, (Sequence, Tensor)):
         raise TypeError(f"seeds must be a sequence of ints; got {type(seeds).__name__}")
@@ -72,8 +71,7 @@ def noise_key(
         raise ValueError(f"give seed or seeds, not both; got seed={seed}")
     if check_int("sample_offset", sample_offset, 0, (1 << 32) - 1) != 0:
         raise ValueError(f"sample_offset goes with seed, not with seeds; got {sample_offset}")
-    for i, value in enumerate(values):
-        check_int(f"seeds[{i}]", value, 0, _U64)
+    values = [check_int(f"seeds[{i}]", value, 0, _U64) for i, value in enumerate(values)]
     signed = torch.tensor([_signed(value) for value in values], dtype=torch.int64, device=device)
     return NoiseKey(seeds=signed, samples=torch.zeros_like(signed))
 

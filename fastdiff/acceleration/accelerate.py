@@ -56,7 +56,7 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_convolut
         ValueError: for what is accelerated already with other arguments, in training mode, or has nothing in it that
             fastdiff knows.
     """
-    if dtype != "auto" and dtype not in DTYPES:
+    if not isinstance(dtype, (torch.dtype, str)) or dtype not in ("auto", *DTYPES):
         kind = TypeError if not isinstance(dtype, (torch.dtype, str)) else ValueError
         raise kind(f'dtype must be "auto", torch.float32, torch.bfloat16 or torch.float16; got {dtype!r}')
     if not isinstance(exact_convolutions, bool):

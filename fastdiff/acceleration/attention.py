@@ -60,7 +60,7 @@ class SelfAttention(Block):
     def run(self, x: Tensor) -> Tensor:
         given = x
         if x.dtype != self.network.dtype:
-            x = x.to(self.network.dtype)
+            x = self.taken(x)
         key = x.shape, x.stride()
         bound = self.bound
         call = bound.get(key)
@@ -175,11 +175,13 @@ class Attention(Block):
         if attention_mask is not None or x.ndim != 3 or m.group_norm is not None:
             return self.own((x, encoder_hidden_states, attention_mask), {})
         if x.dtype != self.network.dtype:
-            x = x.to(self.network.dtype)
+            x = self.taken(x)
         prompt = encoder_hidden_states
         key = x.shape, x.stride(), None if prompt is None else (prompt.shape, prompt.stride(), prompt.dtype)
         bound = self.bound
         call = bound.get(key)
+        if call is None and prompt is None and m.to_k.in_features != m.to_q.in_features:
+            return self.own((x,), {})  # which says that it needs a prompt
         if call is None:
             call = self.keep(bound, key, self.bind_self(x) if prompt is None else self.bind_cross(x, prompt), x.device)
         y = call(x, prompt)
@@ -211,7 +213,7 @@ class Attention(Block):
         if "both" not in store:
             store["both"] = _joined((m.to_k, m.to_v))
         to_q = bind_linear(x, m.to_q.weight, m.to_q.bias, packed=store.setdefault("q", {}))
-        to_kv = bind_linear(prompt.to(dtype), *store["both"], packed=store.setdefault("kv", {}))
+        to_kv = bind_linear(self.taken(prompt), *store["both"], packed=store.setdefault("kv", {}))
 
         def split(t: Tensor) -> Tensor:
             return t.unflatten(2, (heads, -1)).transpose(1, 2)

@@ -69,9 +69,9 @@ class Resnet(Block):
         if temb is not None:
             add = network.embeddings.added(temb, self.number)
         if x.dtype != network.dtype:
-            x = x.to(network.dtype)
+            x = self.taken(x)
         if skip is not None and skip.dtype != network.dtype:
-            skip = skip.to(network.dtype)
+            skip = self.taken(skip)
         layout = None if skip is None else (skip.shape, skip.stride())
         key = x.shape, x.stride(), layout, None if add is None else (len(add), add.stride(0))
         bound = self.bound
@@ -252,7 +252,7 @@ class Upsample(Block):
             return self.own((x, output_size), {})
         given = x
         if x.dtype != self.network.dtype:
-            x = x.to(self.network.dtype)
+            x = self.taken(x)
         key = x.shape, x.stride()
         bound = self.bound
         call = bound.get(key)
@@ -287,7 +287,7 @@ class Downsample(Block):
     def run(self, x: Tensor) -> Tensor:
         given = x
         if x.dtype != self.network.dtype:
-            x = x.to(self.network.dtype)
+            x = self.taken(x)
         key = x.shape, x.stride()
         bound = self.bound
         call = bound.get(key)

@@ -60,7 +60,7 @@ class Conv(Layer):
     def fused(self, x: Tensor) -> Tensor:
         """The convolution of x, cast to the network's dtype."""
         if x.dtype != self.network.dtype:
-            x = x.to(self.network.dtype)
+            x = self.taken(x)
         key = x.shape, x.stride()
         bound = self.bound
         call = bound.get(key)
@@ -92,7 +92,9 @@ class Linear(Layer):
         return "left alone: too small to gain" if weight.numel() < SMALL_LINEAR else None
 
     def run(self, input: Tensor) -> Tensor:
-        x = input if input.dtype == self.network.dtype else input.to(self.network.dtype)
+        if not input.ndim:
+            return self.own((input,), {})
+        x = input if input.dtype == self.network.dtype else self.taken(input)
         key = x.shape, x.stride()
         bound = self.bound
         call = bound.get(key)
@@ -120,7 +122,7 @@ class GroupNorm(Layer):
     def fused(self, x: Tensor, silu: bool) -> Tensor:
         """The norm of x, cast to the network's dtype, and SiLU after it."""
         if x.dtype != self.network.dtype:
-            x = x.to(self.network.dtype)
+            x = self.taken(x)
         key = x.shape, x.stride(), silu
         bound = self.bound
         call = bound.get(key)
@@ -149,7 +151,7 @@ class LayerNorm(Layer):
     def run(self, input: Tensor) -> Tensor:
         m, dtype = self.module, self.network.dtype
         if dtype == (input.dtype if m.weight is None else m.weight.dtype):
-            return self.result(F.layer_norm(input.to(dtype), m.normalized_shape, m.weight, m.bias, m.eps), input)
+            return self.result(F.layer_norm(self.taken(input), m.normalized_shape, m.weight, m.bias, m.eps), input)
         bound = self.bound
         call = bound.get(None)
         if call is None:
@@ -157,7 +159,7 @@ class LayerNorm(Layer):
             shape, eps = m.normalized_shape, m.eps
 
             def call(x: Tensor) -> Tensor:
-                return F.layer_norm(x.to(dtype), shape, weight, bias, eps)
+                return F.layer_norm(self.taken(x), shape, weight, bias, eps)
 
             call = self.keep(bound, None, call, input.device)
         return self.result(call(input), input)

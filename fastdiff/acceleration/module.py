@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from types import MethodType
+from types import CodeType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -86,6 +86,11 @@ class StandIn(ABC):
         """What ``inspect.signature`` and torch.export look at in the place of ``__call__``."""
         return self.previous or MethodType(type(self.module).forward, self.module)
 
+    @property
+    def __code__(self) -> CodeType:
+        """Where the forward was written, for torch.export's messages."""
+        return self.__wrapped__.__code__
+
     def original(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, or the one that it had as an attribute before."""
         if self.previous is not None:
@@ -104,6 +109,12 @@ class StandIn(ABC):
         if dtype == self.network.dtype:
             return self.original(*args, **kwargs)
         return cast(self.original(*cast(args, dtype), **cast(kwargs, dtype)), self.network.dtype)
+
+    def taken(self, x: Tensor) -> Tensor:
+        """A tensor of another dtype in the network's."""
+        if not x.is_floating_point():
+            raise TypeError(f"{type(self.module).__name__} takes floating point; got {x.dtype}")
+        return x.to(self.network.dtype)
 
     def look(self) -> None:
         """Take the addresses of the weights below this module as those that bound calls may rely on."""

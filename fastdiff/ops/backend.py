@@ -38,8 +38,10 @@ def why_missing(backend: str, device_type: str, op: str = "randn") -> str | None
 
 def check_backend(op: str, backend: str, known: tuple[str, ...] = FUSED) -> None:
     """Raises ValueError for a name that is no backend of an operation."""
-    if backend == "auto" or backend in known:
+    if isinstance(backend, str) and (backend == "auto" or backend in known):
         return
+    if not isinstance(backend, str):
+        raise ValueError(f"backend is {backend!r}; it must be auto, {', '.join(known)}")
     why = f", but {op} has no {backend} kernel" if backend in BACKENDS else ""
     raise ValueError(f"backend is {backend!r}{why}; it must be auto, {', '.join(known)}")
 
@@ -58,6 +60,7 @@ def choose(backend: str, device_type: str, op: str = "randn") -> str:
     "auto" takes what FASTDIFF_BACKEND names, or else native, then triton on a GPU, then the reference. Raises
     ValueError for an unknown name and RuntimeError for a named backend that cannot serve the device, saying why.
     """
+    check_backend(op, backend)
     origin = "backend"
     if backend == "auto":
         backend, origin = from_environment(FUSED) or "auto", VARIABLE
@@ -80,7 +83,6 @@ def _choose(backend: str, origin: str, device_type: str, op: str) -> str:
                     )
                 return candidate
         raise RuntimeError(f"no backend serves {device_type} tensors: {why_missing('reference', device_type)}")
-    check_backend(op, backend)
     reason = why_missing(backend, device_type, op)
     if reason is not None and origin == VARIABLE and why_missing(backend, device_type) is None:
         return _choose("auto", origin, device_type, op)  # the variable speaks of all operations; this one lacks it

@@ -202,15 +202,17 @@ def _table(plan: Plan, guidance: tuple[Any, ...]) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _device_table(plan: Plan, guidance: tuple[Any, ...]) -> torch.Tensor:
-    table = plan.table(guidance)
-    rounded = table.to(torch.float32)
-    beyond = rounded.isinf() & table.isfinite()
+    return rounded(plan.table(guidance), f"the plan {plan.name!r}")
+
+
+def rounded(table: torch.Tensor, whose: str = "the plan") -> torch.Tensor:
+    """A plan's table in float32; ValueError where a number is beyond it."""
+    result = table.to(torch.float32)
+    beyond = result.isinf() & table.isfinite()
     if bool(beyond.any()):
         row, column = (int(number) for number in beyond.nonzero()[0])
-        raise ValueError(
-            f"the plan {plan.name!r} cannot run in float32: {COLUMNS[column]} of row {row} is {table[row, column]:g}"
-        )
-    return rounded
+        raise ValueError(f"{whose} cannot run in float32: {COLUMNS[column]} of row {row} is {table[row, column]:g}")
+    return result
 
 
 def guidance_weights(scale: float | Sequence[float]) -> tuple[float, ...]:

@@ -291,3 +291,25 @@ def test_a_block_alone_can_be_accelerated(network, seed):
         assert close(block(x, temb), expected)
     fastdiff.restore(block)
     assert "forward" not in block.__dict__
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_inputs_that_the_layers_do_not_take(seed, dtype):
+    """An integer image is not computed as if it were none; what has another width is refused in torch's own words."""
+    network = nn.Sequential(nn.Conv2d(32, 32, 3), nn.GroupNorm(2, 32), nn.Flatten(2), nn.Linear(9, 20000)).eval()
+    x = torch.randn(2, 32, 5, 5)
+    fastdiff.accelerate(network, dtype=dtype)
+    network(x)
+    conv, norm, _, linear = network
+    for layer, image in ((conv, x), (norm, x)):
+        with pytest.raises((TypeError, RuntimeError), match=r"floating point|dtype|type"):
+            layer(image.long())
+    with pytest.raises((TypeError, RuntimeError), match=r"floating point|dtype"):
+        linear(torch.ones(2, 9, dtype=torch.int64))
+    for wrong, words in ((torch.randn(2, 8), "mat1 and mat2 shapes"), (torch.tensor(1.0), "at least 1D")):
+        with pytest.raises(RuntimeError, match=words):
+            linear(wrong)
+    with pytest.raises((ValueError, RuntimeError), match="channels"):
+        conv(x[:, :31])
+    network(x)

@@ -558,6 +558,17 @@ def test_export(seed, make, strict):
     assert_equal(program.module()(y), call(plain, y))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_export_of_the_network_itself(seed, strict):
+    network = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    x, y = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 6)
+    want = network(y)
+    fastdiff.accelerate(network)
+    program = torch.export.export(network, (x,), strict=strict)
+    assert_equal(program.module()(y), want)
+
+
 @TRACED
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 @torch.no_grad()
@@ -1072,3 +1083,17 @@ def test_save_pretrained(seed, tmp_path):
     case.network.save_pretrained(tmp_path)
     again = diffusers.AutoencoderKL.from_pretrained(tmp_path).eval()
     assert_same_bits(case.call(again), want)
+
+
+@torch.no_grad()
+def test_attention_that_needs_a_prompt(seed):
+    case = cross()
+    plain, fast = twins(case)
+    attention = fast.mid_block.attentions[0].transformer_blocks[0].attn2
+    own = plain.mid_block.attentions[0].transformer_blocks[0].attn2
+    x = torch.randn(2, 16, attention.to_q.in_features)
+    for prompt, error in ((None, RuntimeError), (torch.ones(2, 5, attention.to_k.in_features).long(), TypeError)):
+        with pytest.raises(RuntimeError):
+            own(x, prompt)
+        with pytest.raises(error, match=r"mat1 and mat2 shapes|floating point"):
+            attention(x, prompt)

@@ -141,6 +141,25 @@ def test_biases_that_are_not_contiguous(seed, bias):
             close(got, textbook(x, weight, bias, (), (), None, options), torch.float32, weight[0].numel())
 
 
+def test_weights_with_any_stride_of_a_dimension_of_one(seed):
+    """torch's grouped convolutions of channels_last images read it."""
+    x = torch.randn(2, 64, 5, 7)
+    dense = torch.randn(10, 32, 1, 3).contiguous(memory_format=torch.channels_last)
+    want = textbook(x, dense, None, (), (), None, {"groups": 2})
+    for stride in (0, 1, 32, 7):
+        weight = dense.as_strided(dense.shape, (96, 1, stride, 32))
+        for layout in (torch.contiguous_format, torch.channels_last):
+            close(conv2d(x.contiguous(memory_format=layout), weight, groups=2), want, torch.float32, 96)
+
+
+def test_float32_weights_of_a_float64_image(seed):
+    """Their sums, of the doubled image, are float64, too."""
+    x, weight = torch.randn(2, 6, 5, 4, dtype=torch.float64), torch.randn(8, 6, 3, 3)
+    options = {"padding": 1, "upsample": True}
+    want = textbook(x, weight.double(), None, (), (), None, options)
+    torch.testing.assert_close(conv2d(x, weight, **options), want, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("case", list(CASES))
 def test_gradients(seed, case):
     given, options = operands(case, inputs=2, residual=True)

@@ -54,16 +54,18 @@ def add_noise(
     check_shape("x0.shape", x0.shape)
     schedule = resolve_table(schedule)
     t = _check_timesteps(t, len(x0), x0.device, len(schedule))
-    check_int("draw", draw, 0, (1 << 32) - 1)
+    draw = check_int("draw", draw, 0, (1 << 32) - 1)
     if noise is not None:
         if not isinstance(noise, Tensor):
             raise TypeError(f"noise must be a tensor; got {type(noise).__name__}")
+        if noise.layout != torch.strided:
+            raise TypeError(f"noise must be a dense tensor; got {noise.layout}")
         if noise.shape != x0.shape or noise.dtype != x0.dtype or noise.device != x0.device:
             raise ValueError(
                 f"noise must have x0's shape {list(x0.shape)}, dtype {x0.dtype} and device {x0.device}; "
                 f"got {list(noise.shape)}, {noise.dtype}, {noise.device}"
             )
-        if seed != 0 or seeds is not None or sample_offset != 0 or draw != 0:
+        if seeds is not None or any((type(n) is not int or n) for n in (seed, sample_offset, draw)):
             raise ValueError("noise was given, so seed, seeds, sample_offset and draw must be left out")
     key = noise_key(len(x0), x0.device, seed, seeds, sample_offset)
     plain = transformed()

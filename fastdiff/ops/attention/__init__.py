@@ -6,15 +6,15 @@ reference.py says what is computed; triton_impl.py computes it in float32; choic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.checks import check_dense
+from fastdiff.checks import check_dense, check_float32
 from fastdiff.ops.backend import check_backend, select
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 from fastdiff.ops.view import overlaps
@@ -78,10 +78,10 @@ def _check_all(q: Tensor, k: Tensor, v: Tensor, scale: float | None, backend: st
         raise ValueError(f"v must have k's shape {list(k.shape)}; got {list(v.shape)}")
     if scale is None:
         scale = q.shape[3] ** -0.5
-    elif isinstance(scale, bool) or not isinstance(scale, int | float):
+    elif isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"scale must be a number or None; got {type(scale).__name__}")
-    elif not math.isfinite(scale):
-        raise ValueError(f"scale must be finite; got {scale}")
+    else:
+        scale = check_float32("scale", scale)
     check_backend("attention", backend, tuple(KERNELS))
     return scale
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastdiff.checks import check_image, check_operand
 from fastdiff.ops.conv2d.choice import select
-from fastdiff.ops.conv2d.geometry import Geometry, geometry_of
+from fastdiff.ops.conv2d.geometry import MOST, Geometry, geometry_of
 from fastdiff.ops.conv2d.reference import conv2d as reference
 from fastdiff.ops.registry import traced, transformed
 
@@ -46,7 +46,8 @@ def conv2d(
     the same, ``bind``.
 
     Args:
-        x: [B, C, H, W], floating point, of any strides; doubled first by its nearest neighbours if ``upsample``.
+        x: [B, C, H, W] of float32, float64, bfloat16 or float16, of any strides; doubled first by its nearest
+            neighbours if ``upsample``.
         weight: [N, C / groups, R, S] of x's dtype, or of float32 or float64, and then used in x's.
         bias: [N], likewise, or None.
         stride, padding, dilation, groups: as torch has them; padding may also be ((top, bottom), (left, right)).
@@ -195,6 +196,8 @@ def _check(
         raise ValueError(
             f"x must be larger than the window, with its padding; got {list(x.shape)}, weight {list(weight.shape)}"
         )
+    if max(size) > MOST:
+        raise ValueError(f"padding must leave a result of at most {MOST} rows and columns; got {geometry.padding}")
     shape = (x.shape[0], features, *size)
     for name, images in (("inputs", inputs), ("pointwise", pointwise)):
         if isinstance(images, Tensor) or not isinstance(images, Sequence):

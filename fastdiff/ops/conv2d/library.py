@@ -88,7 +88,8 @@ def _phases(
     """A doubled image on the small grid, by summed weights."""
     offset = bias_of(packed, bias, x.dtype)
     if ("summed", x.dtype) not in packed or onednn(x):
-        summed = presum(weight.detach()).to(x.dtype)
+        wide = torch.promote_types(weight.dtype, x.dtype)  # float32 weights of a float64 image are summed as that
+        summed = presum(weight.detach().to(wide)).to(x.dtype)
     if onednn(x):
         laid = torch.ops.mkldnn._reorder_convolution_transpose_weight(summed, *TRANSPOSED, 1, list(x.shape))
         kept = blocks(packed, ("phases", x.dtype), laid)
@@ -116,7 +117,8 @@ def _plain(
     """torch's convolution; on a GPU without bias and residual, which are one pass after it."""
     key = "plain", x.dtype
     if key not in packed:
-        packed[key] = weight.detach().to(x.dtype).contiguous(memory_format=LAST)
+        # Dense, since grouped convolutions of oneDNN read the stride of a dimension of one.
+        packed[key] = dense(weight.detach().to(x.dtype))
     kept, offset = packed[key], bias_of(packed, bias, x.dtype)
     padding, sides = geometry.symmetric, (*geometry.padding[1], *geometry.padding[0])
     stride, dilation, groups, upsample = geometry.stride, geometry.dilation, geometry.groups, geometry.upsample

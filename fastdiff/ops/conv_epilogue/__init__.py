@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.checks import check_dense, check_one_of
+from fastdiff.checks import check_dense, check_float32, check_one_of
 from fastdiff.ops.backend import choose
 from fastdiff.ops.conv_epilogue.layout import walkable
 from fastdiff.ops.conv_epilogue.reference import conv_epilogue as reference
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 
-LARGEST = torch.finfo(torch.float32).max
 Call = Callable[..., Tensor]
 
 
@@ -96,10 +95,7 @@ def _check(x: Tensor, bias: Tensor | None, add: Tensor | None, residual: Tensor 
     check_one_of("bias", bias, x, wide_or_same, ((channels,),))
     check_one_of("add", add, x, wide_or_same, ((batch, channels), (1, channels), (channels,)))
     check_one_of("residual", residual, x, (x.dtype,), (tuple(x.shape),))
-    if not isinstance(scale, (int, float)) or isinstance(scale, bool):
-        raise TypeError(f"scale must be a number; got {type(scale).__name__}")
-    if not abs(scale) <= LARGEST:  # written so that NaN fails
-        raise ValueError(f"scale must be finite in float32; got {scale}")
+    check_float32("scale", scale)
 
 
 def _compute(

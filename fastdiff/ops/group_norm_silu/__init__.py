@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.checks import check_dense, check_int, check_number, check_one_of
+from fastdiff.checks import check_dense, check_float32, check_int, check_one_of
 from fastdiff.ops import native
 from fastdiff.ops.backend import check_backend, select
 from fastdiff.ops.group_norm_silu import native_impl
@@ -53,7 +53,7 @@ def group_norm_silu(
     Raises:
         TypeError, ValueError: for arguments outside these ranges. RuntimeError: for a backend that cannot run here.
     """
-    _check(x, weight, bias, groups, eps, x2, add, silu)
+    groups, eps = _check(x, weight, bias, groups, eps, x2, add, silu)
     check_backend("group_norm_silu", backend)
     if transformed():
         from fastdiff.ops.group_norm_silu.reference import group_norm_silu as reference
@@ -91,7 +91,7 @@ def bind(
     Raises:
         As ``group_norm_silu``.
     """
-    _check(x, weight, bias, groups, eps, x2, add, silu)
+    groups, eps = _check(x, weight, bias, groups, eps, x2, add, silu)
     check_backend("group_norm_silu", backend)
     return _bind(x, x2, add, weight, bias, groups, eps, silu, backend)
 
@@ -99,7 +99,8 @@ def bind(
 def _check(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float, x2: Tensor | None,
     add: Tensor | None, silu: bool,
-) -> None:  # fmt: skip
+) -> tuple[int, float]:  # fmt: skip
+    """``groups`` and ``eps`` as Python's own numbers."""
     _check_input("x", x)
     if x2 is not None:
         _check_input("x2", x2)
@@ -114,12 +115,13 @@ def _check(
     check_one_of("weight", weight, x, wide_or_same, ((channels,),))
     check_one_of("bias", bias, x, wide_or_same, ((channels,),))
     check_one_of("add", add, x, wide_or_same, ((channels,), (1, channels), (x.shape[0], channels)))
-    check_int("groups", groups, 1, (1 << 31) - 1)
+    groups = check_int("groups", groups, 1, (1 << 31) - 1)
     if channels % groups:
         raise ValueError(f"groups must divide the {channels} channels; got {groups}")
-    check_number("eps", eps, 0)
+    eps = check_float32("eps", eps, 0)
     if not isinstance(silu, bool):
         raise TypeError(f"silu must be a bool; got {type(silu).__name__}")
+    return groups, eps
 
 
 def _check_input(name: str, x: Tensor) -> None:
@@ -154,7 +156,7 @@ def _bind(
     examples = walked(x, x2, add)
     # Detached, so that memory whose address is bound stays even where a parameter is given other (``p.data = …``).
     affine = tuple(None if t is None else t.detach().contiguous() for t in (weight, bias))
-    call = _bind_walked((_fake(x, x2), *examples, *affine, groups, float(eps), silu, last), backend)
+    call = _bind_walked((_fake(x, x2), *examples, *affine, groups, eps, silu, last), backend)
     if all(a is b for a, b in zip(examples, (x, x2, add), strict=True)):
         return call
     return lambda x, x2=None, add=None: call(*walked(x, x2, add))  # the kernels walk copies of such strides

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdiff.checks import DTYPES, check_device, check_int, check_shape
+from fastdiff.checks import check_device, check_dtype, check_int, check_shape
 from fastdiff.noise import NoiseKey, noise_key
 from fastdiff.ops.backend import choose
 from fastdiff.ops.registry import register, traced, transformed
@@ -44,10 +44,8 @@ def randn(
         TypeError, ValueError: for arguments outside these ranges. RuntimeError: for a backend that cannot run here.
     """
     shape = check_shape("shape", shape)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be float32, bfloat16 or float16; got {dtype}")
-    check_int("draw", draw, 0, (1 << 32) - 1)
-    check_int("stream", stream, 0, (1 << 32) - 1)
+    check_dtype("dtype", dtype)
+    draw, stream = check_int("draw", draw, 0, (1 << 32) - 1), check_int("stream", stream, 0, (1 << 32) - 1)
     if memory_format is not torch.contiguous_format:
         ranks = {torch.channels_last: 4, torch.channels_last_3d: 5}
         if not isinstance(memory_format, torch.memory_format):

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastdiff.checks import DTYPES, check_int
+from fastdiff.checks import DTYPES, check_dtype, check_int
 from fastdiff.noise import NoiseKey, noise_key
 from fastdiff.ops.backend import choose
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 from fastdiff.ops.update.checks import check_given, check_guidance, check_sequence, check_state, split_outputs
 from fastdiff.ops.update.operands import Operands
-from fastdiff.plan.plan import COLUMNS, SLOTS, Plan
+from fastdiff.plan.plan import COLUMNS, SLOTS, Plan, rounded
 
 
 class Updated(NamedTuple):
@@ -108,7 +108,8 @@ def update(
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan; got {type(plan).__name__}")
-    r = plan.rows[check_int("row", row, 0, len(plan.rows) - 1)]
+    row = check_int("row", row, 0, len(plan.rows) - 1)
+    r = plan.rows[row]
     check_state(x)
     shape, device = x.shape, x.device
     several = (outputs,) if isinstance(outputs, Tensor) else check_sequence("outputs", outputs)
@@ -121,8 +122,8 @@ def update(
     variance = variance if plan.reads_variance else None
     if r.calls_model != (len(several) > 0):  # older compilers cannot trace bool(tuple)
         raise ValueError(f"row {row} makes {'a' if r.calls_model else 'no'} network call; got {len(several)} outputs")
-    if model_dtype is not None and model_dtype not in DTYPES:
-        raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {model_dtype}")
+    if model_dtype is not None:
+        check_dtype("model_dtype", model_dtype)
     for name, flag in (("return_x0", return_x0), ("channels_last", channels_last)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be a bool; got {type(flag).__name__}")
@@ -171,7 +172,7 @@ WANTS_ANCHOR, WANTS_SLOT, WANTS_X0, WANTS_INPUT, WANTS_CHANNELS_LAST = 1, 2, 4, 
 
 @lru_cache(maxsize=64)
 def _device_table(table: Tensor, device: torch.device) -> Tensor:
-    return table.to(torch.float32).to(device)
+    return rounded(table).to(device)
 
 
 def _compute(
@@ -179,6 +180,8 @@ def _compute(
     anchor: Tensor | None, slots: list[Tensor | None], noise: Tensor | None, gain: Tensor | None, clip: Tensor | None,
     gradient: Tensor | None, mask: Tensor | None, known: Tensor | None, known_noise: Tensor | None, backend: str,
 ) -> list[Tensor]:  # fmt: skip
+    if x.dtype == torch.float32:
+        device_table = _device_table(table, x.device)
     if backend == "reference":
         from fastdiff.ops.update.reference import Inputs, drawn
         from fastdiff.ops.update.reference import update as reference
@@ -195,7 +198,7 @@ def _compute(
         return result
     result = _fake(x, outputs, variance, table, row, wants)
     rest = iter(result)
-    operands = Operands(x, next(rest), _device_table(table, x.device), key, tuple(outputs), variance, anchor)
+    operands = Operands(x, next(rest), device_table, key, tuple(outputs), variance, anchor)
     if wants & WANTS_ANCHOR:
         operands.anchor_out = next(rest)
     if wants & WANTS_SLOT:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.checks import DTYPES, check_shape
+from fastdiff.checks import DTYPES, check_float32, check_shape
 from fastdiff.ops.view import viewable
 from fastdiff.plan.plan import SLOTS, Row
 
@@ -24,6 +24,8 @@ def check_state(x: Tensor, name: str = "x") -> None:
         raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} must be float32 (or float64, for the reference); got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be dense; got {x.layout}")
     check_shape(f"{name}.shape", x.shape)
     if not x.is_contiguous():
         raise ValueError(f"{name} must be contiguous; got strides {x.stride()} for shape {list(x.shape)}")
@@ -73,7 +75,7 @@ def _hint(output: Tensor, shape: Sequence[int]) -> str:
 def check_guidance(guidance: Sequence[float], outputs: int) -> tuple[float, ...]:
     if len(guidance) == 0 and outputs < 2:
         return ()
-    weights = tuple(float(w) for w in guidance)
+    weights = tuple(check_float32(f"guidance[{i}]", w) for i, w in enumerate(guidance))
     if outputs > 3:
         raise ValueError(f"at most three outputs can be guided; got {outputs}")
     if (outputs > 1) != (len(weights) > 0) or (len(weights) > 0 and len(weights) != outputs):
@@ -94,6 +96,8 @@ def check_given(x: Tensor, r: Row, row: int, given: dict[str, Tensor], slots: in
         shape = shapes.get(name, x.shape)
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be dense; got {tensor.layout}")
         if tensor.dtype != x.dtype or tensor.device != x.device:
             raise ValueError(f"{name} must be {x.dtype} on {x.device}; got {tensor.dtype} on {tensor.device}")
         if tensor.shape != shape or not tensor.is_contiguous():
