@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import SCHEDULES, options
+from fastdiff.cli.arguments import SCHEDULES, options, schedule_of
 from fastdiff.samplers import SAMPLERS
 from fastdiff.schedules.level import PREDICTIONS
 from fastdiff.schedules.spacing import SIGMA_SPACINGS
@@ -53,13 +53,11 @@ def plan(
     """Show a sampler as the table of numbers that it is: what each step does to the state."""
     from fastdiff.files import check_writable
     from fastdiff.samplers.resolve import resolve_plan
-    from fastdiff.schedules.discrete import NoiseSchedule
 
     for path, suffix in ((plot, ".png"), (json, ".json")):
         if path is not None:
             check_writable(path, suffix=suffix)
-    walked = NoiseSchedule.from_diffusers(schedule) if Path(schedule).is_dir() else schedule
-    made = resolve_plan(sampler, steps, walked, prediction, None, spacing, eta, None, options(option or []))
+    made = resolve_plan(sampler, steps, schedule_of(schedule), prediction, None, spacing, eta, None, options(option or []))
     told = [str(made)]  # said when the files are there: whom it is said to may have stopped listening
     if plot is not None:
         from fastdiff.plan.plot import save_plot
