@@ -11,22 +11,28 @@ from torch import nn
 from fastdiff.acceleration.accelerate import accelerate, restore
 from fastdiff.acceleration.network import networks_in
 
-PARAMETERS = 1 << 20  # below, little is saved of what is little; the packaged digits' first picture keeps its bits
+# Below, a run is short in any case, and keeps its bits: the packaged digits' first picture is the same everywhere.
+PARAMETERS = 1_000_000
 
 
 def worthwhile(network: nn.Module) -> bool:
-    """Whether ``accelerate`` shortens a run of this network by more than is worth speaking of."""
+    """Whether a run of this network is long enough for ``accelerate`` to matter."""
     return not networks_in(network) and sum(p.numel() for p in network.parameters()) >= PARAMETERS
 
 
 @contextmanager
-def accelerated(network: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """A network in eval mode with its fast path where that is worthwhile and something in it is known."""
-    put = worthwhile(network)
+def accelerated(network: nn.Module, dtype: torch.dtype = torch.float32, *, force: bool | None = None) -> Iterator[None]:
+    """A network in eval mode with its fast path for a while, where that is worthwhile and something in it is known.
+
+    force: put it in, or leave it out, whatever is worthwhile; ValueError where nothing in the network is known.
+    """
+    put = worthwhile(network) if force is None else force
     if put:
         try:
             accelerate(network, dtype=dtype)
         except ValueError:  # nothing in it is known
+            if force:
+                raise
             put = False
     try:
         yield

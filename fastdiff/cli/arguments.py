@@ -15,7 +15,9 @@ SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "e
 
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Of the CPU. [default: torch's choice, one a core]")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and say nothing but errors.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show no progress, and say nothing but warnings and errors.")
+]
 
 
 class DType(str, Enum):

@@ -57,7 +57,9 @@ def plan(
     for path, suffix in ((plot, ".png"), (json, ".json")):
         if path is not None:
             check_writable(path, suffix=suffix)
-    made = resolve_plan(sampler, steps, schedule_of(schedule), prediction, None, spacing, eta, None, options(option or []))
+    made = resolve_plan(
+        sampler, steps, schedule_of(schedule), prediction, None, spacing, eta, None, options(option or [])
+    )
     told = [str(made)]  # said when the files are there: whom it is said to may have stopped listening
     if plot is not None:
         from fastdiff.plan.plot import save_plot

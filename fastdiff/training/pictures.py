@@ -24,10 +24,10 @@ def is_picture(path: Path) -> bool:
     return kind in _FORMATS and path.is_file() and not path.name.startswith(".")
 
 
-def read_picture(file: str | os.PathLike[str], size: tuple[int, int]) -> Tensor:
+def read_picture(file: str | os.PathLike[str], size: tuple[int, int], *, grey: bool = False) -> Tensor:
     """One picture as uint8 [1 or 3, H, W], size being (H, W): turned upright, cropped around its centre, resized.
 
-    Grey stays one channel; 16 bits of it become 8. What is transparent becomes white.
+    Grey stays one channel; 16 bits of it become 8. What is transparent becomes white. grey: make any picture grey.
     Raises ValueError that names the file where it cannot be read.
     """
     height, width = size
@@ -42,7 +42,7 @@ def read_picture(file: str | os.PathLike[str], size: tuple[int, int]) -> Tensor:
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            grey = opened.mode in ("1", "L", "LA", "La") or opened.mode.startswith("I")
+            grey = grey or opened.mode in ("1", "L", "LA", "La") or opened.mode.startswith("I")
             picture = ImageOps.fit(picture.convert("L" if grey else "RGB"), (width, height), Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise ValueError(f"cannot read the picture {file}: {error}") from error

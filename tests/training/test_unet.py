@@ -1,4 +1,4 @@
-"""Training: resuming to the bit, files that survive a kill, and arguments refused before any work."""
+"""fastdiff train: resuming to the bit, files that survive a kill, and arguments refused before any work."""
 
 import json
 import os
@@ -18,8 +18,9 @@ from PIL import Image
 from fastdiff.models import UNet
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.training import data as image_data
-from fastdiff.training.settings import SAMPLING, Settings, scheduler_config
-from fastdiff.training.train import Run, train
+from fastdiff.training.settings import FOLDER_SAMPLING, Settings, scheduler_config
+from fastdiff.training.unet import _run
+from fastdiff.training.unet import train_unet as train
 
 TINY = {"channels": (8, 16), "batch_size": 4, "warmup": 2, "seed": SEED, "progress": False, "device": "cpu"}
 
@@ -33,7 +34,7 @@ def _tell_the_seed():
 def _short_samples():
     """Grids of samples in three steps instead of fifty: most of the time here would go into them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SAMPLING, "steps", 3)
+        patch.setattr("fastdiff.training.keep.GRID_STEPS", 3)
         yield
 
 
@@ -95,8 +96,8 @@ def test_training_leaves_the_global_generator_alone(tmp_path):
 
 
 def test_resuming_refuses_other_settings_and_other_images(tmp_path, straight):
-    with pytest.raises(ValueError, match=r"lr 0\.002 \(now 0\.1\)"):
-        train("digits", straight, steps=7, resume=True, lr=0.1, **TINY)
+    with pytest.raises(ValueError, match=r"ema_decay 0\.999 \(now 0\.5\)"):
+        train("digits", straight, steps=7, resume=True, ema_decay=0.5, **TINY)
     with pytest.raises(ValueError, match="done 6 already"):
         train("digits", straight, steps=5, resume=True, **TINY)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
@@ -174,8 +175,8 @@ def test_the_folder_tells_how_it_was_made(straight):
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_diffusers_reads_the_schedule_that_was_trained_with(schedule, tmp_path):
-    config = scheduler_config(schedule)
     ours = getattr(NoiseSchedule, schedule)()
+    config = scheduler_config(ours)
     assert NoiseSchedule.from_diffusers(config) == ours
     diffusers = pytest.importorskip("diffusers")
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
@@ -214,8 +215,8 @@ def test_pictures_without_classes_train_an_unconditional_model(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_files_that_load(tmp_path):
-    call = f"train('digits', {str(tmp_path)!r}, steps=10**6, save_every=1, **{TINY})"
-    code = f"from fastdiff.training.train import SAMPLING, train; SAMPLING['steps'] = 3; {call}"
+    call = f"train_unet('digits', {str(tmp_path)!r}, steps=10**6, save_every=1, **{TINY})"
+    code = f"from fastdiff.training import keep; keep.GRID_STEPS = 3; from fastdiff.training.unet import *; {call}"
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
         deadline = time.monotonic() + 240  # a busy machine takes a minute to import torch
@@ -294,11 +295,11 @@ def interrupt(*_, **__):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["_write_json", "_plot", "save_grid", "UNet.save_pretrained"])
+@pytest.mark.parametrize("place", ["write_json", "plot_loss", "save_samples", "UNet.save_pretrained"])
 def test_a_run_that_is_killed_in_its_first_save_can_be_resumed(tmp_path, straight, monkeypatch, place):
     """The checkpoint is there first; the resumed run writes what the killed save did not, even at its last step."""
     with monkeypatch.context() as patch:
-        patch.setattr(f"fastdiff.training.train.{place}", interrupt)
+        patch.setattr(f"fastdiff.training.keep.{place}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train("digits", tmp_path, steps=6, save_every=6, **TINY)
     assert checkpoint(tmp_path)["step"] == 6
@@ -313,7 +314,7 @@ def test_a_run_that_is_killed_in_its_first_save_can_be_resumed(tmp_path, straigh
 def test_a_folder_without_a_checkpoint_can_be_started_again(tmp_path, straight, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     with monkeypatch.context() as patch:
-        patch.setattr("fastdiff.training.train.torch.save", interrupt)
+        patch.setattr("fastdiff.training.folder.torch.save", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train("digits", tmp_path, steps=1, **TINY)
     train("digits", tmp_path, steps=1, **TINY)
@@ -356,7 +357,7 @@ def test_the_process_s_defaults_change_nothing(tmp_path, straight):
 def test_a_full_disk_names_the_checkpoint(tmp_path):
     """A file may grow to 100 kB only: the checkpoint is larger, and the folder stays as it was."""
     code = (
-        "import resource; from fastdiff.training.train import train;"
+        "import resource; from fastdiff.training.unet import train_unet as train;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
         f"train('digits', {str(tmp_path)!r}, steps=1, **{TINY})"
     )
@@ -368,7 +369,7 @@ def test_a_full_disk_names_the_checkpoint(tmp_path):
 def test_learning_rate_and_average_are_the_formulas(tmp_path):
     """After each step, against numbers worked out by hand: the warm-up, and the average whose decay grows."""
     settings = {name: value for name, value in TINY.items() if name != "progress"} | {"warmup": 3, "ema_decay": 0.2}
-    run = Run(Settings("digits", steps=5, **settings), tmp_path, resume=False)
+    run = _run(Settings("digits", steps=5, **settings), tmp_path)
     average = [parameter.detach().double() for parameter in run.model.parameters()]
     for step in range(5):
         assert run.optimizer.param_groups[0]["lr"] == 2e-3 * min(1, (step + 1) / 3)
