@@ -1,5 +1,6 @@
 """A run that is ended at any moment: what it leaves, that it goes on to the same bits, and what Ctrl-C says."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -80,6 +81,11 @@ def assert_whole(out: Path) -> None:
             UNet.from_pretrained(out)
 
 
+def step_of(out: Path) -> int:
+    path = out / "checkpoint.pt"
+    return torch.load(path, weights_only=True)["step"] if path.exists() else 0
+
+
 def kill_and_resume(folder: Path, kills: int, rng: random.Random) -> list[str]:
     """End trainings at random moments, resume them, and compare what they come to with one that was left alone."""
     context = multiprocessing.get_context("forkserver")
@@ -101,8 +107,7 @@ def kill_and_resume(folder: Path, kills: int, rng: random.Random) -> list[str]:
         out = folder / str(run) / "out"
         out.parent.mkdir(exist_ok=True)
         (out.parent / "started").unlink(missing_ok=True)
-        fresh = not (out / "checkpoint.pt").exists()
-        before = 0 if fresh else torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+        fresh, before = not (out / "checkpoint.pt").exists(), step_of(out)
         process = context.Process(target=child, args=(str(out), not fresh))
         process.start()
         while not (out.parent / "started").exists() and process.is_alive():
@@ -122,7 +127,7 @@ def kill_and_resume(folder: Path, kills: int, rng: random.Random) -> list[str]:
         code = process.exitcode
         assert code is not None, "it neither ended nor went on"
         assert_whole(out)
-        step = 0 if not (out / "checkpoint.pt").exists() else torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+        step = step_of(out)
         assert step >= before
         if code == 0:
             done = True
@@ -156,3 +161,117 @@ def _assert_equal(a, b, name):
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bits(tmp_path):
     print("\n".join(kill_and_resume(tmp_path, KILLS, random.Random(SEED))))
+
+
+def settings(**more):
+    return Settings("digits", **{**TINY, "steps": 6, "save_every": 4, **more})
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_and_keeps_it(tmp_path, monkeypatch, number):
+    step = Run.train_step
+
+    def third(run):
+        if run.step == 2:
+            os.kill(os.getpid(), number)
+        return step(run)
+
+    monkeypatch.setattr(Run, "train_step", third)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted, match=r"interrupted at step 3 of 6; .* holds step 3") as raised:
+        _run(settings(), tmp_path).loop(progress=False)
+    assert isinstance(raised.value, KeyboardInterrupt)
+    assert raised.value.signal == number
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+    UNet.from_pretrained(tmp_path)
+    assert not list((tmp_path / "samples").iterdir())  # no pictures: whoever asked for an end does not wait for them
+
+
+@posix
+def test_a_signal_while_pictures_are_drawn_interrupts_at_once(tmp_path, monkeypatch):
+    def drawn(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        raise AssertionError("it was not interrupted")
+
+    monkeypatch.setattr(keep, "plot_loss", drawn)
+    with pytest.raises(Interrupted, match=r"at step 4 of 6; .* holds step 4"):
+        _run(settings(), tmp_path).loop(progress=False)
+
+
+@posix
+def test_a_second_signal_interrupts_at_once_and_an_ignored_one_stays_ignored():
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.asked == signal.SIGTERM
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.asked is None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_thread_trains_without_signals(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=lambda: _run(settings(steps=1), tmp_path).loop(progress=False))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "checkpoint.pt").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("place", ["write_json", "plot_loss", "save_samples", "UNet.save_pretrained"])
+def test_what_is_not_the_checkpoint_cannot_fail_the_run(tmp_path, monkeypatch, place):
+    """In the middle of a run it is a warning; at the end the model itself is needed, the pictures are not."""
+    calls = []
+
+    def full(*_, **__):
+        calls.append(place)
+        raise OSError(28, f"cannot write it: {place} is full")
+
+    monkeypatch.setattr(f"fastdiff.training.keep.{place}", full)
+    run = _run(settings(), tmp_path)
+    pictures = place in ("plot_loss", "save_samples")
+    ends = contextlib.nullcontext() if pictures else pytest.raises(OSError, match="is full")
+    with ends, pytest.warns(UserWarning, match=rf"{place} is full \(the training goes on\)"):
+        run.loop(progress=False)
+    assert len(calls) >= 2
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 6
+
+
+def test_without_matplotlib_there_is_no_curve(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.warns(UserWarning, match=r'pip install "fastdiff\[train\]"'):
+        _run(settings(steps=1), tmp_path).loop(progress=False)
+    assert (tmp_path / "samples" / "step-000001.png").exists()
+
+
+def test_a_run_of_hours_is_told_beforehand(tmp_path, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _run(settings(), tmp_path / "short").loop(progress=False)
+    monkeypatch.setattr("fastdiff.training.run._LONG", 0.0)
+    with pytest.warns(UserWarning, match=r"1 steps of .* s will take about 0 hours on this cpu"):
+        _run(settings(), tmp_path / "long").loop(progress=False)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_targets_are_the_papers(tmp_path, prediction, seed):
+    """A network that gives what it should predict has no loss: x_t and the target solve the two equations of x_0, ε."""
+    run = _run(settings(prediction=prediction), tmp_path)
+    x0, noise, t = torch.randn(5, 1, 8, 8), torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 500, 998, 999])
+    bars = run.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
+    alpha, sigma = bars.sqrt(), (1 - bars).sqrt()
+    x_t, target = alpha * x0 + sigma * noise, run._target(x0, noise, t).double()
+    if prediction == "v_prediction":  # Salimans & Ho (2022), Appendix D: x̂ = α x_t − σ v
+        torch.testing.assert_close(alpha * x_t - sigma * target, x0.double(), rtol=1e-5, atol=1e-5)
+    elif prediction == "epsilon":
+        torch.testing.assert_close(x_t - sigma * target, alpha * x0, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(target, x0.double())

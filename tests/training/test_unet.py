@@ -16,8 +16,10 @@ from helpers import SEED, SEED_VARIABLE
 from PIL import Image
 
 from fastdiff.models import UNet
+from fastdiff.models.trained import load
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.training import data as image_data
+from fastdiff.training.folder import save_samples
 from fastdiff.training.settings import FOLDER_SAMPLING, Settings, scheduler_config
 from fastdiff.training.unet import _run
 from fastdiff.training.unet import train_unet as train
@@ -390,3 +392,138 @@ def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path, straight):
     torch.save(state, tmp_path / "checkpoint.pt")
     train("digits", tmp_path, steps=6, save_every=4, resume=True, **TINY)
     assert_equal(checkpoint(tmp_path)["model"], checkpoint(straight)["model"])
+
+
+# ---- starting from weights, overwriting
+
+
+def test_a_folder_without_a_checkpoint_starts_again_from_its_weights_or_without_them(tmp_path, straight):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    (folder / "checkpoint.pt").unlink()
+    before = dict(UNet.from_pretrained(folder).state_dict())
+    settings = Settings("digits", steps=6, save_every=4, **{k: v for k, v in TINY.items() if k != "progress"})
+    with pytest.warns(UserWarning, match=r"no checkpoint\.pt: starting again at step 0, from its weights"):
+        run = _run(settings, folder, resume=True)
+    assert run.step == 0
+    assert_equal(dict(run.model.state_dict()), before)
+    with pytest.raises(ValueError, match="another one than size, channels"), pytest.warns(match="no checkpoint"):
+        train("digits", folder, resume=True, **{**TINY, "channels": (8, 8)})
+    with pytest.raises(ValueError, match="give one of them"):
+        train("digits", folder, resume=True, overwrite=True, **TINY)
+    (folder / "mine.txt").write_text("stays")
+    train("digits", folder, steps=1, overwrite=True, **TINY)
+    assert checkpoint(folder)["step"] == 1
+    assert [path.name for path in (folder / "samples").iterdir()] == ["step-000001.png"]
+    assert (folder / "mine.txt").exists()
+
+
+def test_overwriting_leaves_nothing_to_resume_by_mistake(tmp_path, straight, monkeypatch):
+    """Killed before its first checkpoint, a run that overwrites has left nothing of the former one."""
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    monkeypatch.setattr("fastdiff.training.run.Run.train_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train("digits", folder, steps=1, overwrite=True, **TINY)
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train("digits", folder, steps=1, resume=True, **TINY)
+
+
+def test_the_learning_rate_may_change_on_resume(tmp_path, straight):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    settings = Settings("digits", **{**{k: v for k, v in TINY.items() if k != "progress"}, "steps": 9, "lr": 1e-5})
+    run = _run(settings, folder, resume=True)
+    assert run.step == 6
+    assert [group["lr"] for group in run.optimizer.param_groups] == [1e-5]
+    before = [p.detach().clone() for p in run.model.parameters()]
+    run.train_step()
+    # AdamW moves a weight by about lr a step, lr · weight decay apart.
+    most = max((a - b).abs().max().item() for a, b in zip(run.model.parameters(), before, strict=True))
+    assert 0 < most < 1e-4
+
+
+def test_init_starts_from_another_model_s_weights(tmp_path, straight):
+    settings = Settings("digits", steps=2, init=str(straight), seed=SEED, device="cpu", batch_size=4)
+    run = _run(settings, tmp_path / "a")
+    assert_equal(dict(run.model.state_dict()), dict(UNet.from_pretrained(straight).state_dict()))
+    assert_equal(dict(run.average.module.state_dict()), dict(UNet.from_pretrained(straight).state_dict()))
+    run.loop(progress=False)
+    more = {"steps": 3, "resume": True, "channels": None, "warmup": 200}
+    train("digits", tmp_path / "a", init=str(straight), **{**TINY, **more})
+    assert checkpoint(tmp_path / "a")["step"] == 3
+    with pytest.raises(ValueError, match="leave them out"):
+        train("digits", tmp_path / "b", init=str(straight), **TINY)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train("digits", tmp_path / "b", init="nowhere", device="cpu")
+    for name, colour in (("ant", "red"), ("bee", "blue")):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "in" / name / "1.png")
+    with pytest.raises(ValueError, match="1 channels in and 1 out; the data have 3"):
+        train(tmp_path / "in", tmp_path / "b", init=str(straight), device="cpu")
+    for file in (tmp_path / "in").rglob("*.png"):
+        Image.new("L", (8, 8), 3).save(file)
+    with pytest.raises(ValueError, match="are 10 without names; those of the data are ant, bee"):
+        train(tmp_path / "in", tmp_path / "b", init=str(straight), device="cpu")
+    with pytest.warns(UserWarning, match="another schedule or prediction"):
+        train("digits", tmp_path / "c", init=str(straight), prediction="sample", steps=1, device="cpu", progress=False)
+    assert not (tmp_path / "b").exists()
+
+
+# ---- how the model is sampled
+
+
+def test_a_folder_is_sampled_by_algorithm_2_and_digits_as_was_measured_for_them(tmp_path, straight):
+    assert load(straight).sampling["steps"] == 50
+    (tmp_path / "in" / "ant").mkdir(parents=True)
+    Image.new("L", (8, 8), 200).save(tmp_path / "in" / "ant" / "1.png")
+    folder = train(tmp_path / "in", tmp_path / "out", size=8, steps=1, timesteps=20, prediction="v_prediction", **TINY)
+    trained = load(folder)
+    arguments = trained.arguments(torch.zeros(1, dtype=torch.long))
+    assert (arguments["sampler"], arguments.get("steps"), arguments["prediction"]) == ("ddpm", None, "v_prediction")
+    assert "uncond_kwargs" not in arguments  # one network call a step
+    assert arguments["schedule"] == NoiseSchedule.cosine(20)
+    asked = train(tmp_path / "in", tmp_path / "asked", size=8, steps=1, sampler="heun", sampling_steps=7, guidance=2.0,
+                  **TINY)  # fmt: skip
+    arguments = load(asked).arguments(torch.zeros(1, dtype=torch.long))
+    assert (arguments["sampler"], arguments["steps"], arguments["guidance_scale"]) == ("heun", 7, 2.0)
+    assert FOLDER_SAMPLING == {"sampler": "ddpm", "clip": 1.0}
+
+
+def test_any_schedule_can_be_written_for_diffusers(tmp_path):
+    ours = NoiseSchedule.sigmoid(50)
+    assert NoiseSchedule.from_diffusers(scheduler_config(ours, "sample")).alphas_cumprod.numpy() == pytest.approx(
+        ours.alphas_cumprod.numpy(), rel=1e-12
+    )
+
+
+def test_images_are_mirrored_half_of_the_time(tmp_path):
+    (tmp_path / "in").mkdir()
+    half = Image.new("L", (8, 8), "black")
+    half.paste("white", (0, 0, 4, 8))
+    half.save(tmp_path / "in" / "a.png")
+    settings = Settings(str(tmp_path / "in"), size=8, flip=True, channels=(8, 8), batch_size=200, device="cpu", seed=0)
+    run = _run(settings, tmp_path / "out")
+    seen = []
+    run.model.forward = lambda x, t, **_: seen.append(x) or x * 0 + next(run.model.parameters()).sum()
+    run.schedule = NoiseSchedule.from_alphas_cumprod(torch.ones(1, dtype=torch.float64))  # nothing is noised
+    run.train_step()
+    left, right = seen[0][..., :4].mean((1, 2, 3)), seen[0][..., 4:].mean((1, 2, 3))
+    assert torch.equal(left, -right)
+    assert set(left.tolist()) == {-1.0, 1.0}
+    assert 70 <= int((left > 0).sum()) <= 130  # a fixed seed's 200 throws of a coin
+
+
+def test_the_grid_has_a_row_a_class_with_its_name(tmp_path):
+    names = ["ant", "bee", "ein sehr langer Name einer Klasse", "猫"]
+    images = torch.linspace(-1, 1, 24).view(24, 1, 1, 1).expand(24, 3, 8, 8)
+    save_samples(tmp_path / "a.png", images, 6, names)
+    save_samples(tmp_path / "b.png", images, 6, [])
+    with Image.open(tmp_path / "a.png") as named, Image.open(tmp_path / "b.png") as plain:
+        assert named.height == plain.height
+        margin = named.width - plain.width
+        assert named.crop((margin, 0, named.width, named.height)).tobytes() == plain.tobytes()
+        rows = [named.crop((0, i * plain.height // 4, margin, (i + 1) * plain.height // 4)) for i in range(4)]
+        assert all(row.convert("L").getextrema()[0] < 128 for row in rows[:3])  # ink; the last has no Latin letters
+        assert len({row.tobytes() for row in rows[:3]}) == 3
