@@ -247,7 +247,7 @@ def test_what_is_not_the_checkpoint_cannot_fail_the_run(tmp_path, monkeypatch, p
 
 def test_without_matplotlib_there_is_no_curve(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.warns(UserWarning, match=r'pip install "fastdiff\[train\]"'):
+    with pytest.warns(UserWarning, match=r'pip install "fastdiff-torch\[train\]"'):
         _run(settings(steps=1), tmp_path).loop(progress=False)
     assert (tmp_path / "samples" / "step-000001.png").exists()
 
