@@ -387,7 +387,7 @@ def test_warnings_are_told_in_words() -> None:
 
     app = typer.Typer()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastdiff.cli.app.app", app)
+        patch.setitem(command.__globals__, "app", app)
         command(warned)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
