@@ -131,6 +131,8 @@ def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path, straight):
     for name in ("model", "optimizer", "generator", "losses"):
         torch.save({**state, name: {}}, path)
         refused("does not fit this model")
+    torch.save({**state, "seconds": "many"}, path)
+    refused("is no checkpoint of fastdiff train: its seconds is a str")
 
 
 def test_resuming_elsewhere_is_said(straight, tmp_path):
