@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -62,7 +62,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return app.command()(run)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str = "",
+    lineno: int = 0,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A warning without the line of code that it came from; on a line of its own if a progress bar is being drawn."""
     kind = "warning" if category is UserWarning else f"warning ({category.__name__})"
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)

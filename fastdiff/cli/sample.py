@@ -210,12 +210,12 @@ def sample(
                 )
             images = torch.cat(batches)
     save_grid(out, images, columns=None if interpolate is None else count)
-    told = [f"{out}: {count} images of {'×'.join(str(s) for s in trained.image_shape[1:])} pixels"]
+    said = [f"{out}: {count} images of {'×'.join(str(s) for s in trained.image_shape[1:])} pixels"]
     if gif is not None:
         save_gif(gif, frames)
-        told.append(f"{gif}: the reverse process in {len(frames)} frames")
+        said.append(f"{gif}: the reverse process in {len(frames)} frames")
     if not quiet:
-        typer.echo("\n".join(told))
+        typer.echo("\n".join(said))
 
 
 def film(states: Iterable[State]) -> tuple[list[Tensor], Tensor]:

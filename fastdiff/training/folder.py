@@ -81,14 +81,14 @@ def write_torch(path: Path, content: Any) -> None:
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """What a run's checkpoint holds; ValueError for a file that is damaged or something else's."""
     state = read_torch(path, device)
-    needed = {"settings": dict, "fingerprint": str, "environment": dict, "step": int, "seconds": (int, float),
-              "losses": object, "generator": object, "model": object, "ema": object, "optimizer": object}  # fmt: skip
+    needed: dict[str, Any] = {"settings": dict, "fingerprint": str, "environment": dict, "step": int}
+    needed |= {"seconds": (int, float), **dict.fromkeys(("losses", "generator", "model", "ema", "optimizer"), object)}
     if not isinstance(state, dict):
         raise ValueError(f"{path} is no checkpoint of fastdiff train")
     for name, kind in needed.items():
         if name not in state:
             raise ValueError(f"{path} is no checkpoint of fastdiff train: it lacks {name}")
-        if not isinstance(state[name], kind) or isinstance(state[name], bool):  # type: ignore[arg-type]
+        if not isinstance(state[name], kind) or isinstance(state[name], bool):
             raise ValueError(f"{path} is no checkpoint of fastdiff train: its {name} is a {type(state[name]).__name__}")
     return state
 

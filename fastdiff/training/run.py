@@ -107,7 +107,7 @@ class Run:
         Raises Interrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the step that was being done is kept.
         """
         steps, self._started = self.settings.steps, time.perf_counter() - self.seconds
-        training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.train()
         with (
             Signals() as signals,
@@ -120,7 +120,8 @@ class Run:
             except Interrupted as interrupted:
                 raise Interrupted(self._told(), interrupted.signal) from None
             finally:
-                self.model.train(training)
+                for module, training in modes:
+                    module.training = training
 
     def _steps(self, signals: Signals, bar: Any) -> None:
         steps, first = self.settings.steps, self.step
