@@ -3,6 +3,8 @@
 images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=42)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from fastdiff import models, ops, samplers, textbook
 from fastdiff.acceleration.accelerate import accelerate, refresh, restore
 from fastdiff.info import info
@@ -15,8 +17,10 @@ from fastdiff.sampling.state import State
 from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.schedules.spacing import Spacing
+from fastdiff.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from fastdiff.training.train import train
 
 __all__ = [
     "EDMSchedule",
@@ -39,4 +43,13 @@ __all__ = [
     "sample_iter",
     "samplers",
     "textbook",
+    "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":  # with what only a training needs, such as Pillow
+        from fastdiff.training.train import train
+
+        return train
+    raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")

@@ -8,15 +8,28 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+import fastdiff as package
 from fastdiff import FlowSchedule, NoiseSchedule, Plan, cli, models, samplers
+from fastdiff.cli.app import command
 from fastdiff.cli.arguments import labels_of
+from fastdiff.cli.sample import film
+from fastdiff.images import make_grid
+from fastdiff.sampling.accelerated import is_accelerated
+from fastdiff.training.pictures import read_picture
+from fastdiff.training.run import Run
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
 
@@ -76,9 +89,31 @@ def test_gif_shows_the_reverse_process(tmp_path: Path) -> None:
         (("sample", "--number", "0"), "number"),
         (("sample", "--sampler", "astrology"), "astrology"),
         (("sample", "--number", "65", "--gif", "x.gif"), "batch"),
+        (("sample", "--spacing", "karas"), "did you mean 'karras'?"),
+        (("sample", "--clip", "much"), "--clip must be a number, or none; got 'much'"),
+        (("sample", "--option", "order"), "NAME=VALUE"),
+        (("sample", "--option", "order=3"), "does not take order"),
+        (("sample", "--schedule", "liner"), "schedule is 'liner'"),
+        (("sample", "--strength", "0.5"), "--strength needs --image"),
+        (("sample", "--mask", "mask.png"), "--mask needs --image"),
+        (("sample", "--image", "nowhere.png"), "nowhere.png"),
+        (("sample", "--interpolate", "a.png"), "2 arguments"),
+        (("sample", "--interpolate", "a.png", "b.png"), "a.png"),
+        (("sample", "--interpolate", "a.png", "b.png", "--steps", "5"), "--interpolate goes without --steps"),
+        (("sample", "--interpolate", "a.png", "b.png", "--gif", "x.gif"), "--interpolate goes without --gif"),
+        (("sample", "--accelerate", "perhaps"), "perhaps"),
+        (("sample", "--threads", "0"), "threads"),
         (("train", "--data", "nowhere", "--out", "model"), "nowhere"),
         (("train", "--data", "digits", "--out", "model", "--steps", "0"), "steps"),
         (("train", "--data", "digits", "--out", "model", "--channels", "wide"), "channels"),
+        (("train", "--data", "digits", "--out", "model", "--sampler", "astrology"), "astrology"),
+        (("train", "--data", "digits", "--out", "model", "--prediction", "score"), "prediction='score'"),
+        (
+            ("train", "--data", "digits", "--out", "model", "--timesteps", "9", "--sampling-steps", "50"),
+            "steps must be in [1, 9]",
+        ),
+        (("train", "--data", "digits", "--out", "model", "--resume"), "nothing to resume"),
+        (("train", "--data", "digits", "--out", "model", "--resume", "--overwrite"), "give one of them"),
         (("dance",), "dance"),
     ],
 )
@@ -331,7 +366,7 @@ def test_bad_plan_files_are_one_line(
 def test_a_plot_without_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run("plan", "--sampler", "ddim", "--steps", 5, "--plot", tmp_path / "plan.png")
-    assert result.exit_code == 2
+    assert result.exit_code == 1  # it was asked rightly
     assert 'pip install "fastdiff-torch[train]"' in result.output
     assert list(tmp_path.iterdir()) == []
 
@@ -343,3 +378,219 @@ def test_labels_are_on_the_cpu_whatever_the_default_device() -> None:
     finally:
         torch.set_default_device(None)
     assert [labels.tolist() for labels in made] == [[1, 0, 1], [1, 1, 1]]
+
+
+def test_version_and_shell_completion() -> None:
+    version = run("--version")
+    assert (version.exit_code, version.output) == (0, f"fastdiff {package.__version__}\n")
+    shown = run("--help").output
+    assert "--install-completion" in shown
+    assert "--install-completion" not in run("sample", "--help").output
+
+
+def test_what_fails_though_it_was_asked_rightly_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "cannot write it: No space left on device")
+
+    monkeypatch.setattr("fastdiff.images.save_grid", full)
+    result = run("sample", "-n", 1, "--steps", 1, "--out", tmp_path / "a.png")
+    assert result.exit_code == 1, result.output
+    assert "No space left on device" in result.output
+    monkeypatch.setattr("fastdiff.sample", lambda *_, **__: (_ for _ in ()).throw(FloatingPointError("NaN in row 0")))
+    result = run("sample", "-n", 1, "--steps", 1, "--out", tmp_path / "a.png")
+    assert (result.exit_code, result.output) == (1, "error: NaN in row 0\n")
+
+
+def test_warnings_are_told_in_words() -> None:
+    result = run("plan", "--sampler", "ddim", "--steps", 5)
+    assert "warning" not in result.output
+
+    def warned() -> None:
+        warnings.warn("beware", stacklevel=1)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+
+    app = typer.Typer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(command.__globals__, "app", app)
+        command(warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = CliRunner().invoke(app, [])
+    assert result.stderr == "warning: beware\nwarning (DeprecationWarning): old\n"
+
+
+def test_quiet_says_nothing_and_threads_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+    sample = package.sample
+    monkeypatch.setattr(
+        "fastdiff.sample", lambda *args, **more: seen.append(torch.get_num_threads()) or sample(*args, **more)
+    )
+    result = run("sample", "-n", 3, "--batch-size", 2, "--steps", 1, "-q", "--threads", 2, "--out", tmp_path / "a.png")
+    assert (result.exit_code, result.output) == (0, "")
+    assert (seen, torch.get_num_threads()) == ([2, 2], before)
+
+
+# ---- sample takes what Python has
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A wide picture in colour, which is cropped, resized and made grey."""
+    path = tmp_path / "in.png"
+    colours = torch.linspace(0, 255, 40 * 24 * 3).view(24, 40, 3).to(torch.uint8)
+    Image.fromarray(colours.numpy()).save(path)
+    return path
+
+
+def drawn(path: Path, number: int) -> list[bytes]:
+    """The images of a row, as bytes; 8 pixels enlarged eight times, and a gap of one."""
+    with Image.open(path) as opened:
+        return [opened.crop((i * 72, 0, i * 72 + 64, 64)).tobytes() for i in range(number)]
+
+
+def cell(image: torch.Tensor) -> bytes:
+    return make_grid(image[None]).tobytes()
+
+
+def test_sample_passes_its_options_on(tmp_path: Path, digits: models.trained.TrainedModel) -> None:
+    made = run("sample", "-n", 2, "--sampler", "dpmpp_2m", "--steps", 4, "--spacing", "karras", "--clip", "none",
+               "--option", "lower-order-final=False", "--schedule", "linear", "--class", "3", "--guidance", 1,
+               "--out", tmp_path / "a.png")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    images = package.sample(
+        digits.unet, (2, 1, 8, 8), sampler="dpmpp_2m", steps=4, spacing="karras",
+        sampler_options={"lower_order_final": False}, model_kwargs={"class_labels": torch.tensor([3, 3])},
+    )  # fmt: skip
+    assert drawn(tmp_path / "a.png", 2) == [cell(image) for image in images]
+
+
+def test_image_to_image(tmp_path: Path, picture: Path, digits: models.trained.TrainedModel) -> None:
+    common = ("sample", "-n", 2, "--image", picture, "--out", tmp_path / "a.png", "--seed", 4)
+    assert run(*common, "--strength", 0).exit_code == 0
+    start = read_picture(picture, (8, 8), grey=True).float()[None] / 127.5 - 1
+    assert drawn(tmp_path / "a.png", 2) == [cell(start[0])] * 2
+    assert run(*common, "--steps", 5).exit_code == 0
+    labels = torch.tensor([0, 1])
+    images = package.sample(
+        digits.unet, (2, 1, 8, 8), seed=4, x_init=start.expand(2, 1, 8, 8), strength=0.6,
+        **digits.arguments(labels, steps=5),
+    )  # fmt: skip
+    assert drawn(tmp_path / "a.png", 2) == [cell(image) for image in images]
+
+
+def test_inpainting_keeps_what_is_white(tmp_path: Path, picture: Path) -> None:
+    mask = Image.new("L", (8, 8), "black")
+    mask.paste("white", (0, 0, 4, 8))
+    mask.save(tmp_path / "mask.png")
+    made = run("sample", "-n", 2, "--image", picture, "--mask", tmp_path / "mask.png", "--steps", 4,
+               "--out", tmp_path / "a.png")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    known = make_grid((read_picture(picture, (8, 8), grey=True).float() / 127.5 - 1)[None])
+    with Image.open(tmp_path / "a.png") as opened:
+        for left in (0, 72):
+            half = opened.crop((left, 0, left + 32, 64))
+            assert half.tobytes() == known.crop((0, 0, 32, 64)).tobytes()
+            other = opened.crop((left + 32, 0, left + 64, 64))
+            assert other.tobytes() != known.crop((32, 0, 64, 64)).tobytes()
+
+
+def test_images_between_two_pictures(tmp_path: Path, picture: Path, digits: models.trained.TrainedModel) -> None:
+    Image.new("L", (8, 8), 30).save(tmp_path / "b.png")
+    made = run("sample", "--interpolate", picture, tmp_path / "b.png", "--class", "3", "--out", tmp_path / "a.png")
+    assert made.exit_code == 0, made.output
+    assert "9 images" in made.output
+    a, b = (read_picture(p, (8, 8), grey=True).float() / 127.5 - 1 for p in (picture, tmp_path / "b.png"))
+    told = digits.arguments(torch.full((9,), 3))
+    told = {name: told[name] for name in told if name not in ("sampler", "steps", "eta", "spacing")}
+    images = package.interpolate(digits.unet, a, b, [i / 8 for i in range(9)], **told)
+    assert drawn(tmp_path / "a.png", 9) == [cell(image) for image in images]
+    with Image.open(tmp_path / "a.png") as opened:
+        assert opened.size == (9 * 72 - 8, 64)  # one row
+
+
+def test_small_networks_are_left_alone_and_large_ones_accelerated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    sample = package.sample
+
+    def looked(model: torch.nn.Module, *args: object, **more: object) -> torch.Tensor:
+        seen.append(is_accelerated(model))
+        return sample(model, *args, **more)
+
+    monkeypatch.setattr("fastdiff.sample", looked)
+    common = ("sample", "-n", 1, "--steps", 1, "--out", tmp_path / "a.png")
+    for more in ((), ("--accelerate", "on"), ("--accelerate", "off")):
+        assert run(*common, *more).exit_code == 0
+    monkeypatch.setattr("fastdiff.acceleration.worthwhile.PARAMETERS", 700_000)
+    for more in ((), ("--accelerate", "off"), ("--dtype", "bfloat16")):
+        assert run(*common, *more).exit_code == 0
+    assert seen == [False, True, False, True, False, True]
+
+
+def test_a_film_holds_few_frames_however_long_it_is() -> None:
+    """The first and the last state, and evenly spaced ones between; those that are not shown are let go."""
+    alive = weakref.WeakSet()
+
+    def states(count: int) -> Iterator[SimpleNamespace]:
+        for row in range(count):
+            x = torch.full((1,), float(row))
+            alive.add(x)
+            most.append(len(alive))
+            yield SimpleNamespace(x=x)
+
+    for count in (1, 2, 51, 60, 61, 62, 63, 1001, 997):
+        most: list[int] = []
+        frames, last = film(states(count))
+        rows = [int(frame) for frame in frames]
+        assert (rows[0], rows[-1], int(last)) == (0, count - 1, count - 1)
+        assert len(frames) == count if count <= 60 else 30 <= len(frames) <= 61
+        assert len(set(np.diff(rows)[:-1])) <= 1
+        assert max(most) <= 63
+        del frames, last
+
+
+# ---- train
+
+
+def test_train_names_the_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdiff.training.keep.GRID_STEPS", 1)
+    for name in ("red ant", "bee"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "in" / name / "1.png")
+    (tmp_path / "in" / "bee" / "2.png").write_bytes(b"broken")
+    common = ("train", "--data", tmp_path / "in", "--steps", 1, "--size", 8, "--channels", "8,8", "--batch-size", 2)
+    refused = run(*common, "--out", tmp_path / "a b")
+    assert refused.exit_code == 2
+    assert "2.png" in refused.output
+    made = run(*common, "--out", tmp_path / "a b", "--skip-broken", "--flip", "--timesteps", 30)
+    assert made.exit_code == 0, made.output
+    assert f"warning: 1 of 3 pictures in {tmp_path / 'in'} were left out" in made.stderr
+    first, second = made.stdout.splitlines()
+    assert first.endswith("step-000001.png: samples, a row each of bee, red ant")
+    assert second.endswith(f"fastdiff sample --model '{tmp_path}/a b' --class bee")
+    assert run(*common, "--out", tmp_path / "a b", "--skip-broken").exit_code == 2
+    again = run(*common, "--out", tmp_path / "a b", "--skip-broken", "--overwrite", "--quiet")
+    assert (again.exit_code, again.stdout) == (0, "")
+    sampled = run("sample", "--model", tmp_path / "a b", "--class", "red ant", "-n", 1, "--steps", 2, "--sampler",
+                  "ddim", "--out", tmp_path / "a.png")  # fmt: skip
+    assert sampled.exit_code == 0, sampled.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_says_how_to_go_on(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Run.train_step
+
+    def second(run: Run) -> torch.Tensor:
+        if run.step == 1:
+            os.kill(os.getpid(), number)
+        return step(run)
+
+    monkeypatch.setattr(Run, "train_step", second)
+    out = tmp_path / "model"
+    result = run("train", "--data", "digits", "--out", out, "--steps", 9, "--channels", "8,8", "--batch-size", 2, "-q")
+    assert result.exit_code == 128 + number
+    told = f"interrupted at step 2 of 9; {out} holds step 2: the same command with --resume goes on\n"
+    assert result.output == told

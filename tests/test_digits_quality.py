@@ -12,7 +12,7 @@ from helpers import SEED, SEED_VARIABLE
 import fastdiff
 from fastdiff.models import UNet
 from fastdiff.training.data import load_digits
-from fastdiff.training.settings import SAMPLING
+from fastdiff.training.settings import DIGITS_SAMPLING
 
 ROOT = Path(__file__).parents[1]
 PACKAGED = Path(fastdiff.__file__).parent / "assets" / "digits"
@@ -53,7 +53,7 @@ def test_the_packaged_folder_is_small_and_tells_how_it_was_made():
     record = json.loads((PACKAGED / "training.json").read_text())
     assert record["classes"] == list("0123456789")
     assert record["settings"]["data"] == "digits"
-    assert record["sampling"] == SAMPLING
+    assert record["sampling"] == DIGITS_SAMPLING
     assert record["images"] == len(load_digits("train"))
 
 

@@ -1,12 +1,23 @@
-"""What several commands read: a device, a dtype, options of a sampler, the labels of the images."""
+"""What several commands read: a device, a dtype, options of a sampler, a schedule, the labels of the images."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "edm", "flow")
+
+
+Threads = Annotated[int | None, typer.Option(min=1, help="Of the CPU. [default: torch's choice, one a core]")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show no progress, and say nothing but warnings and errors.")
+]
 
 
 class DType(str, Enum):
@@ -30,6 +41,31 @@ def options(given: list[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             options[name] = value.strip()
     return options
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """torch's number of threads, which fastdiff's kernels run on too, for a while."""
+    import torch
+
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def schedule_of(name: str, tokens: int | None = None) -> tuple[Any, str | None]:
+    """A schedule's name as it is, or what a folder's scheduler_config.json is and what its network predicts."""
+    from fastdiff.schedules import from_diffusers, prediction_from_diffusers
+
+    if Path(name).is_dir():
+        return from_diffusers(name, tokens=tokens), prediction_from_diffusers(name)
+    if tokens is not None:
+        raise ValueError("--tokens goes with a folder as --schedule")
+    return name, None
 
 
 def device_of(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import SCHEDULES, options
+from fastdiff.cli.arguments import SCHEDULES, options, schedule_of
 from fastdiff.samplers import SAMPLERS
 from fastdiff.schedules.level import PREDICTIONS
 from fastdiff.schedules.spacing import NAMES
@@ -56,17 +56,12 @@ def plan(
     """Show a sampler as the table of numbers that it is: what each step does to the state."""
     from fastdiff.files import check_writable
     from fastdiff.samplers.resolve import resolve_plan
-    from fastdiff.schedules import from_diffusers, prediction_from_diffusers
 
     for path, suffix in ((plot, ".png"), (json, ".json")):
         if path is not None:
             check_writable(path, suffix=suffix)
-    walked: Any = schedule
-    if Path(schedule).is_dir():
-        walked = from_diffusers(schedule, tokens=tokens)
-        prediction = prediction or prediction_from_diffusers(schedule)
-    elif tokens is not None:
-        raise ValueError("--tokens goes with a folder as --schedule")
+    walked, told_by_folder = schedule_of(schedule, tokens)
+    prediction = prediction or told_by_folder
     made = resolve_plan(sampler, steps, walked, prediction, None, spacing, eta, None, options(option or []))
     told = [str(made)]  # said when the files are there: whom it is said to may have stopped listening
     if plot is not None:

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import DType, device_of, labels_of
+from fastdiff.cli.arguments import (
+    SCHEDULES,
+    DType,
+    Quiet,
+    Threads,
+    cpu_threads,
+    device_of,
+    labels_of,
+    options,
+    schedule_of,
+)
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastdiff.models.trained import TrainedModel
+    from fastdiff.sampling.state import State
+
+NUMBER, BETWEEN = 64, 9  # images, and images between two pictures, where no number is asked for
 GIF_FRAMES = 60
+STRENGTH = 0.6  # of image to image
+
+
+class Accelerate(str, Enum):
+    auto = "auto"
+    on = "on"
+    off = "off"
 
 
 @command
@@ -20,7 +46,9 @@ def sample(
         Path | None,
         typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
     ] = None,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many images.")] = 64,
+    number: Annotated[
+        int | None, typer.Option("--number", "-n", min=1, help=f"How many images. [default: {NUMBER}]")
+    ] = None,
     class_name: Annotated[
         str | None,
         typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]"),
@@ -41,71 +69,208 @@ def sample(
         float | None,
         typer.Option(help="Share of noise: 0 is deterministic, 1 is ancestral. [default: the model's or sampler's]"),
     ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Which levels the sampler stops at, such as trailing or karras. [default: the model's own]"),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="The bound of the predicted image, or none. [default: the model's own]")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, another argument of the sampler, such as order=3; may be repeated."),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(SCHEDULES)}, or a folder with a scheduler_config.json. [default: the model's own]"
+        ),
+    ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(help="A plan that `fastdiff plan --json` wrote, in place of --sampler, --steps and --eta."),
+        typer.Option(help="A plan that `fastdiff plan --json` wrote, in place of a sampler and its options."),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture to start from (image to image), or to fill in (with --mask).")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help=f"How much of --image is drawn anew, 0 to 1. [default: {STRENGTH}; with --mask: all that is not kept]"
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="A picture: where it is white --image is kept, where black drawn anew.")
+    ] = None,
+    interpolate: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help=f"Images between two pictures, in a row. [default number: {BETWEEN}]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Image i of a seed is the same image in every batch.")] = 0,
     sample_offset: Annotated[int, typer.Option(min=0, help="The number of the first image.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
     dtype: Annotated[DType, typer.Option(help="What the network computes in.")] = DType.float32,
+    accelerate: Annotated[
+        Accelerate,
+        typer.Option(help="The network's fast path: on, off, or auto: for networks of a million weights and more."),
+    ] = Accelerate.auto,
     backend: Annotated[str, typer.Option(help="auto, native, triton or reference.")] = "auto",
     gif: Annotated[
         Path | None,
-        typer.Option(help="Also write the reverse process as a GIF (one batch at most)."),
+        typer.Option(help="Also write the reverse process, from noise on, as a GIF (one batch at most)."),
     ] = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
 ) -> None:
     """Draw images from a trained model; without options, 64 digits into samples.png."""
     import torch
     from tqdm import tqdm
 
     import fastdiff
+    from fastdiff.acceleration.worthwhile import accelerated
     from fastdiff.images import check_writable, save_gif, save_grid
 
     check_writable(out, suffix=".png")
     if gif is not None:
         check_writable(gif, suffix=".gif")
-        if number > batch_size:
-            raise ValueError(f"--gif shows one batch: --number {number} must not exceed --batch-size {batch_size}")
-    where = device_of(device)
+    changes: dict[str, Any] = {"sampler": sampler, "steps": steps, "eta": eta, "spacing": spacing, "schedule": schedule}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if clip is not None:
+        changes["clip"] = _bound(clip)
+    if option:
+        changes["sampler_options"] = options(option)
+    if plan is not None and changes:
+        raise ValueError(f"--plan goes without {_names(changes)}, which the plan fixes")
+    if (strength is not None or mask is not None) and image is None:
+        raise ValueError(f"--{'mask' if mask is not None else 'strength'} needs --image")
+    if interpolate is not None:
+        others = {"plan": plan, "image": image, "gif": gif, "sample_offset": sample_offset or None}
+        given = {name for name in others if others[name] is not None} | (set(changes) - {"clip", "schedule"})
+        if given:
+            raise ValueError(f"--interpolate goes without {_names(sorted(given))}")
+    count = number or (NUMBER if interpolate is None else BETWEEN)
+    if (gif is not None or interpolate is not None) and count > batch_size:
+        name = "--gif shows" if gif is not None else "--interpolate draws"
+        raise ValueError(f"{name} one batch: --number {count} must not exceed --batch-size {batch_size}")
+
+    where, kind = device_of(device), getattr(torch, dtype.value)
     trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
-    trained.unet.to(device=where, dtype=getattr(torch, dtype.value))
-    labels = labels_of(trained.classes, class_name, number, sample_offset)
+    trained.unet.to(device=where, dtype=kind)
+    labels = labels_of(trained.classes, class_name, count, sample_offset)
     if labels is None and guidance not in (None, 1.0):
         raise ValueError("--guidance needs a class-conditional model; this one has no classes")
-    changes: dict[str, Any] = {"sampler": sampler, "steps": steps, "eta": eta}
-    changes = {name: value for name, value in changes.items() if value is not None}
     if plan is not None:
-        if changes:
-            raise ValueError(f"--plan goes without {', '.join(f'--{name}' for name in changes)}, which the plan fixes")
         trained.sampling = {"sampler": fastdiff.Plan.load(plan)}
+    if schedule is not None:
+        changes["schedule"], prediction = schedule_of(schedule)
+        if prediction is not None:
+            changes["prediction"] = prediction
+    if "sampler_options" in changes:
+        changes["sampler_options"] = trained.sampling.get("sampler_options", {}) | changes["sampler_options"]
+    begins: dict[str, Any] = {}  # where the images start from, [1, C, H, W]
+    if image is not None:
+        begins["known" if mask is not None else "x_init"] = _picture(image, trained).to(where)
+        if mask is not None:
+            begins["mask"] = (_picture(mask, trained, grey=True).to(where) + 1) / 2
+            if strength is not None:
+                begins["x_init"] = begins["known"]
+        if "x_init" in begins:
+            begins["strength"] = STRENGTH if strength is None else strength
 
     def arguments(begin: int, count: int) -> dict[str, Any]:
         chosen = None if labels is None else labels[begin : begin + count].to(where)
         told = trained.arguments(chosen, guidance, **changes)
-        return {**told, "seed": seed, "sample_offset": sample_offset + begin, "backend": backend}
+        starts = {name: value.expand(count, -1, -1, -1) if name != "strength" else value
+                  for name, value in begins.items()}  # fmt: skip
+        return {**told, **starts, "seed": seed, "sample_offset": sample_offset + begin, "backend": backend}
 
-    frames: list[torch.Tensor] = []
-    if gif is not None:
-        states = list(
-            fastdiff.sample_iter(trained.unet, (number, *trained.image_shape), progress=True, **arguments(0, number))
-        )
-        every = max(1, len(states) // GIF_FRAMES)
-        frames = [state.x for state in states[::-every]][::-1]
-        images = states[-1].x
-    else:
-        batches = []
-        starts = range(0, number, batch_size)
-        for begin in tqdm(starts, unit="batch") if len(starts) > 1 else starts:
-            count = min(batch_size, number - begin)
+    frames: list[Tensor] = []
+    force = {Accelerate.on: True, Accelerate.off: False}.get(accelerate)
+    with cpu_threads(threads), accelerated(trained.unet, kind, force=force):
+        if interpolate is not None:
+            a, b = (_picture(path, trained)[0].to(where) for path in interpolate)
+            chosen = labels.to(where) if labels is not None and class_name is not None else None
+            told = _between(trained, chosen, guidance, changes)
+            weights = [i / max(1, count - 1) for i in range(count)]
+            images = fastdiff.interpolate(trained.unet, a, b, weights, seed=seed, backend=backend,
+                                          progress=not quiet, **told)  # fmt: skip
+        elif gif is not None:
             shape = (count, *trained.image_shape)
-            batches.append(
-                fastdiff.sample(trained.unet, shape, progress=len(starts) == 1, **arguments(begin, count)).cpu()
-            )
-        images = torch.cat(batches)
-    save_grid(out, images)
-    typer.echo(f"{out}: {number} images of {'×'.join(str(s) for s in trained.image_shape[1:])} pixels")
+            states = fastdiff.sample_iter(trained.unet, shape, progress=not quiet, **arguments(0, count))
+            frames, images = film(states)
+        else:
+            batches = []
+            starts = range(0, count, batch_size)
+            for begin in tqdm(starts, unit="batch", disable=quiet) if len(starts) > 1 else starts:
+                size = min(batch_size, count - begin)
+                bar = len(starts) == 1 and not quiet
+                batches.append(
+                    fastdiff.sample(
+                        trained.unet, (size, *trained.image_shape), progress=bar, **arguments(begin, size)
+                    ).cpu()
+                )
+            images = torch.cat(batches)
+    save_grid(out, images, columns=None if interpolate is None else count)
+    said = [f"{out}: {count} images of {'×'.join(str(s) for s in trained.image_shape[1:])} pixels"]
     if gif is not None:
         save_gif(gif, frames)
-        typer.echo(f"{gif}: the reverse process in {len(frames)} frames")
+        said.append(f"{gif}: the reverse process in {len(frames)} frames")
+    if not quiet:
+        typer.echo("\n".join(said))
+
+
+def film(states: Iterable[State]) -> tuple[list[Tensor], Tensor]:
+    """At most some 60 states of a run, evenly spaced, the first and the last among them; and the last one.
+
+    No more than those are held, however many there are.
+    """
+    frames: list[Tensor] = []
+    every, row = 1, 0
+    for row, state in enumerate(states):
+        if row % every == 0:
+            frames.append(state.x.cpu())
+        if len(frames) > GIF_FRAMES:
+            frames, every = frames[::2], 2 * every
+    if row % every:
+        frames.append(state.x.cpu())
+    return frames, state.x
+
+
+def _names(arguments: Iterable[str]) -> str:
+    """Arguments as the command line writes them."""
+    return ", ".join("--" + {"sampler_options": "option"}.get(name, name).replace("_", "-") for name in arguments)
+
+
+def _bound(clip: str) -> float | None:
+    if clip.lower() == "none":
+        return None
+    try:
+        return float(clip)
+    except ValueError:
+        raise ValueError(f"--clip must be a number, or none; got {clip!r}") from None
+
+
+def _picture(path: Path, trained: TrainedModel, *, grey: bool = False) -> Tensor:
+    """A picture cropped and resized as the model's are, float32 [1, C, H, W] in [-1, 1]; C is 1 for a grey one."""
+    from fastdiff.training.pictures import read_picture
+
+    channels, height, width = trained.image_shape
+    if channels not in (1, 3):
+        raise ValueError(f"{path}: the model's images have {channels} channels, which no picture has")
+    pixels = read_picture(path, (height, width), grey=grey or channels == 1)
+    return pixels.float().expand(1 if grey else channels, -1, -1)[None] / 127.5 - 1
+
+
+def _between(
+    trained: TrainedModel, labels: Tensor | None, guidance: float | None, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of ``fastdiff.interpolate``: the model's own, but for what that sets itself."""
+    if labels is None and trained.classes and trained.unet.null_class is None:
+        raise ValueError(f"--interpolate needs --class: one of {', '.join(trained.classes)}")
+    if labels is None and guidance not in (None, 1.0):
+        raise ValueError("--guidance needs --class where --interpolate is asked for")
+    told = trained.arguments(labels, guidance, sampler="ddpm", **changes)
+    return {
+        name: value for name, value in told.items() if name not in ("sampler", "steps", "spacing", "sampler_options")
+    }

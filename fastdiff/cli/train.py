@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastdiff.cli.app import command
+from fastdiff.cli.arguments import Quiet, Threads, cpu_threads
 
 
 @command
@@ -27,16 +29,45 @@ def train(
         typer.Option(help="Of each level, such as 64,128,128. [default: by size]"),
     ] = None,
     layers: Annotated[int, typer.Option(help="Residual blocks of a level.")] = 1,
+    init: Annotated[
+        str | None,
+        typer.Option(help="A model's folder, whose network and weights to start from. [default: drawn by --seed]"),
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the images drawn, left to right.")] = False,
     label_dropout: Annotated[float, typer.Option(help="Share of labels dropped, for guidance.")] = 0.1,
     ema_decay: Annotated[float, typer.Option(help="Decay a step of the averaged weights.")] = 0.999,
     schedule: Annotated[str, typer.Option(help="linear or cosine.")] = "cosine",
+    timesteps: Annotated[int, typer.Option(help="T, of the schedule.")] = 1000,
+    prediction: Annotated[
+        str, typer.Option(help="What the network learns: epsilon, v_prediction or sample.")
+    ] = "epsilon",
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="Of the model, unless `fastdiff sample` names another. [default: ddpm; digits: ddim]"),
+    ] = None,
+    sampling_steps: Annotated[
+        int | None, typer.Option(help="Of that sampler. [default: every timestep; digits: 50]")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Of the model, too. [default: 1, none; digits: 1.15]")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (autocast).")] = "auto",
     device: Annotated[str, typer.Option(help="What torch calls it, or auto.")] = "auto",
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints and grids of samples.")] = 500,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in --out; --lr and --steps may be others.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --out holds a run.")] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and list them.")
+    ] = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Train a DDPM on a folder of pictures or on handwritten digits (Ho et al. 2020, Algorithm 1)."""
-    from fastdiff.training.train import train as run
+    """Train a DDPM on a folder of pictures or on handwritten digits (Ho et al. 2020, Algorithm 1).
+
+    It may be killed at any time; Ctrl-C ends the step that is being done and keeps it.
+    """
+    from fastdiff.training.signals import Interrupted
+    from fastdiff.training.unet import train_unet
 
     levels = None
     if channels is not None:
@@ -45,13 +76,32 @@ def train(
         except ValueError:
             raise ValueError(f"--channels must be numbers with commas between; got {channels!r}") from None
     try:
-        run(
-            data, out, steps=steps, batch_size=batch_size, lr=lr, seed=seed, size=size, channels=levels, layers=layers,
-            label_dropout=label_dropout, ema_decay=ema_decay, schedule=schedule, dtype=dtype, device=device,
-            save_every=save_every, resume=resume,
-        )  # fmt: skip
-    except KeyboardInterrupt:
+        with cpu_threads(threads):
+            train_unet(
+                data, out, steps=steps, batch_size=batch_size, lr=lr, seed=seed, size=size, channels=levels,
+                layers=layers, init=init, flip=flip, label_dropout=label_dropout, ema_decay=ema_decay,
+                schedule=schedule, timesteps=timesteps, prediction=prediction, sampler=sampler,
+                sampling_steps=sampling_steps, guidance=guidance, dtype=dtype, device=device, save_every=save_every,
+                resume=resume, overwrite=overwrite, skip_broken=skip_broken, progress=not quiet,
+            )  # fmt: skip
+    except Interrupted as interrupted:
         if (out / "checkpoint.pt").exists():
-            typer.echo(f"{out} holds the last checkpoint: the same command with --resume goes on from it", err=True)
+            told = f"{interrupted}: the same command with --resume goes on"
+            raise Interrupted(told, interrupted.signal) from None
         raise
-    typer.echo(f"{out}: trained; draw from it with  fastdiff sample --model {out}")
+    if not quiet:
+        _tell(out)
+
+
+def _tell(out: Path) -> None:
+    """What there is now, and what to do with it."""
+    from fastdiff.files import read_json_object
+
+    classes = read_json_object(out / "training.json")["classes"]
+    here = shlex.quote(str(out))
+    pictures = sorted((out / "samples").glob("step-*.png"), key=lambda path: (len(path.name), path.name))
+    if pictures:
+        rows = f", a row each of {', '.join(classes[:16])}{' (the first 16)' * (len(classes) > 16)}" if classes else ""
+        typer.echo(f"{pictures[-1]}: samples{rows}")
+    one = f" --class {shlex.quote(classes[0])}" if classes else ""
+    typer.echo(f"{out}: trained; draw from it with  fastdiff sample --model {here}{one}")

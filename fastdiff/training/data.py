@@ -1,27 +1,27 @@
-"""Training images: scikit-learn's handwritten digits, or a folder of pictures."""
+"""Training images: scikit-learn's handwritten digits, a folder of pictures, a tensor, or a torch Dataset."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from torch import Tensor
 from torch.utils.data import Sampler
+from tqdm import tqdm
+
+from fastdiff.checks import check_int
+from fastdiff.training.pictures import is_picture, read_picture
 
 DIGITS_SIZE = 8  # pixels a side
 HELD_OUT_DIGITS = 500  # of 1797; never trained on
 FOLDER_SIZE = 32  # pixels a side, unless asked otherwise
-
-# Pillow's names of the formats that hold pictures. It knows others by name that it only writes (PDF), that it starts
-# another program for (EPS), or that hold no picture it could read (HDF5, MPEG).
-_FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO",
-    "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,24 +31,82 @@ class ImageData:
     pixels: uint8 [N, C, H, W] from 0 to `white`. labels: int64 [N], indices into `classes`; None where there are none.
     """
 
-    pixels: torch.Tensor
-    labels: torch.Tensor | None
+    pixels: Tensor
+    labels: Tensor | None
     classes: tuple[str, ...]
     white: int = 255
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
 
-    def images(self, index: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: [C, H, W]."""
+        return tuple(self.pixels.shape[1:])
+
+    def fingerprint(self) -> str:
+        """What other images, or the same in another order, do not have."""
+        return _sha256(self.pixels, self.labels)
+
+    def images(self, index: Tensor | slice = slice(None)) -> Tensor:
         """The chosen images (all of them by default), float32 [n, C, H, W] in [-1, 1]."""
         return self.pixels[index].float() * (2 / self.white) - 1
 
-    def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """A batch for a DataLoader: the images of an int64 index [n], and their labels [n] where there are any."""
         return self.images(index), None if self.labels is None else self.labels[index]
 
 
-class Draws(Sampler[torch.Tensor]):
+@dataclass(frozen=True, eq=False)
+class TensorData:
+    """Examples given as a tensor. values: [N, …], floating-point or bytes. labels: [N, …] or None."""
+
+    values: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return tuple(self.values.shape[1:])
+
+    def fingerprint(self) -> str:
+        """What other examples, or the same in another order, do not have."""
+        return _sha256(self.values, self.labels)
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The examples of an int64 index [n], float32 [n, …], and their labels where there are any."""
+        return _scaled(self.values[index]), None if self.labels is None else self.labels[index]
+
+
+@dataclass(frozen=True, eq=False)
+class ItemData:
+    """A torch Dataset with a length: each item a tensor or an array, or (that, a label)."""
+
+    items: Any
+    shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def fingerprint(self) -> str:
+        """How many items of which shape: reading all of them would take too long."""
+        return f"{len(self)} items of {list(self.shape)}"
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The examples of an int64 index [n], float32 [n, …], and their labels where there are any."""
+        examples, labels = zip(*(_item(self.items[i]) for i in index.tolist()), strict=True)
+        return torch.stack(examples), None if labels[0] is None else torch.stack(labels)
+
+
+Data = ImageData | TensorData | ItemData
+
+
+class Draws(Sampler[Tensor]):
     """The indices of one batch after another without end, drawn with replacement.
 
     They come from the generator when they are asked for, never ahead, so that its state is all that a checkpoint needs
@@ -58,25 +116,90 @@ class Draws(Sampler[torch.Tensor]):
     def __init__(self, size: int, batch_size: int, generator: torch.Generator) -> None:
         self.size, self.batch_size, self.generator = size, batch_size, generator
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __iter__(self) -> Iterator[Tensor]:
         while True:
             yield torch.randint(self.size, (self.batch_size,), generator=self.generator, device="cpu")
 
 
-def load(data: str | os.PathLike[str], *, size: int | None = None) -> ImageData:
+def of(data: Any, *, size: int | None = None, skip_broken: bool = False, progress: bool = False) -> Data:
+    """Whatever `fastdiff.train` takes as data: "digits" or a folder (see `load`), a tensor [N, …], a pair of tensors
+    (examples, labels), or a torch Dataset with a length.
+
+    Raises TypeError or ValueError for anything else.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return load(data, size=size, skip_broken=skip_broken, progress=progress)
+    if isinstance(data, (ImageData, TensorData, ItemData)):
+        return data
+    if size is not None:
+        raise ValueError(f"size is {size}, but only pictures that are read from a folder are resized")
+    pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    values, labels = data if pair else (data, None)
+    if isinstance(values, Tensor):
+        if values.ndim < 2 or len(values) == 0:
+            raise ValueError(f"data must be a tensor [N, …] of at least one example; got {list(values.shape)}")
+        if labels is not None and (labels.ndim < 1 or len(labels) != len(values)):
+            raise ValueError(f"data has {len(values)} examples, but labels of shape {list(labels.shape)}")
+        _scaled(values[:1])
+        return TensorData(values.detach().cpu(), None if labels is None else labels.detach().cpu())
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or isinstance(data, (tuple, list, dict)):
+        raise TypeError(
+            'data must be "digits", a folder, a tensor [N, …], a pair of tensors (examples, labels) or a torch Dataset '
+            f"with a length (of a DataLoader: its .dataset); got {type(data).__name__}"
+        )
+    if len(data) == 0:
+        raise ValueError("data is an empty Dataset")
+    return ItemData(data, tuple(_item(data[0])[0].shape))
+
+
+def _item(item: Any) -> tuple[Tensor, Tensor | None]:
+    """One example as float32, and its label as a tensor."""
+    label = None
+    if isinstance(item, (tuple, list)) and item:
+        item, label = item[0], (torch.as_tensor(item[1]) if len(item) > 1 else None)
+    if isinstance(item, np.ndarray):
+        item = torch.from_numpy(item)
+    if not isinstance(item, Tensor):
+        raise TypeError(
+            f"an item of data must be a tensor or an array, or (that, a label); got a {type(item).__name__}: "
+            "give the Dataset a transform"
+        )
+    return _scaled(item), label
+
+
+def _scaled(values: Tensor) -> Tensor:
+    """float32: bytes 0 … 255 as −1 … 1, floating point as it is."""
+    if values.dtype == torch.uint8:
+        return values.float() / 127.5 - 1
+    if not values.is_floating_point():
+        raise TypeError(f"data must be floating-point, or bytes 0 … 255; got {values.dtype}")
+    return values.float()
+
+
+def _sha256(values: Tensor, labels: Tensor | None) -> str:
+    digest = hashlib.sha256(f"{list(values.shape)}".encode())
+    for part in (values, labels):
+        if part is not None:
+            digest.update(part.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load(
+    data: str | os.PathLike[str], *, size: int | None = None, skip_broken: bool = False, progress: bool = False
+) -> ImageData:
     """The training images that `data` names: "digits" (their training part), or a folder.
 
     A folder that is itself named digits is written ./digits.
     size: pixels a side; digits are 8 × 8 and nothing else, a folder's images 32 × 32 unless asked otherwise.
+    skip_broken: see `load_folder`. progress: a bar while a folder is read.
     """
     if not isinstance(data, (str, os.PathLike)):
         raise TypeError(f'data must be "digits" or a folder; got {type(data).__name__}')
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
-        raise TypeError(f"size must be an int; got {type(size).__name__}")
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1 pixel; got {size}")
+    if size is not None:
+        check_int("size", size, 1, 1 << 16)
     if data != "digits":
-        return load_folder(data, size=FOLDER_SIZE if size is None else size)
+        side = FOLDER_SIZE if size is None else size
+        return load_folder(data, size=side, skip_broken=skip_broken, progress=progress)
     if size not in (None, DIGITS_SIZE):
         raise ValueError(f"size is {size}, but digits are {DIGITS_SIZE} × {DIGITS_SIZE} pixels")
     return load_digits("train")
@@ -115,21 +238,24 @@ def _held_out(labels: np.ndarray) -> np.ndarray:
     return mask
 
 
-def load_folder(folder: str | os.PathLike[str], *, size: int) -> ImageData:
+def load_folder(
+    folder: str | os.PathLike[str], *, size: int, skip_broken: bool = False, progress: bool = False
+) -> ImageData:
     """Every picture under `folder` that Pillow reads: turned upright, cropped to its central square, resized.
 
     Subfolders, where there are any, are the classes, in alphabetical order; each is read to any depth. The result is
     grey if every picture is, else RGB; what is transparent becomes white. Hidden files and other kinds of file are
-    left out. Raises FileNotFoundError, NotADirectoryError, or ValueError naming a picture that cannot be read.
+    left out. skip_broken: leave out, with a warning that counts them, the pictures that cannot be read. progress: a
+    bar. Raises FileNotFoundError, NotADirectoryError, or ValueError that lists every picture that cannot be read.
     """
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"no folder {folder}")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder")
-    loose = [path for path in sorted(folder.iterdir()) if _is_picture(path)]
+    loose = [path for path in sorted(folder.iterdir()) if is_picture(path)]
     by_class = {
-        path.name: [file for file in sorted(path.rglob("*")) if _is_picture(file)]
+        path.name: [file for file in sorted(path.rglob("*")) if is_picture(file)]
         for path in sorted(folder.iterdir())
         if path.is_dir() and not path.name.startswith(".")
     }
@@ -139,34 +265,24 @@ def load_folder(folder: str | os.PathLike[str], *, size: int) -> ImageData:
             f"{folder} holds both pictures ({loose[0].name}, …) and folders of pictures ({next(iter(by_class))}, …); "
             "either put every picture into a class's folder or leave the folders out"
         )
-    files = loose or [file for files in by_class.values() for file in files]
+    files = [(file, 0) for file in loose]
+    files += [(file, label) for label, found in enumerate(by_class.values()) for file in found]
     if not files:
         raise ValueError(f"{folder} holds no picture that Pillow reads by its name (.png, .jpg, …)")
 
-    pictures = [_read(file, size) for file in files]
+    pictures, labels, broken = [], [], []
+    for file, label in tqdm(files, desc="reading", unit="picture", disable=not progress, leave=False):
+        try:
+            pictures.append(read_picture(file, (size, size)))
+            labels.append(label)
+        except ValueError as error:
+            broken.append(str(error))
+    if broken and not (skip_broken and pictures):
+        several = f"{len(broken)} of {len(files)} pictures in {folder} cannot be read:\n  " if len(broken) > 1 else ""
+        raise ValueError(several + "\n  ".join(broken))
+    if broken:
+        told = "\n  ".join(broken)
+        warnings.warn(f"{len(broken)} of {len(files)} pictures in {folder} were left out:\n  {told}", stacklevel=2)
     channels = max(picture.shape[0] for picture in pictures)
     pixels = torch.stack([picture.expand(channels, size, size) for picture in pictures])
-    labels = [label for label, files in enumerate(by_class.values()) for _ in files]
     return ImageData(pixels, torch.tensor(labels, device="cpu") if by_class else None, tuple(by_class))
-
-
-def _is_picture(path: Path) -> bool:
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    return kind in _FORMATS and path.is_file() and not path.name.startswith(".")
-
-
-def _read(file: Path, size: int) -> torch.Tensor:
-    """One picture as uint8 [1 or 3, size, size]."""
-    try:
-        with Image.open(file) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith(("I", "F")):  # Pillow would clip these to 8 bits without a word
-                raise ValueError(f"its pixels are not 8-bit (Pillow's mode {picture.mode})")
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            picture = picture.convert("L" if opened.mode in ("1", "L", "LA", "La") else "RGB")
-            picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
-        raise ValueError(f"cannot read the picture {file}: {error}") from error
-    return torch.from_numpy(np.array(picture)).reshape(size, size, -1).permute(2, 0, 1).contiguous()

@@ -1,367 +1,174 @@
-"""Training a UNet to predict noise: Algorithm 1 of Ho, Jain & Abbeel (2020), with classes and averaged weights."""
+"""``fastdiff.train``: your own network, trained to predict noise."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import io
-import json
-import math
+import inspect
 import os
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from torch import Tensor, nn
 
-import fastdiff
-from fastdiff.files import atomic_write, check_writable, remove_leftovers
-from fastdiff.images import save_grid
+from fastdiff.acceleration.network import networks_in
 from fastdiff.models import UNet
-from fastdiff.models.checkpoint import PICKLE, SAFETENSORS
-from fastdiff.training import data as image_data
-from fastdiff.training.settings import (
-    SAMPLING,
-    SCHEDULES,
-    Settings,
-    resolve_device,
-    resolve_dtype,
-    scheduler_config,
-    unet_config,
-)
-
-# A resumed run may change these; every other setting shapes the result. (The images themselves are compared.)
-_FREE_TO_CHANGE = {"data", "size", "steps", "device", "save_every"}
-
-_REPORT_EVERY = 50  # steps between looks at the loss, each of which waits for the device
-
-# What a run writes, as regular expressions: what a killed run left half written of these is cleared away.
-_FILES = r"checkpoint\.pt|(?:config|scheduler_config|training)\.json|diffusion_pytorch_model\.safetensors|loss\.png"
-_SAMPLES = r"step-\d{6,}\.png"
+from fastdiff.models.checkpoint import read_weights
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.schedules.resolve import resolve_table
+from fastdiff.training import data as training_data
+from fastdiff.training.folder import CHECKPOINT, WEIGHTS, check_folder, read_torch, weights_in
+from fastdiff.training.keep import GRID_STEPS
+from fastdiff.training.run import Run, own_defaults
+from fastdiff.training.settings import RunSettings, resolve_device
 
 
 def train(
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    model: nn.Module,
+    data: Any,
+    out: str | os.PathLike[str] | None = None,
     *,
+    schedule: NoiseSchedule | str = "linear",
+    labels: str | None = "class_labels",
+    null_class: int | None = None,
+    size: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     **settings: Any,
-) -> Path:
-    """Train a class-conditional (or, for pictures without classes, unconditional) UNet; returns the folder `out`.
+) -> nn.Module:
+    """Train a network to predict the noise in noised data: Algorithm 1 of Ho, Jain & Abbeel (2020).
 
-    out: a folder, made where it is missing, that diffusers and `UNet.from_pretrained` load: config.json,
-        diffusion_pytorch_model.safetensors (the averaged weights) and scheduler_config.json; beside them
-        training.json (settings, versions, classes, loss curve), loss.png, samples/step-N.png, and checkpoint.pt,
-        which is needed only to resume. Each file appears whole or not at all, so a run may be killed at any time.
-    resume: go on from the checkpoint in `out`, with the same settings and data; `steps` may be larger. On a CPU, with
-        as many threads and the same versions, the result has the bits of a run that was never interrupted.
-    progress: a bar with the loss. **settings: the other fields of `Settings`.
+    ``model(x_t, t)``, or ``model(x_t, t, class_labels=y)`` where the data has labels, is called with x_t float32
+    [B, …] and t int64 [B], and returns a tensor like x_t, a tuple that starts with one, or an object with ``.sample``.
+    It is trained in place by AdamW; what is returned is a copy with the averaged weights, the one to draw from::
 
-    Raises before any work TypeError or ValueError for a bad setting, FileExistsError where `out` holds a checkpoint or
-    a model's weights and resume is not set, FileNotFoundError for missing data or nothing to resume, ImportError with
-    the command that helps where matplotlib or scikit-learn is missing; later FloatingPointError where the loss is no
-    longer finite.
+        network = fastdiff.train(MyUNet(), images, "my-model", steps=20_000)
+        fastdiff.sample(network, (16, 3, 32, 32), sampler="ddim", steps=50)
+
+    Args:
+        model: a torch.nn.Module of float32 parameters, on any device.
+        data: a tensor [N, …]: floating-point (images in [−1, 1]), or bytes 0 … 255; a pair of tensors (examples,
+            labels); a torch Dataset with a length, whose items are an example or (example, label), read as they are
+            drawn; a folder of pictures, whose subfolders are the classes, read into memory; or "digits".
+        out: a folder for checkpoint.pt, training.json, loss.png, pictures of samples (of data [1 or 3, H, W]), and the
+            averaged weights: weights.pt, for ``torch.load``, or for a ``fastdiff.models.UNet`` what ``fastdiff sample
+            --model`` reads. Each file appears whole or not at all, the checkpoint first, so that a run may be killed
+            at any time. None keeps nothing.
+        schedule: a NoiseSchedule, or a name, as for ``fastdiff.sample``.
+        labels: the keyword that takes a batch's labels; None leaves them out.
+        null_class: the label that stands for none, which ``label_dropout`` of the labels are replaced by; by default
+            the model's ``null_class``, if it has that attribute.
+        size: pixels a side of pictures that are read from a folder, 32 by default.
+        resume: go on from the checkpoint in ``out`` (with the same settings; ``steps``, ``lr`` and ``save_every`` may
+            be others). On a CPU, with as many threads, the same versions and data that are tensors or pictures, the
+            result has the bits of a run that was never interrupted. Without a checkpoint: from the weights there.
+        overwrite: start anew in a folder that holds a run; what that wrote is removed.
+        progress: a bar with the loss.
+        settings: steps=6000, batch_size=64, lr=2e-4, warmup=200, seed=0, label_dropout=0.1, ema_decay=0.999,
+            prediction="epsilon" ("v_prediction", "sample"), flip=False, dtype="auto" ("float32", "bfloat16"),
+            device="auto" (where the model is), save_every=500: see ``fastdiff.training.settings.RunSettings``.
+
+    Returns:
+        The averaged network, a copy in eval mode.
+
+    Raises:
+        TypeError, ValueError, FileExistsError, FileNotFoundError: before any work, for what cannot be used as given.
+        FloatingPointError: the loss is no longer finite.
+        OSError: the checkpoint cannot be written; names the file.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; the step that was being done is kept, and the message says where.
     """
-    with _own_defaults():
-        run = Run(Settings(data=_check_data_name(data), **settings), Path(out), resume=resume)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {_what(model)}")
+    table = resolve_table(schedule)
+    chosen = RunSettings(**settings)
+    parameters = list(model.parameters())
+    if not any(p.requires_grad for p in parameters):
+        raise ValueError("model has no parameter that requires a gradient: there is nothing to train")
+    dtypes = {p.dtype for p in parameters if p.is_floating_point()}
+    if dtypes != {torch.float32}:
+        raise ValueError(f"model must have float32 parameters (dtype='bfloat16' is autocast); got {_names(dtypes)}")
+    if networks_in(model):
+        raise ValueError("model is accelerated, which training does without; fastdiff.restore(model) first")
+    device = parameters[0].device if chosen.device == "auto" else resolve_device(chosen.device)
+    folder = None if out is None else Path(out)
+    if folder is None and (resume or overwrite):
+        raise ValueError("resume and overwrite are about a folder; give out")
+    if folder is not None:
+        check_folder(folder, resume=resume, overwrite=overwrite)
+    with own_defaults():
+        examples = training_data.of(data, size=size, progress=progress)
+        first, given = examples[torch.arange(min(len(examples), 64))]
+        clip = _check_range(first)
+        if given is None or labels is None:
+            labels = null_class = None
+        else:
+            _check_labels(model, labels)
+            null_class = getattr(model, "null_class", None) if null_class is None else null_class
+        again = resume and folder is not None and not (folder / CHECKPOINT).exists()
+        if again and folder is not None:
+            _load_weights(model, folder)
+        sampling = {"sampler": "ddim", "steps": min(GRID_STEPS, len(table)), "clip": clip}
+        run = Run(
+            model, examples, table, chosen, folder, sampling=sampling, label_name=labels, null_class=null_class,
+            device=device, resume=resume and not again, overwrite=overwrite,
+        )  # fmt: skip
         run.loop(progress=progress)
-    return run.out
+    network: nn.Module = run.average.module
+    for averaged, trained in zip(network.parameters(), model.parameters(), strict=True):
+        averaged.requires_grad_(trained.requires_grad)
+    return network
 
 
-@contextmanager
-def _own_defaults() -> Iterator[None]:
-    """torch's usual default dtype and device, so that a run does not depend on what the process has set."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
+def _what(model: Any) -> str:
+    return (
+        f"the class {model.__name__}: make one, {model.__name__}(…)"
+        if isinstance(model, type)
+        else type(model).__name__
+    )
 
 
-class Run:
-    """A training run: everything that changes from step to step, and the folder that it is kept in."""
+def _names(dtypes: set[torch.dtype]) -> str:
+    return ", ".join(sorted(map(str, dtypes))) or "none of floating point"
 
-    def __init__(self, settings: Settings, out: Path, *, resume: bool) -> None:
-        self.settings, self.out = settings, out
-        self.device = resolve_device(settings.device)
-        _check_folder(out, resume)
-        _check_matplotlib()
 
-        self.data = image_data.load(settings.data, size=settings.image_size)
-        self.fingerprint = _fingerprint(self.data)
-        self.schedule = SCHEDULES[settings.schedule]()
-        self.generator = torch.Generator().manual_seed(settings.seed)  # draws images, timesteps and dropped labels
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self.model = UNet(**unet_config(settings, self.data)).to(self.device)
-        self.average = AveragedModel(self.model, multi_avg_fn=self._move_average)
-        self.average.eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, fused=True)
-        self.dtype = resolve_dtype(settings.dtype, self.device)
-        self.losses = torch.zeros(settings.steps, device=self.device)
-        self.step = 0
-        self.seconds = 0.0
-        if resume:
-            self._load()
-        self.average.n_averaged.fill_(self.step + 1)  # the first weights count; at 0 the next update would drop them
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", settings.lr)
-        warmup = settings.warmup
-        self.warmup = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warmup), last_epoch=self.step - 1)
-        draws = image_data.Draws(len(self.data), settings.batch_size, self.generator)
-        # A generator of its own: an iterator of a DataLoader draws a seed for workers, by default from the global one.
-        data: Any = self.data  # it has a length and entries, which is all that a loader asks for
-        loader: DataLoader[Any] = DataLoader(data, batch_size=None, sampler=draws, generator=torch.Generator())
-        self.batches = iter(loader)
-        _make_folder(out)
-
-    def loop(self, *, progress: bool = True) -> None:
-        """Train up to the last step, keeping a checkpoint every `save_every` steps and at the end."""
-        steps, started = self.settings.steps, time.perf_counter() - self.seconds
-        with tqdm(total=steps, initial=self.step, disable=not progress, unit="step") as bar:
-            while self.step < steps:
-                self.losses[self.step] = self.train_step()
-                self.step += 1
-                bar.update()
-                if self.step % _REPORT_EVERY == 0 or self.step == steps:
-                    bar.set_postfix(loss=f"{self._recent_loss():.4f}")
-                if self.step % self.settings.save_every == 0 and self.step < steps:
-                    self.seconds = time.perf_counter() - started
-                    self.save()
-        self.seconds = time.perf_counter() - started
-        self.save()  # also of a run that is resumed at its last step, since it may have been killed in its last save
-
-    def train_step(self) -> torch.Tensor:
-        """One step of Algorithm 1; the loss, a scalar on the device.
-
-        The noise is keyed by (seed, place in the batch, step), so the generator's state is all there is to keep.
-        """
-        settings, batch, device = self.settings, self.settings.batch_size, self.device
-        images, labels = next(self.batches)
-        timesteps = torch.randint(len(self.schedule), (batch,), generator=self.generator).to(device)
-        dropped = torch.rand(batch, generator=self.generator) < settings.label_dropout
-        if labels is not None:
-            labels = torch.where(dropped, len(self.data.classes), labels).to(device)
-        x_t, noise = fastdiff.add_noise(images.to(device), timesteps, self.schedule, seed=settings.seed, draw=self.step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            prediction = self.model(x_t, timesteps, class_labels=labels)
-        loss = F.mse_loss(prediction.float(), noise)
-
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.warmup.step()
-        self.average.update_parameters(self.model)
-        return loss.detach()
-
-    def _move_average(self, average: Any, current: Any, _: Any) -> None:
-        """One step of the averaged weights: a short average at first, which forgets the untrained weights soon."""
-        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(average, current, self.step)
-
-    def save(self) -> None:
-        """Write the checkpoint that resuming starts from, then the model and its records, and last the pictures.
-
-        A run that is killed in between can be resumed: it writes the files anew at its next save.
-        """
-        checkpoint = io.BytesIO()  # written by torch itself, a full disk would be told as a RuntimeError of its own
-        torch.save(self._state(), checkpoint)
-        with atomic_write(self.out / "checkpoint.pt") as file:
-            file.write(checkpoint.getbuffer())
-        network: Any = self.average.module
-        network.save_pretrained(self.out)
-        _write_json(self.out / "scheduler_config.json", scheduler_config(self.settings.schedule))
-        _write_json(self.out / "training.json", self._record())
-        _plot(self.out / "loss.png", *self._curve())
-        self._save_samples()
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "settings": asdict(self.settings),
-            "fingerprint": self.fingerprint,
-            "environment": _environment(self.device),
-            "step": self.step,
-            "seconds": self.seconds,
-            "losses": self.losses[: self.step].cpu(),
-            "generator": self.generator.get_state(),
-            "model": self.model.state_dict(),
-            "ema": self.average.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def _load(self) -> None:
-        path = self.out / "checkpoint.pt"
-        state = _read_checkpoint(path, self.device)
-        now, then = asdict(self.settings), state["settings"]
-        changed = [name for name in now if name not in _FREE_TO_CHANGE and now[name] != then.get(name)]
-        if changed:
-            told = ", ".join(f"{name} {then.get(name)} (now {now[name]})" for name in changed)
-            raise ValueError(f"{path} was made with other settings: {told}")
-        if state["fingerprint"] != self.fingerprint:
-            raise ValueError(f"{path} was made with other images than {self.settings.data} holds now")
-        if state["step"] > self.settings.steps:
-            raise ValueError(f"steps is {self.settings.steps}, but {path} has done {state['step']} already")
-        environment = _environment(self.device)
-        if state["environment"] != environment:
-            warnings.warn(
-                f"resuming with {environment} what ran with {state['environment']}: equal bits are not assured",
-                stacklevel=4,
-            )
-        try:
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.losses[: self.step] = state["losses"]
-            self.generator.set_state(state["generator"].cpu())
-            self.model.load_state_dict(state["model"])
-            self.average.module.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} does not fit this model: {error}") from error
-
-    def _recent_loss(self) -> float:
-        """The mean loss since the last look; raises FloatingPointError once it is not finite."""
-        loss = self.losses[max(0, self.step - _REPORT_EVERY) : self.step].mean().item()
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} by step {self.step}: a lower lr may help")
-        return loss
-
-    def _curve(self) -> tuple[list[int], list[float]]:
-        """The loss as at most 200 means over equal stretches of steps, with the step that each one ends at."""
-        width = -(-self.step // 200)
-        parts = self.losses[: self.step].cpu().double().split(width)
-        ends = [min((i + 1) * width, self.step) for i in range(len(parts))]
-        return ends, [round(part.mean().item(), 6) for part in parts]
-
-    def _record(self) -> dict[str, Any]:
-        ends, losses = self._curve()
-        return {
-            "settings": asdict(self.settings),
-            "classes": self.data.classes,
-            "sampling": SAMPLING,
-            "images": len(self.data),
-            "images_sha256": self.fingerprint,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "environment": _environment(self.device),
-            "seconds": round(self.seconds, 1),
-            "loss": {"step": ends, "mean": losses},
-        }
-
-    def _save_samples(self) -> None:
-        """A grid of the averaged model's samples, the same noise each time: six a class for the first 16 classes."""
-        classes, size = len(self.data.classes), self.settings.image_size
-        columns = min(classes, 16) or 8
-        sampling = dict(SAMPLING)
-        guidance = sampling.pop("guidance_scale")
-        if classes:
-            labels = torch.arange(6 * columns, device=self.device) % columns
-            sampling["model_kwargs"] = {"class_labels": labels}
-            if guidance != 1:
-                null = {"class_labels": torch.full_like(labels, classes)}
-                sampling |= {"guidance_scale": guidance, "uncond_kwargs": null}
-        shape = (6 * columns, self.data.pixels.shape[1], size, size)
-        images = fastdiff.sample(
-            self.average.module, shape, schedule=self.schedule, seed=self.settings.seed, **sampling
+def _check_range(first: Tensor) -> float | None:
+    """The bound of |x̂_0|, 1 for data in [−1, 1]; warns of data in [0, 1], which is seldom meant."""
+    low, high = first.min().item(), first.max().item()
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise ValueError("data must be finite; it holds NaN or infinity")
+    if low >= 0 and 0 < high <= 1:
+        warnings.warn(
+            "the first examples of data lie in [0, 1]: samples will, too; images are usually given as 2 * x - 1",
+            stacklevel=3,
         )
-        save_grid(self.out / "samples" / f"step-{self.step:06d}.png", images, columns=columns)
+    return 1.0 if max(-low, high) <= 1 else None
 
 
-def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `Run._state` wrote; ValueError for a file that is damaged or something else's."""
+def _check_labels(model: nn.Module, name: str) -> None:
+    """That the network's forward takes labels under this name, where that can be seen."""
+    if not isinstance(name, str):
+        raise TypeError(f"labels must be the name of a keyword, or None; got {type(name).__name__}")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a damaged pickle's seek
-            raise
-        reason = [type(error).__name__, *str(error).splitlines()[:1]]
-        raise ValueError(f"{path} is unreadable ({': '.join(reason)})") from error
-    needed = ("settings", "fingerprint", "environment", "step", "seconds", "losses", "generator", "model", "ema",
-              "optimizer")  # fmt: skip
-    missing = [name for name in needed if not isinstance(state, dict) or name not in state]
-    if missing or not isinstance(state["settings"], dict) or type(state["step"]) is not int:
-        raise ValueError(f"{path} is no checkpoint of fastdiff train" + (f": it lacks {missing[0]}" if missing else ""))
-    return state
+        takes = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return
+    if all(p.name != name and p.kind is not p.VAR_KEYWORD for p in takes):
+        raise ValueError(
+            f"data has labels, which {type(model).__name__}.forward does not take as {name}=: say under which name it "
+            "does (labels=…), or leave them out (labels=None)"
+        )
 
 
-def _check_data_name(data: object) -> str:
-    if not isinstance(data, (str, os.PathLike)):
-        raise TypeError(f'data must be "digits" or a folder; got {type(data).__name__}')
-    return os.fspath(data)
-
-
-def _check_folder(out: Path, resume: bool) -> None:
-    """Say why `out` cannot be used, if so."""
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"out must be a folder; {out} is a file")
-    if resume and not (out / "checkpoint.pt").exists():
-        raise FileNotFoundError(f"nothing to resume: {out} holds no checkpoint.pt")
-    if not resume:
-        if (out / "checkpoint.pt").exists():
-            raise FileExistsError(f"{out} holds a checkpoint.pt already: resume it, or choose another folder")
-        weights = [name for name in (SAFETENSORS, PICKLE) if (out / name).exists()]
-        if weights:
-            raise FileExistsError(
-                f"{out} holds a model's {weights[0]}, but no checkpoint.pt to resume from: "
-                "move the model away, or choose another folder"
-            )
-
-
-def _make_folder(out: Path) -> None:
-    """Make `out`, know that it can be written, and clear away what a killed run had half written."""
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    check_writable(out / "config.json")
-    remove_leftovers(out, _FILES)
-    remove_leftovers(out / "samples", _SAMPLES)
-
-
-def _check_matplotlib() -> None:
+def _load_weights(model: nn.Module, out: Path) -> None:
+    """A folder's weights into the network; ValueError where they are another one's."""
+    path = weights_in(out)
+    assert path is not None
+    warnings.warn(f"{out} holds no {CHECKPOINT}: starting again at step 0, from its weights", stacklevel=3)
+    if path.name != WEIGHTS and not isinstance(model, UNet):
+        raise ValueError(f"{path} is a fastdiff or diffusers UNet's, the model a {type(model).__name__}")
+    state = read_torch(path, torch.device("cpu")) if path.name == WEIGHTS else read_weights(path)
     try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ImportError('the loss curve is drawn by matplotlib: pip install "fastdiff-torch[train]"') from error
-
-
-def _fingerprint(data: image_data.ImageData) -> str:
-    digest = hashlib.sha256(f"{list(data.pixels.shape)}".encode())
-    digest.update(data.pixels.numpy().tobytes())
-    if data.labels is not None:
-        digest.update(data.labels.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    """What the bits of a run depend on besides its settings."""
-    return {
-        "fastdiff": fastdiff.__version__,
-        "torch": str(torch.__version__),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
-
-
-def _plot(path: Path, steps: list[int], losses: list[float]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.semilogy(steps, losses)
-    axes.set(xlabel="step", ylabel="mean squared error of the noise")
-    axes.grid(alpha=0.3, which="both")
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not fit this model: {error}") from error

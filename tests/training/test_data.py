@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from fastdiff.training import data
+from fastdiff.training.pictures import read_picture
 
 
 def picture(path, colour="red", size=(12, 10), mode="RGB"):
@@ -138,12 +139,6 @@ def test_a_truncated_picture_is_named(tmp_path):
             data.load(path.parent)
 
 
-def test_sixteen_bit_pictures_are_refused_rather_than_clipped(tmp_path):
-    Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png.*8-bit"):
-        data.load(tmp_path)
-
-
 def test_folders_without_pictures_or_with_both_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no picture"):
         data.load(tmp_path)
@@ -186,3 +181,104 @@ def test_a_batch_is_what_a_data_loader_gives(rng):
         assert torch.equal(images, digits.images(index))
         assert torch.equal(labels, digits.labels[index])
         assert torch.equal(generator.get_state(), oracle.get_state())
+
+
+# ---- pictures that cannot be read, 16 bits, tensors and Datasets
+
+
+def test_every_picture_that_cannot_be_read_is_listed_at_once(tmp_path):
+    picture(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError) as raised:
+        data.load(tmp_path)
+    lines = str(raised.value).splitlines()
+    assert lines[0] == f"3 of 4 pictures in {tmp_path} cannot be read:"
+    assert [name in line for name, line in zip(("cut.png", "empty.jpg", "float.tif"), lines[1:], strict=True)] == [
+        True
+    ] * 3
+    with pytest.warns(UserWarning, match=r"3 of 4 pictures in .* were left out:\n.*cut\.png"):
+        found = data.load(tmp_path, size=4, skip_broken=True)
+    assert len(found) == 1
+    (tmp_path / "good.png").unlink()
+    with pytest.raises(ValueError, match="3 of 3"):
+        data.load(tmp_path, skip_broken=True)
+
+
+def test_a_skipped_picture_takes_its_label_along(tmp_path):
+    for name, kind in (("ant", "white"), ("bee", "black")):
+        picture(tmp_path / name / "2.png", kind)
+    (tmp_path / "ant" / "1.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match="left out"):
+        found = data.load(tmp_path, size=2, skip_broken=True)
+    assert found.labels.tolist() == [0, 1]
+    assert found.pixels[:, 0, 0, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_sixteen_bits_of_grey_become_eight(tmp_path, mode, monkeypatch):
+    """65535 is white, and every eighth bit pattern v·257 is v exactly; older Pillow calls such a PNG's mode I."""
+    values = np.array([[0, 257 * 7, 128], [129, 40000, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    if mode == "I":
+        opened = Image.open
+        monkeypatch.setattr(Image, "open", lambda path: _as_mode_i(opened(path)))
+    pixels = read_picture(tmp_path / "deep.png", (2, 3))
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (1, 2, 3))
+    assert pixels[0].tolist() == [[0, 7, 0], [1, 156, 255]]  # 128/257 < ½ < 129/257; 40000/257 = 155.6
+
+
+def _as_mode_i(opened):
+    converted = Image.fromarray(np.asarray(opened).astype(np.int32))
+    converted.format = "PNG"
+    return converted
+
+
+def test_a_picture_is_fitted_to_any_shape_and_made_grey(tmp_path):
+    picture(tmp_path / "a.png", "red", (40, 20))
+    assert read_picture(tmp_path / "a.png", (4, 6)).shape == (3, 4, 6)
+    grey = read_picture(tmp_path / "a.png", (4, 6), grey=True)
+    assert grey.unique().tolist() == [76]  # 0.299 · 255, ITU-R 601
+    with pytest.raises(ValueError, match=r"nothing\.png"):
+        read_picture(tmp_path / "nothing.png", (4, 6))
+
+
+def test_tensors_and_datasets_are_data(seed):
+    images, labels = torch.rand(5, 3, 4, 4) * 2 - 1, torch.arange(5)
+    index = torch.tensor([4, 0, 4])
+    for given, labelled in (
+        (images, False),
+        ((images, labels), True),
+        (torch.utils.data.TensorDataset(images, labels), True),
+        (torch.utils.data.TensorDataset(images), False),
+    ):
+        found = data.of(given)
+        batch, chosen = found[index]
+        assert (len(found), found.shape, batch.dtype) == (5, (3, 4, 4), torch.float32)
+        assert torch.equal(batch, images[index])
+        assert torch.equal(chosen, labels[index]) if labelled else chosen is None
+    pixels = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8)
+    assert torch.equal(data.of(pixels)[index][0], pixels[index].float() / 127.5 - 1)
+    assert data.of(images).fingerprint() != data.of(images.flip(0)).fingerprint()
+    assert data.of("digits").fingerprint() == data.load("digits").fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "told"),
+    [
+        (3, TypeError, "got int"),
+        (torch.zeros(3), ValueError, r"\[N, …\]"),
+        (torch.zeros(0, 3), ValueError, "at least one"),
+        (torch.zeros(3, 3, dtype=torch.int64), TypeError, "int64"),
+        ((torch.zeros(3, 3), torch.zeros(2)), ValueError, "3 examples"),
+        ([torch.zeros(3)] * 3, TypeError, "got list"),
+        (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(3, 3))), TypeError, r"its \.dataset"),
+        (torch.utils.data.TensorDataset(torch.zeros(0, 3)), ValueError, "empty"),
+    ],
+)
+def test_other_data_is_refused(bad, error, told):
+    with pytest.raises(error, match=told):
+        data.of(bad)
+    with pytest.raises(ValueError, match="resized"):
+        data.of(torch.zeros(3, 3), size=8)

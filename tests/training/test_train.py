@@ -1,391 +1,225 @@
-"""Training: resuming to the bit, files that survive a kill, and arguments refused before any work."""
+"""fastdiff.train: one's own network on one's own data, resumed to the bit, and arguments refused before any work."""
 
+import copy
 import json
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import asdict
 
 import pytest
 import torch
-from helpers import SEED, SEED_VARIABLE
-from PIL import Image
+from torch import nn
+from torch.utils.data import TensorDataset
 
+import fastdiff
 from fastdiff.models import UNet
-from fastdiff.schedules.discrete import NoiseSchedule
-from fastdiff.training import data as image_data
-from fastdiff.training.settings import SAMPLING, Settings, scheduler_config
-from fastdiff.training.train import Run, train
 
-TINY = {"channels": (8, 16), "batch_size": 4, "warmup": 2, "seed": SEED, "progress": False, "device": "cpu"}
+SMALL = {"steps": 6, "batch_size": 3, "warmup": 2, "progress": False}
 
 
 @pytest.fixture(autouse=True)
-def _tell_the_seed():
-    print(f"{SEED_VARIABLE}={SEED}")
+def _short_samples(monkeypatch):
+    monkeypatch.setattr("fastdiff.training.keep.GRID_STEPS", 2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _short_samples():
-    """Grids of samples in three steps instead of fifty: most of the time here would go into them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SAMPLING, "steps", 3)
-        yield
+class Net(nn.Module):
+    """With dropout, whose draws a resumed run must repeat, and a buffer."""
+
+    def __init__(self, classes=None):
+        super().__init__()
+        self.inner = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.3)
+        self.outer = nn.Conv2d(8, 1, 3, padding=1)
+        self.labels = None if classes is None else nn.Embedding(classes, 8)
+        self.seen = []
+
+    def forward(self, x, t, class_labels=None):
+        assert (x.dtype, t.dtype, t.shape) == (torch.float32, torch.int64, (len(x),))
+        h = self.drop(torch.relu(self.norm(self.inner(x))))
+        if class_labels is not None:
+            self.seen.append(class_labels)
+            h = h + self.labels(class_labels)[:, :, None, None]
+        return self.outer(h)
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """A run of six steps that was never interrupted."""
-    return train("digits", tmp_path_factory.mktemp("straight") / "run", steps=6, save_every=4, **TINY)
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x, t):
+        return (self.linear(x), "more")  # a tuple that starts with a tensor
 
 
-def checkpoint(folder):
+@pytest.fixture
+def images(seed):
+    return (torch.randn(20, 1, 8, 8) / 3).clamp(-1, 1)
+
+
+def state(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
-def assert_equal(a, b, name="state"):
-    """Equal to the bit, whatever is nested in whatever."""
-    assert type(a) is type(b), name
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), name
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), name
-        for key in a:
-            assert_equal(a[key], b[key], f"{name}.{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), name
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{name}[{index}]")
-    else:
-        assert a == b, name
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# ---- resuming
+def test_a_network_is_trained_in_place_and_its_average_is_returned(tmp_path, images):
+    net = Net()
+    before = copy.deepcopy(net.state_dict())
+    averaged = fastdiff.train(net, images, tmp_path, **SMALL)
+    assert type(averaged) is Net
+    assert averaged is not net
+    assert not averaged.training
+    assert net.training  # as it was
+    assert all(p.requires_grad for p in averaged.parameters())
+    assert not same(net.state_dict(), before)
+    assert not same(net.state_dict(), averaged.state_dict())
+    assert same(dict(averaged.state_dict()), torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert same(dict(averaged.state_dict()), state(tmp_path)["ema"])
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert (record["settings"]["steps"], record["images"]) == (6, 20)
+    assert (tmp_path / "samples" / "step-000006.png").exists()
+    drawn = fastdiff.sample(averaged, (2, 1, 8, 8), sampler="ddim", steps=3)
+    assert drawn.isfinite().all()
 
 
-@pytest.mark.slow
-def test_a_resumed_run_has_the_bits_of_a_straight_one(tmp_path, straight):
-    train("digits", tmp_path, steps=2, save_every=100, **TINY)
-    torch.manual_seed(random.randrange(2**31))  # the global generator has no say
-    train("digits", tmp_path, steps=6, save_every=4, resume=True, **TINY)
-    resumed, whole = checkpoint(tmp_path), checkpoint(straight)
-    for part in ("step", "losses", "generator", "model", "ema", "optimizer"):
-        assert_equal(resumed[part], whole[part], part)
-    name = "diffusion_pytorch_model.safetensors"
-    assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
-    assert (tmp_path / "samples" / "step-000006.png").read_bytes() == (
-        straight / "samples" / "step-000006.png"
-    ).read_bytes()
-
-
-def test_another_seed_gives_another_run(tmp_path, straight):
-    train("digits", tmp_path, steps=1, **{**TINY, "seed": SEED + 1})
-    assert checkpoint(tmp_path)["losses"][0] != checkpoint(straight)["losses"][0]
-
-
-def test_training_leaves_the_global_generator_alone(tmp_path):
-    torch.manual_seed(SEED)
+def test_a_resumed_run_has_the_bits_of_a_straight_one(tmp_path, images):
+    """With dropout and a batch norm, and whatever the process draws in between, which stays the process's own."""
+    first, second = Net(), Net()
+    second.load_state_dict(first.state_dict())
+    straight = fastdiff.train(first, images, tmp_path / "a", **SMALL)
+    fastdiff.train(second, images, tmp_path / "b", **{**SMALL, "steps": 2})
+    torch.manual_seed(5)
     before = torch.get_rng_state()
-    train("digits", tmp_path, steps=1, **TINY)
+    resumed = fastdiff.train(Net(), images, tmp_path / "b", resume=True, **SMALL)
+    assert same(resumed.state_dict(), straight.state_dict())
+    assert same(state(tmp_path / "a")["model"], state(tmp_path / "b")["model"])
+    torch.manual_seed(5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_resuming_refuses_other_settings_and_other_images(tmp_path, straight):
-    with pytest.raises(ValueError, match=r"lr 0\.002 \(now 0\.1\)"):
-        train("digits", straight, steps=7, resume=True, lr=0.1, **TINY)
-    with pytest.raises(ValueError, match="done 6 already"):
-        train("digits", straight, steps=5, resume=True, **TINY)
-    Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="other images"):
-        train(tmp_path, straight, size=8, steps=7, resume=True, **TINY)
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        train("digits", tmp_path, resume=True)
-    with pytest.raises(FileExistsError, match="resume"):
-        train("digits", straight, **TINY)
+def test_without_a_folder_nothing_is_kept(tmp_path, images, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fastdiff.train(Net(), images, **SMALL)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path, straight):
-    folder = tmp_path / "run"
-    shutil.copytree(straight, folder)
-    path = folder / "checkpoint.pt"
-    whole = path.read_bytes()
-
-    def refused(match):
-        with pytest.raises(ValueError, match=rf"checkpoint\.pt {match}"):
-            train("digits", folder, steps=7, save_every=4, resume=True, **TINY)
-
-    for content in (b"", b"hi\n", whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        refused("is unreadable")
-    for foreign in ([1], torch.ones(3), {"state_dict": {}}):
-        torch.save(foreign, path)
-        refused("is no checkpoint of fastdiff train")
-    state = torch.load(straight / "checkpoint.pt", weights_only=True)
-    for name in ("model", "optimizer", "generator", "losses"):
-        torch.save({**state, name: {}}, path)
-        refused("does not fit this model")
+def test_labels_reach_the_network_and_are_dropped_for_the_null_class(images):
+    labels = torch.arange(20) % 3
+    for data in ((images, labels), TensorDataset(images, labels)):
+        net = Net(4)
+        fastdiff.train(net, data, null_class=3, label_dropout=0.5, **{**SMALL, "steps": 20})
+        counts = torch.bincount(torch.cat(net.seen), minlength=4)
+        assert 10 <= counts[3] <= 50  # of 60, seed 0
+        assert all(counts[:3] > 0)
+    net = Net(4)
+    fastdiff.train(net, (images, labels), **SMALL)  # no null class: none is dropped
+    assert int(torch.cat(net.seen).max()) <= 2
+    net = Net()
+    fastdiff.train(net, (images, labels), labels=None, **SMALL)
+    assert net.seen == []
 
 
-def test_resuming_elsewhere_is_said(straight, tmp_path):
-    import shutil
-
-    copy = shutil.copytree(straight, tmp_path / "copy")
-    state = checkpoint(copy)
-    state["environment"]["threads"] += 1
-    torch.save(state, copy / "checkpoint.pt")
-    with pytest.warns(UserWarning, match="equal bits are not assured"):
-        train("digits", copy, steps=6, save_every=4, resume=True, **TINY)
+def test_any_shape_and_any_output_form(tmp_path, seed):
+    tokens = torch.randn(7, 3, 4) * 4
+    fastdiff.train(Tokens(), tokens, tmp_path, schedule=fastdiff.NoiseSchedule.cosine(50), prediction="sample", **SMALL)
+    assert not list((tmp_path / "samples").iterdir())  # what is no image is not drawn
+    assert json.loads((tmp_path / "training.json").read_text())["sampling"]["clip"] is None
+    with pytest.raises(ValueError, match="its schedule is another one"):
+        fastdiff.train(Tokens(), tokens, tmp_path, resume=True, prediction="sample", **SMALL)
 
 
-# ---- what is learnt, and what is written
+def test_a_unet_of_ours_leaves_a_folder_that_sample_reads(tmp_path, images):
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "layers_per_block": 1}
+    net = UNet(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4, **blocks
+    )  # fmt: skip
+    schedule = fastdiff.NoiseSchedule.sigmoid(40)
+    averaged = fastdiff.train(net, images, tmp_path, schedule=schedule, prediction="v_prediction", **SMALL)
+    trained = fastdiff.models.load(tmp_path)
+    assert same(trained.unet.state_dict(), averaged.state_dict())
+    assert trained.sampling["prediction"] == "v_prediction"
+    torch.testing.assert_close(
+        trained.sampling["schedule"].alphas_cumprod, schedule.alphas_cumprod, rtol=1e-12, atol=1e-15
+    )
+    fastdiff.sample(trained.unet, (1, *trained.image_shape), **trained.arguments())
 
 
-@pytest.mark.slow
-def test_the_loss_falls_and_the_average_follows(tmp_path):
-    folder = train("digits", tmp_path, steps=120, **{**TINY, "channels": (16, 16), "batch_size": 16})
-    state = checkpoint(folder)
-    assert state["losses"][-30:].mean() < 0.7 * state["losses"][:10].mean()
-    weight = "conv_in.weight"
-    assert not torch.equal(state["ema"][weight], state["model"][weight])
-    assert_equal(dict(UNet.from_pretrained(folder).state_dict()), dict(state["ema"]))
+def test_weights_without_a_checkpoint_are_started_from(tmp_path, images):
+    fastdiff.train(Net(), images, tmp_path, **SMALL)
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(FileExistsError, match=r"weights\.pt, but no checkpoint"):
+        fastdiff.train(Net(), images, tmp_path, **SMALL)
+    with (
+        pytest.warns(UserWarning, match="from its weights"),
+        pytest.raises(ValueError, match="does not fit this model"),
+    ):
+        fastdiff.train(Net(4), images, tmp_path, resume=True, **SMALL)
+    kept = torch.load(tmp_path / "weights.pt", weights_only=True)
+    net = Net()
+    with pytest.warns(UserWarning, match="from its weights"):
+        fastdiff.train(net, images, tmp_path, resume=True, **{**SMALL, "steps": 1, "lr": 1e-12})
+    for name in ("inner.weight", "outer.bias"):
+        torch.testing.assert_close(net.state_dict()[name], kept[name], rtol=1e-6, atol=1e-8)
+    fastdiff.train(Net(), images, tmp_path, overwrite=True, **SMALL)
 
 
-def test_the_folder_tells_how_it_was_made(straight):
-    record = json.loads((straight / "training.json").read_text())
-    settings = {name: value for name, value in TINY.items() if name != "progress"}
-    expected = asdict(Settings("digits", steps=6, save_every=4, **settings))
-    assert record["settings"] == json.loads(json.dumps(expected))
-    assert record["classes"] == list("0123456789")
-    assert record["loss"]["step"] == [1, 2, 3, 4, 5, 6]
-    assert record["loss"]["mean"] == pytest.approx(checkpoint(straight)["losses"].tolist(), abs=1e-6)
-    assert record["environment"]["torch"] == torch.__version__
-    assert record["sampling"]["sampler"] == "ddim"
-    config = json.loads((straight / "config.json").read_text())
-    assert (config["num_class_embeds"], config["null_class"], config["attention_head_dim"]) == (11, 10, None)
-    for name in ("loss.png", "samples/step-000004.png", "samples/step-000006.png"):
-        with Image.open(straight / name) as opened:
-            opened.load()
-    assert not list(straight.rglob("*.tmp"))
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_diffusers_reads_the_schedule_that_was_trained_with(schedule, tmp_path):
-    config = scheduler_config(schedule)
-    ours = getattr(NoiseSchedule, schedule)()
-    assert NoiseSchedule.from_diffusers(config) == ours
-    diffusers = pytest.importorskip("diffusers")
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
-    theirs = diffusers.DDPMScheduler.from_pretrained(tmp_path).alphas_cumprod.double()
-    torch.testing.assert_close(theirs, ours.alphas_cumprod, rtol=2e-4, atol=1e-6)  # theirs is computed in float32
-
-
-def test_diffusers_loads_the_folder(straight):
-    diffusers = pytest.importorskip("diffusers")
-    theirs, ours = diffusers.UNet2DModel.from_pretrained(straight).eval(), UNet.from_pretrained(straight)
-    x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 500, 999]), torch.tensor([0, 9, 10])
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(x, t, class_labels=labels).sample, ours(x, t, labels))
-
-
-def test_a_folder_of_pictures_in_colour(tmp_path):
-    for name, colour in (("ant", "red"), ("bee", "blue")):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        Image.new("RGB", (20, 16), colour).save(tmp_path / "in" / name / "1.png")
-    folder = train(tmp_path / "in", tmp_path / "out", size=8, steps=2, schedule="linear", dtype="bfloat16", **TINY)
-    record = json.loads((folder / "training.json").read_text())
-    assert (record["classes"], record["images"]) == (["ant", "bee"], 2)
-    assert UNet.from_pretrained(folder).config.in_channels == 3
-
-
-def test_pictures_without_classes_train_an_unconditional_model(tmp_path):
-    (tmp_path / "in").mkdir()
-    Image.new("L", (8, 8), 200).save(tmp_path / "in" / "1.png")
-    folder = train(tmp_path / "in", tmp_path / "out", size=8, steps=1, **TINY)
-    config = UNet.from_pretrained(folder).config
-    assert (config.num_class_embeds, config.null_class, config.in_channels) == (None, None, 1)
-
-
-# ---- kills and errors
-
-
-@pytest.mark.slow
-def test_a_killed_run_leaves_files_that_load(tmp_path):
-    call = f"train('digits', {str(tmp_path)!r}, steps=10**6, save_every=1, **{TINY})"
-    code = f"from fastdiff.training.train import SAMPLING, train; SAMPLING['steps'] = 3; {call}"
-    process = subprocess.Popen([sys.executable, "-c", code])
+def test_the_process_s_default_dtype_changes_nothing(tmp_path, images):
+    torch.manual_seed(3)
+    a = fastdiff.train(Net(), images, **SMALL)
+    torch.manual_seed(3)
+    net = Net()
+    torch.set_default_dtype(torch.float64)
     try:
-        deadline = time.monotonic() + 240  # a busy machine takes a minute to import torch
-        # The picture is the last that a save writes; before the first one is there, resuming has to write the rest.
-        while not (tmp_path / "samples" / "step-000001.png").exists() and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.02)
-        time.sleep(random.random() / 2)  # anywhere in a step or a save
+        b = fastdiff.train(net, images, **SMALL)
     finally:
-        process.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
-        process.wait()
-    state = checkpoint(tmp_path)
-    UNet.from_pretrained(tmp_path)
-    json.loads((tmp_path / "training.json").read_text())
-    for path in [tmp_path / "loss.png", *tmp_path.glob("samples/*.png")]:
-        with Image.open(path) as opened:
-            opened.load()
-    train("digits", tmp_path, steps=state["step"] + 1, save_every=1, resume=True, **TINY)
-    assert checkpoint(tmp_path)["step"] == state["step"] + 1
-    assert not list(tmp_path.rglob("*.tmp"))
+        torch.set_default_dtype(torch.float32)
+    assert same(a.state_dict(), b.state_dict())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_data.ImageData, "images", lambda self, index: torch.full((len(index), 1, 8, 8), 1e30))
-    with pytest.raises(FloatingPointError, match="step 3"):
-        train("digits", tmp_path, steps=3, **TINY)
+def test_images_in_0_to_1_are_warned_of(images):
+    with pytest.warns(UserWarning, match=r"lie in \[0, 1\].*2 \* x - 1"):
+        fastdiff.train(Net(), images.abs(), **{**SMALL, "steps": 1})
+
+
+class Wrong(Net):
+    def forward(self, x, t):
+        return torch.cat([x * next(self.parameters()).sum()] * 2, 1)
+
+
+def frozen():
+    return Net().requires_grad_(False)
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "error"),
+    ("model", "arguments", "error", "told"),
     [
-        ("steps", 0, ValueError),
-        ("steps", 1.5, TypeError),
-        ("batch_size", True, TypeError),
-        ("batch_size", 0, ValueError),
-        ("lr", 0, ValueError),
-        ("lr", float("nan"), ValueError),
-        ("lr", "fast", TypeError),
-        ("warmup", 0, ValueError),
-        ("seed", -1, ValueError),
-        ("seed", 2**63, ValueError),
-        ("size", 9, ValueError),
-        ("channels", (), ValueError),
-        ("channels", (12, 16), ValueError),
-        ("layers", 0, ValueError),
-        ("layers", 100_000, ValueError),
-        ("label_dropout", 1.0, ValueError),
-        ("ema_decay", -0.1, ValueError),
-        ("schedule", "sudden", ValueError),
-        ("dtype", "float16", ValueError),
-        ("device", "abacus", ValueError),
-        ("device", 0, TypeError),
-        ("save_every", 0, ValueError),
-        ("no_such_setting", 1, TypeError),
+        (lambda: Net, {}, TypeError, r"the class Net: make one, Net\(…\)"),
+        (lambda: lambda x, t: x, {}, TypeError, "got function"),
+        (frozen, {}, ValueError, "nothing to train"),
+        (lambda: Net().double(), {}, ValueError, "float32 parameters.*float64"),
+        (lambda: Net().half(), {}, ValueError, "float32 parameters.*float16"),
+        (Net, {"schedule": "edm"}, ValueError, "schedule"),
+        (Net, {"schedule": 3}, TypeError, "schedule"),
+        (Net, {"steps": 0}, ValueError, "steps"),
+        (Net, {"prediction": "score"}, ValueError, "prediction.*must be one of 'epsilon', 'v_prediction', 'sample'"),
+        (Net, {"learning_rate": 1}, TypeError, "learning_rate"),
+        (Net, {"resume": True}, ValueError, "give out"),
+        (Net, {"size": 8}, ValueError, "size"),
+        (Net, {"data": "nowhere"}, FileNotFoundError, "nowhere"),
+        (Net, {"data": torch.full((3, 1, 8, 8), float("nan"))}, ValueError, "NaN"),
+        (Tokens, {"data": (torch.zeros(4, 3, 4), torch.zeros(4))}, ValueError, r"labels, which Tokens\.forward"),
+        (Tokens, {"data": (torch.zeros(4, 3, 4), torch.zeros(4)), "labels": 3}, TypeError, "labels must be the name"),
+        (Wrong, {}, ValueError, r"model must return \[3, 1, 8, 8\].*\[3, 2, 8, 8\]"),
     ],
 )
-def test_bad_settings_are_named_before_any_work(tmp_path, setting, value, error):
-    with pytest.raises(error, match=setting):
-        train("digits", tmp_path / "out", **{setting: value})
-    assert not (tmp_path / "out").exists()
+def test_bad_arguments_are_named(model, arguments, error, told, images):
+    arguments = {"data": images, **SMALL, **arguments}
+    with pytest.raises(error, match=told):
+        fastdiff.train(model(), arguments.pop("data"), **arguments)
 
 
-def test_bad_data_and_folders_are_named_before_any_work(tmp_path):
-    with pytest.raises(TypeError, match="data"):
-        train(3, tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="missing"):
-        train(tmp_path / "missing", tmp_path / "out")
-    (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match="file"):
-        train("digits", tmp_path / "file")
-    assert not (tmp_path / "out").exists()
-
-
-def interrupt(*_, **__):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("place", ["_write_json", "_plot", "save_grid", "UNet.save_pretrained"])
-def test_a_run_that_is_killed_in_its_first_save_can_be_resumed(tmp_path, straight, monkeypatch, place):
-    """The checkpoint is there first; the resumed run writes what the killed save did not, even at its last step."""
-    with monkeypatch.context() as patch:
-        patch.setattr(f"fastdiff.training.train.{place}", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train("digits", tmp_path, steps=6, save_every=6, **TINY)
-    assert checkpoint(tmp_path)["step"] == 6
-    with pytest.raises(FileExistsError, match="resume it"):
-        train("digits", tmp_path, steps=6, save_every=6, **TINY)
-    train("digits", tmp_path, steps=6, save_every=6, resume=True, **TINY)
-    for name in ("diffusion_pytorch_model.safetensors", "config.json", "samples/step-000006.png"):
-        assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
-    assert (tmp_path / "loss.png").exists()
-
-
-def test_a_folder_without_a_checkpoint_can_be_started_again(tmp_path, straight, monkeypatch):
-    (tmp_path / "config.json").write_text("{}")
-    with monkeypatch.context() as patch:
-        patch.setattr("fastdiff.training.train.torch.save", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train("digits", tmp_path, steps=1, **TINY)
-    train("digits", tmp_path, steps=1, **TINY)
-    assert checkpoint(tmp_path)["step"] == 1
-    (tmp_path / "checkpoint.pt").unlink()  # what is left is a model that someone wants to keep
-    before = (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match=r"model\.safetensors, but no checkpoint\.pt to resume from"):
-        train("digits", tmp_path, steps=1, **TINY)
-    assert (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes() == before
-
-
-def test_other_people_s_temporary_files_stay(tmp_path):
-    theirs = [tmp_path / ".notes.tmp", tmp_path / "samples" / ".mine.tmp", tmp_path / ".config.json.99.tmp"]
-    ours = [tmp_path / f".checkpoint.pt.{'0f' * 8}.tmp", tmp_path / "samples" / f".step-000500.png.{'0f' * 8}.tmp"]
-    (tmp_path / "samples").mkdir()
-    (tmp_path / ".folder.tmp").mkdir()
-    for path in (*theirs, *ours):
-        path.write_text("mine")
-    train("digits", tmp_path, steps=1, **TINY)
-    assert [path.exists() for path in (*theirs, *ours)] == [True, True, True, False, False]
-    assert (tmp_path / ".folder.tmp").is_dir()
-
-
-def test_the_process_s_defaults_change_nothing(tmp_path, straight):
-    torch.set_default_dtype(torch.float64)
-    torch.set_default_device("meta")
-    try:
-        train("digits", tmp_path, steps=6, save_every=4, **TINY)
-        assert torch.get_default_dtype() == torch.float64
-        assert torch.empty(0).device.type == "meta"
-    finally:
-        torch.set_default_device(None)
-        torch.set_default_dtype(torch.float32)
-    name = "diffusion_pytorch_model.safetensors"
-    assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="a limit of POSIX")
-def test_a_full_disk_names_the_checkpoint(tmp_path):
-    """A file may grow to 100 kB only: the checkpoint is larger, and the folder stays as it was."""
-    code = (
-        "import resource; from fastdiff.training.train import train;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        f"train('digits', {str(tmp_path)!r}, steps=1, **{TINY})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert f"cannot write {tmp_path / 'checkpoint.pt'}: File too large" in done.stderr
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def test_learning_rate_and_average_are_the_formulas(tmp_path):
-    """After each step, against numbers worked out by hand: the warm-up, and the average whose decay grows."""
-    settings = {name: value for name, value in TINY.items() if name != "progress"} | {"warmup": 3, "ema_decay": 0.2}
-    run = Run(Settings("digits", steps=5, **settings), tmp_path, resume=False)
-    average = [parameter.detach().double() for parameter in run.model.parameters()]
-    for step in range(5):
-        assert run.optimizer.param_groups[0]["lr"] == 2e-3 * min(1, (step + 1) / 3)
-        run.train_step()
-        run.step += 1
-        decay = min(0.2, (1 + step) / (10 + step))
-        average = [decay * a + (1 - decay) * b.detach() for a, b in zip(average, run.model.parameters(), strict=True)]
-        for got, expected in zip(run.average.module.parameters(), average, strict=True):
-            torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path, straight):
-    """Before LambdaLR, the optimiser's state did not hold the first learning rate."""
-    train("digits", tmp_path, steps=2, save_every=100, **TINY)
-    state = checkpoint(tmp_path)
-    del state["optimizer"]["param_groups"][0]["initial_lr"]
-    torch.save(state, tmp_path / "checkpoint.pt")
-    train("digits", tmp_path, steps=6, save_every=4, resume=True, **TINY)
-    assert_equal(checkpoint(tmp_path)["model"], checkpoint(straight)["model"])
+def test_an_accelerated_network_is_refused(images):
+    net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)).eval()
+    fastdiff.accelerate(net, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"fastdiff\.restore\(model\) first"):
+        fastdiff.train(net, images, **SMALL)
