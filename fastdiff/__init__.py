@@ -3,6 +3,9 @@
 images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=42)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastdiff import models, ops, samplers, textbook
 from fastdiff.acceleration.accelerate import accelerate, refresh, restore
 from fastdiff.info import info
@@ -16,27 +19,66 @@ from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.schedules.spacing import Spacing
 
+if TYPE_CHECKING:
+    from fastdiff import images, plots
+    from fastdiff.images import save_gif, save_grid, show
+    from fastdiff.recipes.recipe import Recipe
+    from fastdiff.recipes.reproduce import Reproduction, reproduce
+
 __version__ = "0.1.0"
+
+# What needs more than torch (Pillow, matplotlib) is loaded when it is asked for; None is the module itself.
+_LAZY = {
+    "Recipe": "fastdiff.recipes.recipe",
+    "Reproduction": "fastdiff.recipes.reproduce",
+    "images": None,
+    "plots": None,
+    "reproduce": "fastdiff.recipes.reproduce",
+    "save_gif": "fastdiff.images",
+    "save_grid": "fastdiff.images",
+    "show": "fastdiff.images",
+}
 
 __all__ = [
     "EDMSchedule",
     "FlowSchedule",
     "NoiseSchedule",
     "Plan",
+    "Recipe",
+    "Reproduction",
     "Row",
     "Spacing",
     "State",
     "accelerate",
     "add_noise",
+    "images",
     "info",
     "interpolate",
     "models",
     "ops",
+    "plots",
     "randn",
     "refresh",
+    "reproduce",
     "restore",
     "sample",
     "sample_iter",
     "samplers",
+    "save_gif",
+    "save_grid",
+    "show",
     "textbook",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+    module = import_module(_LAZY[name] or f"fastdiff.{name}")
+    value = getattr(module, name) if _LAZY[name] else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

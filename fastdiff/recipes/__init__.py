@@ -1,0 +1,1 @@
+"""The recipe of a picture: all that is needed to make it again, kept in the picture as text."""
