@@ -1,7 +1,5 @@
-"""The command line: ``fastdiff sample``, ``fastdiff plan``, ``fastdiff train``, ``fastdiff info``; a file each."""
+"""The command line: ``fastdiff sample``, ``plan``, ``train``, ``reproduce``, ``compare``, ``bench``, ``info``; a file each."""
 
-# A command registers itself with the application as its module is imported.
-from fastdiff.cli import info, plan, sample, train
-from fastdiff.cli.app import app
-
-__all__ = ["app", "info", "plan", "sample", "train"]
+# A command registers itself with the application.
+from fastdiff.cli import bench, compare, info, plan, reproduce, sample, train  # noqa: F401
+from fastdiff.cli.app import app as app

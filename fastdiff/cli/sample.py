@@ -58,7 +58,6 @@ def sample(
 ) -> None:
     """Draw images from a trained model; without options, 64 digits into samples.png."""
     import torch
-    from tqdm import tqdm
 
     import fastdiff
     from fastdiff.images import check_writable, save_gif, save_grid
@@ -81,31 +80,28 @@ def sample(
             raise ValueError(f"--plan goes without {', '.join(f'--{name}' for name in changes)}, which the plan fixes")
         trained.sampling = {"sampler": fastdiff.Plan.load(plan)}
 
-    def arguments(begin: int, count: int) -> dict[str, Any]:
-        chosen = None if labels is None else labels[begin : begin + count].to(where)
-        told = trained.arguments(chosen, guidance, **changes)
-        return {**told, "seed": seed, "sample_offset": sample_offset + begin, "backend": backend}
-
-    frames: list[torch.Tensor] = []
+    told = trained.arguments(None if labels is None else labels.to(where), guidance, **changes)
+    shape = (number, *trained.image_shape)
+    recipe = fastdiff.Recipe.of(
+        trained.unet, shape, batch_size=batch_size, seed=seed, sample_offset=sample_offset, **told
+    )
+    kept: fastdiff.Recipe | None = recipe
+    try:
+        recipe.to_json()
+    except ValueError as error:
+        kept = None
+        typer.echo(f"without a recipe in it: {error}", err=True)
+    frames: list[fastdiff.State] = []
     if gif is not None:
-        states = list(
-            fastdiff.sample_iter(trained.unet, (number, *trained.image_shape), progress=True, **arguments(0, number))
-        )
-        every = max(1, len(states) // GIF_FRAMES)
-        frames = [state.x for state in states[::-every]][::-1]
-        images = states[-1].x
+        every = max(1, (len(recipe.plan) + 1) // GIF_FRAMES)
+        for state in recipe.states(trained.unet, backend=backend, progress=True):
+            if (len(recipe.plan) - state.row) % every == 0:
+                frames.append(state)
+        images = frames[-1].x
     else:
-        batches = []
-        starts = range(0, number, batch_size)
-        for begin in tqdm(starts, unit="batch") if len(starts) > 1 else starts:
-            count = min(batch_size, number - begin)
-            shape = (count, *trained.image_shape)
-            batches.append(
-                fastdiff.sample(trained.unet, shape, progress=len(starts) == 1, **arguments(begin, count)).cpu()
-            )
-        images = torch.cat(batches)
-    save_grid(out, images)
+        images = recipe.sample(trained.unet, backend=backend, progress=True)
+    save_grid(out, images, recipe=kept)
     typer.echo(f"{out}: {number} images of {'×'.join(str(s) for s in trained.image_shape[1:])} pixels")
     if gif is not None:
-        save_gif(gif, frames)
+        save_gif(gif, frames, recipe=kept)
         typer.echo(f"{gif}: the reverse process in {len(frames)} frames")

@@ -14,12 +14,11 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fastdiff.files import parse_json
-from fastdiff.recipes.recipe import FORMAT, Recipe, from_object
+from fastdiff.recipes.recipe import FORMAT, MOST, Recipe, from_object
 from fastdiff.recipes.values import as_bytes
 
 KEY = "fastdiff"
 PART = 1_000_000  # characters of one text of a PNG: Pillow refuses to open a picture with one of 2²⁰ or more
-MOST = 16_000_000  # characters of a recipe
 
 Count = Annotated[int, Meta(ge=0, le=1 << 24)]
 
@@ -44,11 +43,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
 
 def text_of(recipe: Recipe, layout: Layout) -> str:
-    """What stands in the picture. ValueError where it is too long, as with tensors of many megabytes."""
-    text = recipe.to_json(picture=msgspec.to_builtins(layout))
-    if len(text) > MOST:
-        raise ValueError(f"recipe takes {len(text):,} characters; a picture keeps at most {MOST:,}: leave recipe out")
-    return text
+    """What stands in the picture. ValueError where it is too long."""
+    return recipe.to_json(picture=msgspec.to_builtins(layout))
 
 
 def png_info(text: str) -> PngInfo:

@@ -22,6 +22,7 @@ from fastdiff.sampling.state import State
 from fastdiff.sampling.stepper import plain_tensors
 
 FORMAT, VERSION = "fastdiff.recipe", 1
+MOST = 16_000_000  # characters of its text
 
 # What becomes of each argument of ``sample``.
 IN_THE_PLAN = ("sampler", "steps", "schedule", "prediction", "variance", "spacing", "eta", "clip", "sampler_options")
@@ -150,10 +151,16 @@ class Recipe(Head, frozen=True, kw_only=True):
     # ---- as text
 
     def to_json(self, **more: Any) -> str:
-        """The recipe as a JSON object in ASCII (format "fastdiff.recipe"), beside other fields of the object."""
+        """The recipe as a JSON object in ASCII (format "fastdiff.recipe"), beside other fields of the object.
+
+        ValueError where tensors of many megabytes make it longer than pictures keep.
+        """
         fields = {name: msgspec.to_builtins(getattr(self, name)) for name in Head.__struct_fields__}
         content = {"format": FORMAT, "version": VERSION, **more, **fields, "plan": json.loads(self.plan.to_json())}
-        return json.dumps(content, separators=(",", ":"))
+        text = json.dumps(content, separators=(",", ":"))
+        if len(text) > MOST:
+            raise ValueError(f"the recipe has {len(text):,} characters, and a picture keeps at most {MOST:,}")
+        return text
 
 
 def from_object(content: dict[str, Any]) -> Recipe:
