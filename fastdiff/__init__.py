@@ -22,18 +22,18 @@ from fastdiff.schedules.spacing import Spacing
 if TYPE_CHECKING:
     from fastdiff import images, plots
     from fastdiff.images import save_gif, save_grid, show
-    from fastdiff.recipes.recipe import Recipe
-    from fastdiff.recipes.reproduce import Reproduction, reproduce
+    from fastdiff.pictures.recipe import Recipe
+    from fastdiff.pictures.reproduce import Reproduction, reproduce
 
 __version__ = "0.1.0"
 
 # What needs more than torch (Pillow, matplotlib) is loaded when it is asked for; None is the module itself.
 _LAZY = {
-    "Recipe": "fastdiff.recipes.recipe",
-    "Reproduction": "fastdiff.recipes.reproduce",
+    "Recipe": "fastdiff.pictures.recipe",
+    "Reproduction": "fastdiff.pictures.reproduce",
     "images": None,
     "plots": None,
-    "reproduce": "fastdiff.recipes.reproduce",
+    "reproduce": "fastdiff.pictures.reproduce",
     "save_gif": "fastdiff.images",
     "save_grid": "fastdiff.images",
     "show": "fastdiff.images",

@@ -1,4 +1,4 @@
-"""The command line: ``fastdiff sample``, ``plan``, ``train``, ``reproduce``, ``compare``, ``bench``, ``info``; a file each."""
+"""The command line, a file a command: ``fastdiff sample``, ``plan``, ``train``, ``reproduce``, and so on."""
 
 # A command registers itself with the application.
 from fastdiff.cli import bench, compare, info, plan, reproduce, sample, train  # noqa: F401

@@ -1,1 +1,117 @@
-"""x"""
+"""``fastdiff compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastdiff.cli.app import command
+
+FINE = 100  # steps of the solution that others are measured against
+
+
+@command
+def compare(
+    samplers: Annotated[str, typer.Option(help="Names with commas between: a row each.")] = "ddim,dpmpp_2m,unipc",
+    steps: Annotated[str, typer.Option(help="Numbers of steps with commas between: a column each.")] = "5,10,20",
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("compare.png"),
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
+    ] = None,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Images in each place.")] = 4,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]"),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise, which is the same in every place.")] = 0,
+    fine: Annotated[
+        int,
+        typer.Option(min=0, help="Steps of the fine solution, by Heun's method; 0 leaves the distances out."),
+    ] = FINE,
+    device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+) -> None:
+    """Draw the same noise by several samplers in several numbers of steps: one picture, rows and columns.
+
+    Under each place: the network calls, and the distance (root mean square over all pixels, which lie in [-1, 1]) from
+    a fine solution of the same differential equation, for samplers that add no noise of their own.
+    """
+    from tqdm.auto import tqdm
+
+    import fastdiff
+    from fastdiff.cli.arguments import device_of, labels_of
+    from fastdiff.files import atomic_write, check_writable
+    from fastdiff.images import make_grid
+    from fastdiff.plots.strips import labelled
+
+    check_writable(out, suffix=".png")
+    names, counts = _words("--samplers", samplers), _numbers("--steps", steps)
+    where = device_of(device)
+    trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    trained.unet.to(where)
+    labels = labels_of(trained.classes, class_name, number, 0)
+    shape = (number, *trained.image_shape)
+
+    def recipe_of(sampler: str, count: int) -> fastdiff.Recipe:
+        told = trained.arguments(
+            None if labels is None else labels.to(where), guidance, sampler=sampler, steps=count
+        )  # fmt: skip
+        return fastdiff.Recipe.of(trained.unet, shape, seed=seed, **told)
+
+    recipes = [[recipe_of(sampler, count) for count in counts] for sampler in names]  # refused before any work
+    solution = recipe_of("heun", fine) if fine else None
+    bar = tqdm(
+        total=sum(_calls(r) for row in recipes for r in row) + (_calls(solution) if solution else 0), unit="call"
+    )
+
+    def drawn(recipe: fastdiff.Recipe) -> Any:
+        images = recipe.sample(trained.unet)
+        bar.update(_calls(recipe))
+        return images
+
+    exact = None if solution is None else drawn(solution)
+    cells, captions = [], []
+    for row in recipes:
+        images = [drawn(recipe) for recipe in row]
+        cells.append([make_grid(batch) for batch in images])
+        captions.append([_caption(recipe, batch, exact) for recipe, batch in zip(row, images, strict=True)])
+    bar.close()
+    note = f"distance: from {fine} steps of heun" if fine else ""
+    picture = labelled(cells, names, [f"{count} steps" for count in counts], captions, note)
+    with atomic_write(out) as file:
+        picture.save(file, format="PNG")
+    typer.echo(f"{out}: {len(names)} samplers at {', '.join(map(str, counts))} steps, {number} images each")
+
+
+def _calls(recipe: Any) -> int:
+    return sum(row.calls_model for row in recipe.plan)
+
+
+def _caption(recipe: Any, images: Any, exact: Any) -> str:
+    told = f"{_calls(recipe)} calls"
+    if exact is None or any(row.uses("z") for row in recipe.plan):
+        return told
+    return f"{told}, {(images - exact).square().mean().sqrt().item():.3f}"
+
+
+def _words(name: str, text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise ValueError(f"{name} must be words with commas between; got {text!r}")
+    return words
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} must be whole numbers with commas between; got {text!r}") from None
+    if min(numbers) < 1:
+        raise ValueError(f"{name} must be at least 1; got {text!r}")
+    return numbers

@@ -22,9 +22,9 @@ def reproduce(
         typer.Option(help="What torch calls it. [default: the GPU where the picture was made on one, or else the CPU]"),
     ] = None,
 ) -> None:
-    """Make a picture again by the recipe in it, and compare: exit code 0 where its pixels are identical, 1 where not."""
+    """Make a picture again by the recipe in it, and compare: exit code 0 where all pixels are identical, 1 where not."""
     from fastdiff.cli.arguments import device_of
-    from fastdiff.recipes.reproduce import reproduce as run
+    from fastdiff.pictures.reproduce import reproduce as run
 
     made = run(picture, model, device=None if device is None else device_of(device), progress=True)
     typer.echo(str(made))

@@ -12,9 +12,9 @@ from msgspec import Meta
 from torch import Tensor
 
 from fastdiff.checks import check_int, check_shape
+from fastdiff.pictures.network import Identity, environment, identify
+from fastdiff.pictures.values import from_plain, to_plain
 from fastdiff.plan.plan import Plan
-from fastdiff.recipes.network import Identity, environment, identify
-from fastdiff.recipes.values import from_plain, to_plain
 from fastdiff.sampling.model import inspect as inspect_model
 from fastdiff.sampling.request import Request
 from fastdiff.sampling.sample import SIGNATURE, sample, sample_iter

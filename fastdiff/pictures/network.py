@@ -15,7 +15,7 @@ from torch import nn
 import fastdiff
 from fastdiff.acceleration.network import network_of, networks_in
 from fastdiff.ops.backend import chip_of
-from fastdiff.recipes.values import as_bytes
+from fastdiff.pictures.values import as_bytes
 
 
 class Acceleration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

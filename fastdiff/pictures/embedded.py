@@ -14,8 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fastdiff.files import parse_json
-from fastdiff.recipes.recipe import FORMAT, MOST, Recipe, from_object
-from fastdiff.recipes.values import as_bytes
+from fastdiff.pictures.recipe import FORMAT, MOST, Recipe, from_object
+from fastdiff.pictures.values import as_bytes
 
 KEY = "fastdiff"
 PART = 1_000_000  # characters of one text of a PNG: Pillow refuses to open a picture with one of 2²⁰ or more

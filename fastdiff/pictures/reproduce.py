@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from fastdiff.acceleration.accelerate import accelerate
-from fastdiff.images import make_grid, picture_size, resolve_layout, write_gif
+from fastdiff.images import write_gif
 from fastdiff.models.trained import PACKAGED, TrainedModel, digits, load
-from fastdiff.recipes.embedded import Layout, open_picture, read, sha256_of
-from fastdiff.recipes.network import Identity, environment, identify
-from fastdiff.recipes.recipe import Recipe, device_of
+from fastdiff.pictures.embedded import Layout, open_picture, read, sha256_of
+from fastdiff.pictures.grid import make_grid, picture_size, resolve_layout
+from fastdiff.pictures.network import Identity, environment, identify
+from fastdiff.pictures.recipe import Recipe, device_of
 
 _OPTIONS = ("channels_last", "compiled", "accelerated", "partly")
 
@@ -35,7 +36,7 @@ class Reproduction:
         recipe: that stands in it.
         images: float32 [B, …], made now; of a film its last frame.
         same_bits: whether the images of now have the bits of then, before they become bytes.
-        pixels: of the picture, how many differ from those of now.
+        pixels, total: how many of the picture's pixels differ from those of now, and how many there are.
         worst, mean: their largest difference, and the mean over all pixels, in steps of 255.
         differences: (what, then, now): what the picture was made with, where it is something else here.
     """
@@ -45,6 +46,7 @@ class Reproduction:
     images: Tensor
     same_bits: bool
     pixels: int
+    total: int
     worst: int
     mean: float
     differences: tuple[tuple[str, str, str], ...]
@@ -60,18 +62,21 @@ class Reproduction:
         if self.identical:
             verdict = "the same pixels, but images that differ before they are rounded to bytes"
         elif self.same_bits:
-            verdict = f"the images are identical, to the bit, but {self.pixels:,} pixels of the file were changed since"
+            verdict = f"the images are identical, to the bit, but the file was changed since: {self._apart()}"
         else:
-            verdict = (
-                f"not identical: {self.pixels:,} pixels differ, by at most {self.worst} of 255, {self.mean:.3g} on "
-                "average over all"
-            )
+            verdict = f"not identical: {self._apart()}"
         lines = [f"  {name}: {then} then, {now} now" for name, then, now in self.differences]
         if not self.same_bits and not lines:
             lines = ["  nothing that the recipe names differs"]
         return "\n".join([f"{self.path}: {verdict} ({self.recipe})", *lines])
 
     __repr__ = __str__
+
+    def _apart(self) -> str:
+        return (
+            f"{self.pixels:,} of {self.total:,} pixels differ, by at most {self.worst} of 255, by {self.mean:.2g} on "
+            "average over all"
+        )
 
 
 def reproduce(
@@ -114,9 +119,16 @@ def reproduce(
         raise ValueError(f"{path} has {len(pixels)} different frames, its recipe makes {len(again)}")
     apart = np.abs(pixels.astype(np.int16) - again.astype(np.int16))
     return Reproduction(
-        path, recipe, images, digest == layout.sha256, int(apart.any(-1).sum()), int(apart.max()), float(apart.mean()),
-        differences,
-    )  # fmt: skip
+        path,
+        recipe,
+        images,
+        same_bits=digest == layout.sha256,
+        pixels=int(apart.any(-1).sum()),
+        total=apart[..., 0].size,
+        worst=int(apart.max()),
+        mean=float(apart.mean()),
+        differences=differences,
+    )
 
 
 def load_network(identity: Identity, folder: str | os.PathLike[str], device: torch.device | str | None) -> Any:

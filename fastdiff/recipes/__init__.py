@@ -1,1 +1,0 @@
-"""The recipe of a picture: all that is needed to make it again, kept in the picture as text."""
