@@ -30,6 +30,10 @@ def compare(
         float | None,
         typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]"),
     ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Where the samplers stop, such as trailing or karras. [default: the model's own]"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, which is the same in every place.")] = 0,
     fine: Annotated[
         int,
@@ -58,17 +62,17 @@ def compare(
     labels = labels_of(trained.classes, class_name, number, 0)
     shape = (number, *trained.image_shape)
 
+    changes = {} if spacing is None else {"spacing": spacing}
+
     def recipe_of(sampler: str, count: int) -> fastdiff.Recipe:
-        told = trained.arguments(
-            None if labels is None else labels.to(where), guidance, sampler=sampler, steps=count
-        )  # fmt: skip
+        chosen = None if labels is None else labels.to(where)
+        told = trained.arguments(chosen, guidance, sampler=sampler, steps=count, **changes)
         return fastdiff.Recipe.of(trained.unet, shape, seed=seed, **told)
 
     recipes = [[recipe_of(sampler, count) for count in counts] for sampler in names]  # refused before any work
     solution = recipe_of("heun", fine) if fine else None
-    bar = tqdm(
-        total=sum(_calls(r) for row in recipes for r in row) + (_calls(solution) if solution else 0), unit="call"
-    )
+    every = [recipe for row in recipes for recipe in row] + ([] if solution is None else [solution])
+    bar = tqdm(total=sum(map(_calls, every)), unit="call")
 
     def drawn(recipe: fastdiff.Recipe) -> Any:
         images = recipe.sample(trained.unet)

@@ -22,7 +22,7 @@ def reproduce(
         typer.Option(help="What torch calls it. [default: the GPU where the picture was made on one, or else the CPU]"),
     ] = None,
 ) -> None:
-    """Make a picture again by the recipe in it, and compare: exit code 0 where all pixels are identical, 1 where not."""
+    """Make a picture again by the recipe in it, and compare: the exit code is 0 where all pixels are the same."""
     from fastdiff.cli.arguments import device_of
     from fastdiff.pictures.reproduce import reproduce as run
 
