@@ -37,7 +37,7 @@ def compare(
     seed: Annotated[int, typer.Option(help="Of the noise, which is the same in every place.")] = 0,
     fine: Annotated[
         int,
-        typer.Option(min=0, help="Steps of the fine solution, by Heun's method; 0 leaves the distances out."),
+        typer.Option(min=0, help="Steps of the fine solution, by DPM-Solver++(2M); 0 leaves the distances out."),
     ] = FINE,
     device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
 ) -> None:
@@ -46,6 +46,7 @@ def compare(
     Under each place: the network calls, and the distance (root mean square over all pixels, which lie in [-1, 1]) from
     a fine solution of the same differential equation, for samplers that add no noise of their own.
     """
+    import torch
     from tqdm.auto import tqdm
 
     import fastdiff
@@ -58,7 +59,7 @@ def compare(
     names, counts = _words("--samplers", samplers), _numbers("--steps", steps)
     where = device_of(device)
     trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
-    trained.unet.to(where)
+    trained.unet.to(where, torch.float32)
     labels = labels_of(trained.classes, class_name, number, 0)
     shape = (number, *trained.image_shape)
 
@@ -70,7 +71,7 @@ def compare(
         return fastdiff.Recipe.of(trained.unet, shape, seed=seed, **told)
 
     recipes = [[recipe_of(sampler, count) for count in counts] for sampler in names]  # refused before any work
-    solution = recipe_of("heun", fine) if fine else None
+    solution = recipe_of("dpmpp_2m", fine) if fine else None
     every = [recipe for row in recipes for recipe in row] + ([] if solution is None else [solution])
     bar = tqdm(total=sum(map(_calls, every)), unit="call")
 
@@ -86,7 +87,7 @@ def compare(
         cells.append([make_grid(batch) for batch in images])
         captions.append([_caption(recipe, batch, exact) for recipe, batch in zip(row, images, strict=True)])
     bar.close()
-    note = f"distance: from {fine} steps of heun" if fine else ""
+    note = f"distance: from {fine} steps of dpmpp_2m" if fine else ""
     picture = labelled(cells, names, [f"{count} steps" for count in counts], captions, note)
     with atomic_write(out) as file:
         picture.save(file, format="PNG")
