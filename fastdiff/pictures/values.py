@@ -51,8 +51,10 @@ def _tensor_to_plain(name: str, tensor: Tensor) -> dict[str, Any]:
         raise ValueError(f"a recipe cannot hold {name}, a {tensor.layout} tensor of {dtype} on {tensor.device}")
     plain: dict[str, Any] = {"tensor": dtype, "shape": list(tensor.shape)}
     numbers = tensor.detach().cpu()
-    if len(numbers.shape) and len(numbers) > 1 and bool((numbers == numbers[:1]).all()):
-        numbers = numbers[:1]  # one image or one label for all samples is kept once
+    if numbers.numel() and numbers.ndim:
+        bits = numbers.reshape(len(numbers), -1).contiguous().view(torch.uint8)
+        if bool((bits == bits[:1]).all()):
+            numbers = numbers[:1]  # one image or one label for all samples is kept once
     if dtype.startswith(("int", "uint")):
         return {**plain, "values": numbers.reshape(-1).tolist()}
     return {**plain, "zlib": base64.b64encode(zlib.compress(as_bytes(numbers))).decode()}
@@ -72,8 +74,8 @@ def _tensor_from_plain(plain: dict[str, Any]) -> Tensor:
         else:
             unpacked = zlib.decompressobj().decompress(base64.b64decode(plain["zlib"], validate=True), size + 1)
             numbers = torch.frombuffer(bytearray(unpacked), dtype=torch.uint8).view(kind) if size else torch.empty(0)
-        once = (1, *shape[1:]) if len(shape) and numbers.numel() * shape[0] == math.prod(shape) else shape
-        return numbers.to(kind).reshape(once).expand(shape).clone()
+        kept_once = len(shape) > 0 and numbers.numel() > 0 and numbers.numel() * shape[0] == math.prod(shape)
+        return numbers.to(kind).reshape((1, *shape[1:]) if kept_once else shape).expand(shape).clone()
     except (ValueError, TypeError, KeyError, RuntimeError, zlib.error) as error:
         raise ValueError(f"a tensor of the recipe is damaged: {error}") from None
 
