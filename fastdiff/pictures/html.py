@@ -94,4 +94,4 @@ def _picture(images: Any) -> str:
 
     file = io.BytesIO()
     make_grid(images[:64].nan_to_num()).save(file, format="PNG")
-    return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"/>'

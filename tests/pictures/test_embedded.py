@@ -169,17 +169,17 @@ def test_damaged_files_are_told_in_words(tmp_path: Path) -> None:
     saved(path)
     data = path.read_bytes()
     generator = torch.Generator().manual_seed(SEED)
-    read_well = 0
+    told = []
     for _ in range(200):
         place = int(torch.randint(len(data), (), generator=generator))
         value = int(torch.randint(256, (), generator=generator))
         path.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
         try:
             read(path)
-            read_well += 1
         except ValueError as error:
-            assert "a.png" in str(error)
-    assert read_well < 200
+            told.append(str(error))
+    assert len(told) > 0
+    assert all("a.png" in message for message in told)
 
 
 def test_the_text_is_json_for_other_programs(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "nothing": {"steps": 3},
     "seed": {"sampler": "ddim", "steps": 4, "seed": 2**63 + 5, "sample_offset": 3, "eta": 0.5},
     "seeds": {"steps": 4, "seeds": [7, 7, 2**64 - 1, 0, 3]},
-    "options": {"sampler": "unipc", "steps": 5, "sampler_options": {"order": 3, "disable_corrector": (0, 2)}, "clip": 1.0},
+    "options": {"sampler": "unipc", "steps": 5, "sampler_options": {"order": 3, "disable_corrector": (0, 2)}},
+    "clip": {"sampler": "ddim", "steps": 3, "clip": 1.0, "variance": "fixed_small"},
     "schedule": {"sampler": "heun", "steps": 3, "schedule": FlowSchedule(3.0), "prediction": "flow_prediction"},
     "spacing": {"sampler": "dpmpp_2m", "steps": 4, "schedule": "cosine", "spacing": fastdiff.Spacing("karras", rho=5)},
     "plan": {"sampler": samplers.dpmpp_sde(NoiseSchedule.cosine(), 4)},
@@ -122,6 +123,7 @@ def test_every_argument_of_sample_has_its_place() -> None:
         {"generator": torch.Generator()},
         {"noise_fn": lambda stream, draw, shape: torch.zeros(shape)},
         {"cond_fn": lambda x, t: x},
+        {"resume": fastdiff.State(randn(*SHAPE), None, None, (None,) * 4, 1)},
         {"model_kwargs": {"more": lambda: 1}},
     ],
 )
