@@ -332,7 +332,7 @@ def test_a_plot_without_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run("plan", "--sampler", "ddim", "--steps", 5, "--plot", tmp_path / "plan.png")
     assert result.exit_code == 2
-    assert 'pip install "fastdiff-torch[train]"' in result.output
+    assert 'pip install "fastdiff-torch[plot]"' in result.output
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,7 @@
-"""The command line, a file a command: ``fastdiff sample``, ``plan``, ``train``, ``reproduce``, and so on."""
+"""The command line, a file a command: ``fastdiff sample``, ``plan``, ``train``, ``reproduce``, ``compare`` …."""
 
-# A command registers itself with the application.
-from fastdiff.cli import bench, compare, info, plan, reproduce, sample, train  # noqa: F401
-from fastdiff.cli.app import app as app
+# A command registers itself with the application as its module is imported.
+from fastdiff.cli import bench, compare, info, plan, reproduce, sample, train
+from fastdiff.cli.app import app
+
+__all__ = ["app", "bench", "compare", "info", "plan", "reproduce", "sample", "train"]

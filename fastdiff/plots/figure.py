@@ -17,7 +17,7 @@ def _figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plots are drawn by matplotlib: pip install "fastdiff[plot]"') from error
+        raise ImportError('plots are drawn by matplotlib: pip install "fastdiff-torch[plot]"') from error
 
     class NotebookFigure(Figure):
         def _repr_png_(self) -> bytes:
