@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Annotated, Any
 
 import msgspec
@@ -85,15 +86,18 @@ class Recipe(Head, frozen=True, kw_only=True):
         told = {name: value for name, value in bound.arguments.items() if not _is_default(name, value)}
         for name in set(told) - {"model", "shape", *IN_THE_PLAN, *KEPT, *WITHOUT_EFFECT}:
             raise ValueError(f"a recipe cannot hold {name}, which is no data")
+        scale = told.pop("guidance_scale", 1.0)
         kept = {name: _plain(name, told[name]) for name in KEPT if name in told}
         if "seeds" not in kept:
             kept.setdefault("seed", 0)
         rest = {name: value for name, value in told.items() if name in (*IN_THE_PLAN, "device")}
         first = _batch(kept, 0, min(size, sizes[0]), sizes[0], device_of(model, told.get("device")))
-        bound = SIGNATURE.bind(model, (min(size, sizes[0]), *sizes[1:]), **rest, **first)
+        bound = SIGNATURE.bind(model, (min(size, sizes[0]), *sizes[1:]), guidance_scale=scale, **rest, **first)
         bound.apply_defaults()
         with plain_tensors():
             request = Request.of(*bound.args, **bound.kwargs)
+        if not _is_default("guidance_scale", scale):
+            kept["guidance_scale"] = _scale(scale, request)
         for name in ("start_step", "strength"):
             kept.pop(name, None)
         if request.start == len(request.plan):
@@ -192,6 +196,18 @@ def _plain(name: str, value: Any) -> Any:
     if name == "seeds":
         return [int(seed) for seed in value]
     return to_plain(name, value)
+
+
+def _scale(scale: Any, request: Request) -> Any:
+    """A guidance scale as data: one a network call, where it is a sequence or a function of the level."""
+    if isinstance(scale, Real):
+        return to_plain("guidance_scale", scale)
+    weights: tuple[Any, ...] = request.guidance.weights  # of the outputs, or a tuple of them a row; of two, (1 − s, s)
+    if not weights or (len(weights) == 2 and not isinstance(weights[0], tuple)):
+        return weights[-1] if weights else 1.0
+    if isinstance(weights[0], tuple) and len(weights[0]) == 2:
+        return [of_row[-1] for of_row, row in zip(weights, request.plan, strict=True) if row.calls_model]
+    return to_plain("guidance_scale", scale)
 
 
 def device_of(model: Any, device: Any = None) -> torch.device:

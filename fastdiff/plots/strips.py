@@ -41,20 +41,22 @@ def forward(
     return labelled(_cells(columns, scale), [""] * len(x0), [f"t = {t}" for t in chosen])
 
 
-def trajectory(states: Iterable[State], *, columns: int = 8, scale: int | None = None) -> Image.Image:
-    """The reverse process: of each image a row of x, from noise to image, and under it x̂_0, what each step expects.
+def trajectory(states: Iterable[State], *, columns: int = 8, images: int = 4, scale: int | None = None) -> Image.Image:
+    """The reverse process: of an image a row of x, from noise to image, and under it x̂_0, what each step expects.
 
     states: what ``fastdiff.sample_iter`` yields, its images [B, 1 or 3, H, W]. columns: how many states are shown,
-    evenly chosen, the first and the last among them. Returns a picture, which notebooks display.
+    evenly chosen, the first and the last among them. images: how many of the batch, from the first on. Returns a
+    picture, which notebooks display.
     """
     check_int("columns", columns, 1, 1 << 12)
+    check_int("images", images, 1, 1 << 12)
     every = list(states)
     if not every or not all(isinstance(state, State) for state in every):
         raise TypeError("states must be the states that sample_iter yields, at least one")
     count = min(columns, len(every))
     shown = [every[round((len(every) - 1) * (i / (count - 1) if count > 1 else 1))] for i in range(count)]
-    x = _cells([state.x for state in shown], scale)
-    x0 = _cells([state.x if state.x0 is None else state.x0 for state in shown], scale)
+    x = _cells([state.x[:images] for state in shown], scale)
+    x0 = _cells([(state.x if state.x0 is None else state.x0)[:images] for state in shown], scale)
     expected = [[None if state.x0 is None else cell for state, cell in zip(shown, row, strict=True)] for row in x0]
     rows = list(chain.from_iterable(zip(x, expected, strict=True)))
     return labelled(rows, ["x", "x0"] * len(x), [f"row {state.row}" for state in shown])

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 import fastdiff
-from fastdiff.pictures import network
+from fastdiff.pictures import embedded, network
 from fastdiff.pictures import reproduce as module
 from fastdiff.pictures.grid import to_uint8
 
@@ -217,10 +217,20 @@ def test_a_folder_that_is_gone_is_named(folder: Path, tmp_path: Path) -> None:
     assert fastdiff.reproduce(path, folder).identical
 
 
+def test_the_picture_of_the_readme_is_of_the_packaged_model() -> None:
+    path = Path(__file__).resolve().parents[2] / "examples" / "digits.png"
+    if not path.exists():
+        pytest.skip("the examples are not here")
+    recipe, _ = embedded.read(path)
+    now = fastdiff.Recipe.of(fastdiff.models.digits().unet, (1, 1, 8, 8), steps=1).network
+    assert (recipe.network.folder, recipe.network.sha256) == (now.folder, now.sha256)
+    assert recipe.shape == [64, 1, 8, 8]
+
+
 def test_the_packaged_model_is_known_wherever_it_lies(tmp_path: Path) -> None:
     trained = fastdiff.models.digits()
     path = saved(tmp_path / "a.png", trained.unet, **trained.arguments(torch.arange(4), steps=2))
-    found, layout = fastdiff.pictures.embedded.read(path)
+    found, layout = embedded.read(path)
     assert found.network.folder == "package:digits"
     assert layout.sha256 == hashlib.sha256(found.sample(trained.unet).numpy().tobytes()).hexdigest()
     assert fastdiff.reproduce(path).identical

@@ -74,9 +74,11 @@ def test_a_trajectory_shows_x_and_what_each_step_expects() -> None:
             x0 = states[row].x0
             if x0 is not None:
                 assert same(shown[2 * image + 1][j], x0[image])
+    one = TOP + 2 * (SIDE + PAD)  # the height of a strip of one image
     white = Image.new("RGB", (SIDE, SIDE), "white")
     assert shown[1][0].tobytes() == shown[3][0].tobytes() == white.tobytes()  # nothing is expected of x_T yet
     assert plots.trajectory(states, columns=99).width > picture.width
+    assert plots.trajectory(states, columns=4, images=1).tobytes() == picture.crop((0, 0, picture.width, one)).tobytes()
     assert same(cells(plots.trajectory(states, columns=1), 2, 1)[0][0], states[-1].x[0])
 
 
