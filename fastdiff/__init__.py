@@ -22,6 +22,7 @@ from fastdiff.schedules.spacing import Spacing
 if TYPE_CHECKING:
     from fastdiff import images, plots
     from fastdiff.images import save_gif, save_grid, show
+    from fastdiff.pictures.embedded import read_recipe
     from fastdiff.pictures.recipe import Recipe
     from fastdiff.pictures.reproduce import Reproduction, reproduce
 
@@ -33,6 +34,7 @@ _LAZY = {
     "Reproduction": "fastdiff.pictures.reproduce",
     "images": None,
     "plots": None,
+    "read_recipe": "fastdiff.pictures.embedded",
     "reproduce": "fastdiff.pictures.reproduce",
     "save_gif": "fastdiff.images",
     "save_grid": "fastdiff.images",
@@ -58,6 +60,7 @@ __all__ = [
     "ops",
     "plots",
     "randn",
+    "read_recipe",
     "refresh",
     "reproduce",
     "restore",

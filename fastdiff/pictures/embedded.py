@@ -78,6 +78,11 @@ def read(path: str | os.PathLike[str]) -> tuple[Recipe, Layout]:
         raise ValueError(f"{path} has a recipe that cannot be read: {error}") from None
 
 
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a PNG or GIF, to look at, or to make the images with another network; raises as ``read`` does."""
+    return read(path)[0]
+
+
 def open_picture(path: Path) -> Image.Image:
     """The opened picture, not yet unpacked; ValueError naming the file for what is no PNG and no GIF."""
     if path.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fastdiff.checks import check_int, check_shape
 from fastdiff.pictures.network import Identity, environment, identify
-from fastdiff.pictures.values import from_plain, to_plain
+from fastdiff.pictures.values import from_plain, to_plain, unpacked_bytes
 from fastdiff.plan.plan import Plan
 from fastdiff.sampling.model import inspect as inspect_model
 from fastdiff.sampling.request import Request
@@ -35,6 +36,7 @@ WITHOUT_EFFECT = ("device", "backend", "cuda_graph", "callback", "progress")  # 
 # Others (generator, noise_fn, resume, cond_fn) are no data: a recipe is refused.
 
 _PAIRS = ("guidance_interval", "thresholding")  # JSON has no tuples
+_MOST_BYTES = 1 << 28  # of all tensors of a recipe that is read, beside eight batches of its images
 _DTYPES = ("float32", "bfloat16", "float16")
 
 Size = Annotated[int, Meta(ge=1, le=1 << 24)]
@@ -181,6 +183,8 @@ def from_object(content: dict[str, Any]) -> Recipe:
     good = isinstance(told.get("seeds", []), list) and type(told.get("sample_offset", 0)) is int
     if not good or ("seeds" in told) == ("seed" in told) or told.get("model_dtype", "float32") not in _DTYPES:
         raise ValueError("its seed, seeds, sample_offset or model_dtype are not those of a run")
+    if unpacked_bytes(told) > _MOST_BYTES + 32 * math.prod(head.shape):
+        raise ValueError(f"its tensors would take {unpacked_bytes(told):,} bytes")
     plan = Plan.from_json(json.dumps(content.get("plan")))
     return Recipe(**{name: getattr(head, name) for name in Head.__struct_fields__}, plan=plan)
 

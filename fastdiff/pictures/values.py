@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastdiff.checks import check_shape
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-MOST_BYTES = 1 << 28  # of one tensor that is read: a text of a thousand bytes may unpack to a million
 
 
 def to_plain(name: str, value: Any) -> Any:
@@ -45,6 +45,18 @@ def from_plain(value: Any) -> Any:
     return [from_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
+def unpacked_bytes(value: Any) -> int:
+    """How many bytes the tensors in a plain value take: a text of a hundred may name gigabytes."""
+    if isinstance(value, list):
+        return sum(map(unpacked_bytes, value))
+    if not isinstance(value, dict):
+        return 0
+    if "tensor" not in value:
+        return sum(map(unpacked_bytes, value.values()))
+    kind, shape = _layout(value)
+    return math.prod(shape) * kind.itemsize
+
+
 def _tensor_to_plain(name: str, tensor: Tensor) -> dict[str, Any]:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES or tensor.layout != torch.strided or tensor.is_meta:
@@ -61,22 +73,31 @@ def _tensor_to_plain(name: str, tensor: Tensor) -> dict[str, Any]:
 
 
 def _tensor_from_plain(plain: dict[str, Any]) -> Tensor:
+    kind, shape = _layout(plain)
+    size = math.prod(shape) * kind.itemsize
+    if size == 0:
+        return torch.empty(shape, dtype=kind, device="cpu")
     try:
-        dtype, shape = plain["tensor"], check_shape("shape", [1, *plain["shape"]])[1:]
-        if dtype not in DTYPES or set(plain) not in ({"tensor", "shape", "values"}, {"tensor", "shape", "zlib"}):
-            raise ValueError(f"its dtype is {dtype!r}, its keys are {', '.join(plain)}")
-        kind = getattr(torch, dtype)
-        size = math.prod(shape) * kind.itemsize
-        if size > MOST_BYTES:
-            raise ValueError(f"it has {size} bytes, more than {MOST_BYTES}")
         if "values" in plain:
             numbers = torch.tensor(plain["values"], dtype=kind, device="cpu")
         else:
             unpacked = zlib.decompressobj().decompress(base64.b64decode(plain["zlib"], validate=True), size + 1)
-            numbers = torch.frombuffer(bytearray(unpacked), dtype=torch.uint8).view(kind) if size else torch.empty(0)
-        kept_once = len(shape) > 0 and numbers.numel() > 0 and numbers.numel() * shape[0] == math.prod(shape)
-        return numbers.to(kind).reshape((1, *shape[1:]) if kept_once else shape).expand(shape).clone()
-    except (ValueError, TypeError, KeyError, RuntimeError, zlib.error) as error:
+            numbers = torch.from_numpy(np.frombuffer(unpacked, dtype=np.uint8).copy()).view(kind)
+        kept_once = len(shape) > 0 and numbers.numel() * shape[0] == math.prod(shape)
+        return numbers.reshape((1, *shape[1:]) if kept_once else shape).expand(shape).clone()
+    except (ValueError, TypeError, RuntimeError, zlib.error) as error:
+        raise ValueError(f"a tensor of the recipe is damaged: {error}") from None
+
+
+def _layout(plain: dict[str, Any]) -> tuple[torch.dtype, tuple[int, ...]]:
+    """A plain tensor's dtype and shape, checked."""
+    dtype = plain["tensor"]
+    known = isinstance(dtype, str) and dtype in DTYPES
+    if not known or set(plain) - {"values", "zlib"} != {"tensor", "shape"} or len(plain) != 3:
+        raise ValueError(f"a tensor of the recipe is damaged: its dtype is {dtype!r}, its keys are {', '.join(plain)}")
+    try:
+        return getattr(torch, dtype), check_shape("shape", [1, *plain["shape"]])[1:]
+    except (ValueError, TypeError) as error:
         raise ValueError(f"a tensor of the recipe is damaged: {error}") from None
 
 

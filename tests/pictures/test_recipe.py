@@ -215,6 +215,11 @@ def damaged(**changes: Any) -> dict[str, Any]:
         ({"arguments": {"seed": 1, "sample_offset": "2"}}, "sample_offset"),
         ({"arguments": {"seed": 1, "model_dtype": "load"}}, "model_dtype"),
         ({"arguments": {"seed": 1, "model_dtype": ["float32"]}}, "model_dtype"),
+        (
+            {"arguments": {"seed": 1, "x_T": [{"tensor": "int8", "shape": [1 << 30], "values": [0]}]}},
+            "1,073,741,824 by",
+        ),
+        ({"arguments": {"seed": 1, "x_T": {"tensor": "int8", "shape": "ab"}}}, "damaged"),
         ({"network": {}}, "name"),
         ({"network": {"name": "a", "path": "b"}}, "path"),
         ({"made_with": {"torch": 2}}, "made_with"),

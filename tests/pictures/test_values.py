@@ -77,7 +77,6 @@ def packed(numbers: bytes) -> str:
         {"tensor": "float32", "shape": [2], "zlib": packed(bytes(12))},  # longer than its shape
         {"tensor": "float32", "shape": [1], "zlib": packed(bytes(1 << 24))},  # a bomb
         {"tensor": "float32", "shape": [1 << 20, 1 << 20], "zlib": packed(bytes(4))},
-        {"tensor": "float32", "shape": [1 << 40], "values": [0]},
         {"tensor": "float32", "shape": [4], "zlib": "AAAA"},
         {"tensor": "float32", "shape": [4], "zlib": "é"},
         {"tensor": "float32", "shape": [4]},
