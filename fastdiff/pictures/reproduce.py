@@ -152,7 +152,12 @@ def _network(path: Path, identity: Identity, model: Any, device: Any) -> Any:
     folder = identity.folder if model is None else model
     if folder is None:
         raise ValueError(f"{path} was made by {identity.name}, which came from no folder: say which model it was")
-    return load_network(identity, folder, device)
+    try:
+        return load_network(identity, folder, device)
+    except FileNotFoundError as error:
+        if model is not None:
+            raise
+        raise FileNotFoundError(f"{path} was made by the model in {folder}; say where that is now: {error}") from None
 
 
 def _made_again(
