@@ -53,7 +53,9 @@ def compare(
     from fastdiff.cli.arguments import device_of, labels_of
     from fastdiff.files import atomic_write, check_writable
     from fastdiff.images import make_grid
+    from fastdiff.pictures.recipe import IN_THE_PLAN
     from fastdiff.plots.strips import labelled
+    from fastdiff.samplers.resolve import resolve_plan
 
     check_writable(out, suffix=".png")
     names, counts = _words("--samplers", samplers), _numbers("--steps", steps)
@@ -65,27 +67,29 @@ def compare(
 
     changes = {} if spacing is None else {"spacing": spacing}
 
-    def recipe_of(sampler: str, count: int) -> fastdiff.Recipe:
+    def planned(sampler: str, count: int) -> dict[str, Any]:
+        """The arguments of a run, its plan among them."""
         chosen = None if labels is None else labels.to(where)
         told = trained.arguments(chosen, guidance, sampler=sampler, steps=count, **changes)
-        return fastdiff.Recipe.of(trained.unet, shape, seed=seed, **told)
+        fixed = {name: told.pop(name) for name in IN_THE_PLAN if name in told}
+        return {**told, "sampler": resolve_plan(**fixed), "seed": seed}
 
-    recipes = [[recipe_of(sampler, count) for count in counts] for sampler in names]  # refused before any work
-    solution = recipe_of("dpmpp_2m", fine) if fine else None
-    every = [recipe for row in recipes for recipe in row] + ([] if solution is None else [solution])
-    bar = tqdm(total=sum(map(_calls, every)), unit="call")
+    runs = [[planned(sampler, count) for count in counts] for sampler in names]  # refused before any work
+    solution = planned("dpmpp_2m", fine) if fine else None
+    every = [run for row in runs for run in row] + ([] if solution is None else [solution])
+    bar = tqdm(total=sum(_calls(run["sampler"]) for run in every), unit="call")
 
-    def drawn(recipe: fastdiff.Recipe) -> Any:
-        images = recipe.sample(trained.unet)
-        bar.update(_calls(recipe))
+    def drawn(run: dict[str, Any]) -> Any:
+        images = fastdiff.sample(trained.unet, shape, **run)
+        bar.update(_calls(run["sampler"]))
         return images
 
     exact = None if solution is None else drawn(solution)
     cells, captions = [], []
-    for row in recipes:
-        images = [drawn(recipe) for recipe in row]
+    for row in runs:
+        images = [drawn(run) for run in row]
         cells.append([make_grid(batch) for batch in images])
-        captions.append([_caption(recipe, batch, exact) for recipe, batch in zip(row, images, strict=True)])
+        captions.append([_caption(run["sampler"], batch, exact) for run, batch in zip(row, images, strict=True)])
     bar.close()
     note = f"distance: from {fine} steps of dpmpp_2m" if fine else ""
     picture = labelled(cells, names, [f"{count} steps" for count in counts], captions, note)
@@ -94,13 +98,13 @@ def compare(
     typer.echo(f"{out}: {len(names)} samplers at {', '.join(map(str, counts))} steps, {number} images each")
 
 
-def _calls(recipe: Any) -> int:
-    return sum(row.calls_model for row in recipe.plan)
+def _calls(plan: Any) -> int:
+    return sum(row.calls_model for row in plan)
 
 
-def _caption(recipe: Any, images: Any, exact: Any) -> str:
-    told = f"{_calls(recipe)} calls"
-    if exact is None or any(row.uses("z") for row in recipe.plan):
+def _caption(plan: Any, images: Any, exact: Any) -> str:
+    told = f"{_calls(plan)} calls"
+    if exact is None or any(row.uses("z") for row in plan):
         return told
     return f"{told}, {(images - exact).square().mean().sqrt().item():.3f}"
 

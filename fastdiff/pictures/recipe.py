@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 import torch
 from msgspec import Meta
 from torch import Tensor
@@ -197,9 +198,7 @@ def _is_default(name: str, value: Any) -> bool:
 def _plain(name: str, value: Any) -> Any:
     if name == "model_dtype":
         return str(value).removeprefix("torch.")
-    if name == "seeds":
-        return [int(seed) for seed in value]
-    return to_plain(name, value)
+    return to_plain(name, value.tolist() if name == "seeds" and isinstance(value, (Tensor, np.ndarray)) else value)
 
 
 def _scale(scale: Any, request: Request) -> Any:

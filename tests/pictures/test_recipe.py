@@ -42,6 +42,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "nothing": {"steps": 3},
     "seed": {"sampler": "ddim", "steps": 4, "seed": 2**63 + 5, "sample_offset": 3, "eta": 0.5},
     "seeds": {"steps": 4, "seeds": [7, 7, 2**64 - 1, 0, 3]},
+    "a tensor of seeds": {"steps": 2, "seeds": torch.tensor([5, 4, 3, 2, 1])},
     "options": {"sampler": "unipc", "steps": 5, "sampler_options": {"order": 3, "disable_corrector": (0, 2)}},
     "clip": {"sampler": "ddim", "steps": 3, "clip": 1.0, "variance": "fixed_small"},
     "schedule": {"sampler": "heun", "steps": 3, "schedule": FlowSchedule(3.0), "prediction": "flow_prediction"},
@@ -133,7 +134,15 @@ def test_what_is_no_data_is_refused_by_name(bad: dict[str, Any]) -> None:
 
 
 def test_wrong_arguments_are_refused_as_sample_refuses_them() -> None:
-    for bad in ({"steps": 0}, {"sampler": "dpmp_2m"}, {"seed": -1}, {"guidance_interval": (2, 1)}, {"x_T": randn(2)}):
+    for bad in (
+        {"seeds": 5},
+        {"seeds": [1.5] * 5},
+        {"steps": 0},
+        {"sampler": "dpmp_2m"},
+        {"seed": -1},
+        {"guidance_interval": (2, 1)},
+        {"x_T": randn(2)},
+    ):
         with pytest.raises((ValueError, TypeError)) as ours:
             Recipe.of(Labelled(), SHAPE, **bad)
         with pytest.raises((ValueError, TypeError)) as theirs:
