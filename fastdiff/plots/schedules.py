@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastdiff.plots.figure import new_figure
+from fastdiff.pictures.figure import new_figure
 
 POINTS = 200  # of a schedule without a table
 

@@ -1,6 +1,7 @@
 """Curves of schedules and plans, read back from matplotlib's figures."""
 
 import io
+import subprocess
 import sys
 
 import numpy as np
@@ -81,10 +82,27 @@ def test_only_schedules_are_plotted(bad: tuple[object, ...]) -> None:
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdiff.plots.figure import _figure_class
+    from fastdiff.pictures.figure import _figure_class
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     _figure_class.cache_clear()
     for plot in (NoiseSchedule.linear(5).plot, samplers.ddim(NoiseSchedule.linear(), 4).plot):
         with pytest.raises(ImportError, match=r'matplotlib: pip install "fastdiff-torch\[plot\]"'):
             plot()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "fastdiff.samplers.ddim(fastdiff.NoiseSchedule.linear(), 4).plot()",
+        "fastdiff.NoiseSchedule.linear(5).plot()",
+        "from fastdiff.plan.plot import save_plot",
+        "fastdiff.plots.plan",
+        "fastdiff.reproduce",
+        "fastdiff.read_recipe",
+    ],
+)
+@pytest.mark.slow
+def test_each_may_come_first_in_a_process(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"import fastdiff\n{code}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
