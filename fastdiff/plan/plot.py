@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdiff.files import atomic_write, check_writable
+from fastdiff.pictures.figure import new_figure
 from fastdiff.plan.row import TERMS
 from fastdiff.plan.text import named
-from fastdiff.pictures.figure import new_figure
 
 if TYPE_CHECKING:
     from fastdiff.plan.plan import Plan

@@ -82,10 +82,7 @@ def test_only_schedules_are_plotted(bad: tuple[object, ...]) -> None:
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdiff.pictures.figure import _figure_class
-
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    _figure_class.cache_clear()
     for plot in (NoiseSchedule.linear(5).plot, samplers.ddim(NoiseSchedule.linear(), 4).plot):
         with pytest.raises(ImportError, match=r'matplotlib: pip install "fastdiff-torch\[plot\]"'):
             plot()
