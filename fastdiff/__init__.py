@@ -3,6 +3,7 @@
 images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=42)
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastdiff import models, ops, samplers, textbook
@@ -20,36 +21,69 @@ from fastdiff.schedules.spacing import Spacing
 from fastdiff.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from fastdiff import images, plots
+    from fastdiff.images import save_gif, save_grid, show
+    from fastdiff.pictures.embedded import read_recipe
+    from fastdiff.pictures.recipe import Recipe
+    from fastdiff.pictures.reproduce import Reproduction, reproduce
     from fastdiff.training.train import train
+
+# What needs more than torch (Pillow, matplotlib) is loaded when it is asked for; None is the module itself.
+_LAZY = {
+    "Recipe": "fastdiff.pictures.recipe",
+    "Reproduction": "fastdiff.pictures.reproduce",
+    "images": None,
+    "plots": None,
+    "read_recipe": "fastdiff.pictures.embedded",
+    "reproduce": "fastdiff.pictures.reproduce",
+    "save_gif": "fastdiff.images",
+    "save_grid": "fastdiff.images",
+    "show": "fastdiff.images",
+    "train": "fastdiff.training.train",
+}
 
 __all__ = [
     "EDMSchedule",
     "FlowSchedule",
     "NoiseSchedule",
     "Plan",
+    "Recipe",
+    "Reproduction",
     "Row",
     "Spacing",
     "State",
     "accelerate",
     "add_noise",
+    "images",
     "info",
     "interpolate",
     "models",
     "ops",
+    "plots",
     "randn",
+    "read_recipe",
     "refresh",
+    "reproduce",
     "restore",
     "sample",
     "sample_iter",
     "samplers",
+    "save_gif",
+    "save_grid",
+    "show",
     "textbook",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # with what only a training needs, such as Pillow
-        from fastdiff.training.train import train
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+    module = import_module(_LAZY[name] or f"fastdiff.{name}")
+    value = getattr(module, name) if _LAZY[name] else module
+    globals()[name] = value
+    return value
 
-        return train
-    raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

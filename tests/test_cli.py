@@ -12,7 +12,6 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ from fastdiff.cli.arguments import labels_of
 from fastdiff.cli.sample import film
 from fastdiff.images import make_grid
 from fastdiff.sampling.accelerated import is_accelerated
+from fastdiff.sampling.state import State
 from fastdiff.training.pictures import read_picture
 from fastdiff.training.run import Run
 
@@ -367,7 +367,7 @@ def test_a_plot_without_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run("plan", "--sampler", "ddim", "--steps", 5, "--plot", tmp_path / "plan.png")
     assert result.exit_code == 1  # it was asked rightly
-    assert 'pip install "fastdiff-torch[train]"' in result.output
+    assert 'pip install "fastdiff-torch[plot]"' in result.output
     assert list(tmp_path.iterdir()) == []
 
 
@@ -532,17 +532,17 @@ def test_a_film_holds_few_frames_however_long_it_is() -> None:
     """The first and the last state, and evenly spaced ones between; those that are not shown are let go."""
     alive = weakref.WeakSet()
 
-    def states(count: int) -> Iterator[SimpleNamespace]:
+    def states(count: int) -> Iterator[State]:
         for row in range(count):
             x = torch.full((1,), float(row))
             alive.add(x)
             most.append(len(alive))
-            yield SimpleNamespace(x=x)
+            yield State(x=x, x0=None, anchor=None, slots=(), row=row)
 
     for count in (1, 2, 51, 60, 61, 62, 63, 1001, 997):
         most: list[int] = []
         frames, last = film(states(count))
-        rows = [int(frame) for frame in frames]
+        rows = [int(frame.x) for frame in frames]
         assert (rows[0], rows[-1], int(last)) == (0, count - 1, count - 1)
         assert len(frames) == count if count <= 60 else 30 <= len(frames) <= 61
         assert len(set(np.diff(rows)[:-1])) <= 1

@@ -1,11 +1,16 @@
 """Images to bytes, grids and GIFs, and files that appear whole or not at all."""
 
+import gc
 import os
+import subprocess
+import sys
+import weakref
 
 import pytest
 import torch
 from PIL import Image
 
+import fastdiff
 from fastdiff.files import atomic_write
 from fastdiff.images import check_writable, make_grid, save_gif, save_grid, to_uint8
 
@@ -172,3 +177,42 @@ def test_bad_arguments_of_files_are_named(tmp_path):
     with pytest.raises(TypeError, match=r"frames must be .*; got NoneType"):
         save_gif(tmp_path / "a.gif", None)
     assert os.listdir(tmp_path) == []
+
+
+def test_show_is_a_picture_that_notebooks_display():
+    images = torch.linspace(-1, 1, 3 * 8 * 8).reshape(3, 1, 8, 8)
+    shown = fastdiff.show(images, columns=3)
+    assert isinstance(shown, Image.Image)
+    assert shown.tobytes() == make_grid(images, columns=3).tobytes()
+    assert shown._repr_png_().startswith(b"\x89PNG")
+
+
+def test_what_needs_pillow_is_loaded_when_it_is_asked_for():
+    code = (
+        "import sys, fastdiff; before = 'PIL' in sys.modules; fastdiff.images.make_grid; fastdiff.plots.forward; "
+        "print(before, 'PIL' in sys.modules, {'save_grid', 'show', 'images', 'plots'} <= set(dir(fastdiff)), "
+        "fastdiff.save_grid is fastdiff.images.save_grid)\n"
+        "try: fastdiff.nothing\n"
+        "except AttributeError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False True True True", "module 'fastdiff' has no attribute 'nothing'"]
+
+
+def test_a_gif_keeps_only_the_pictures_of_its_frames(tmp_path):
+    """States of a long run are shown one after another, not held."""
+    made, held = [], []
+
+    def frames():
+        for i in range(5):
+            state = fastdiff.State(torch.full((1, 1, 8, 8), i / 5), None, None, (None,) * 4, i)
+            made.append(weakref.ref(state))
+            yield state
+            del state
+            gc.collect()
+            held.append(sum(reference() is not None for reference in made))
+
+    save_gif(tmp_path / "a.gif", frames())
+    assert max(held) == 1  # the last one, whose name the loop still has
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == 5

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastdiff.pictures import html
+
 if TYPE_CHECKING:
     from fastdiff.acceleration.network import Network
 
@@ -41,11 +43,22 @@ class NetworkReport:
         return self._network.reasons()
 
     def __str__(self) -> str:
-        lines = [f"{self.what}, computing in {str(self.dtype).removeprefix('torch.')}, channels_last:"]
-        rows = [(kind, str(count), does) for kind, count, does in self.changed]
-        rows += [(kind, str(count), f"as it was: {why}") for kind, count, why in self.kept]
+        rows = [(kind, str(count), does) for count, kind, does in self.rows()]
         kind, number = (max((len(row[i]) for row in rows), default=0) for i in range(2))
-        return "\n".join(lines + [f"  {row[1]:>{number}} {row[0]:<{kind}}  {row[2]}" for row in rows])
+        lines = [f"  {row[1]:>{number}} {row[0]:<{kind}}  {row[2]}" for row in rows]
+        return "\n".join([f"{self.title()}:", *lines])
+
+    def title(self) -> str:
+        """The network and how it computes."""
+        return f"{self.what}, computing in {str(self.dtype).removeprefix('torch.')}, channels_last"
+
+    def rows(self) -> list[tuple[int, str, str]]:
+        """(how many, class, what they do or why they are as they were)."""
+        changed = [(count, kind, does) for kind, count, does in self.changed]
+        return changed + [(count, kind, f"as it was: {why}") for kind, count, why in self.kept]
+
+    def _repr_html_(self) -> str:
+        return html.of_report(self.title(), self.rows())
 
     __repr__ = __str__
 
@@ -77,6 +90,12 @@ class Accelerated:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{before} → {after}") for name, (before, after) in self.changed.items()]
+        rows += [(name, f"{kept}, as it was") for name, kept in self.kept.items()]
+        own = [report._repr_html_() for report in self.networks.values()]
+        return "".join(([html.of_report(self.what, rows)] if rows else []) + own)
 
 
 def class_name(value: Any) -> str:

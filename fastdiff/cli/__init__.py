@@ -1,7 +1,7 @@
-"""The command line: ``fastdiff sample``, ``fastdiff plan``, ``fastdiff train``, ``fastdiff info``; a file each."""
+"""The command line, a file a command: ``fastdiff sample``, ``plan``, ``train``, ``reproduce``, ``compare`` …."""
 
 # A command registers itself with the application as its module is imported.
-from fastdiff.cli import info, plan, sample, train
+from fastdiff.cli import bench, compare, info, plan, reproduce, sample, train
 from fastdiff.cli.app import app
 
-__all__ = ["app", "info", "plan", "sample", "train"]
+__all__ = ["app", "bench", "compare", "info", "plan", "reproduce", "sample", "train"]

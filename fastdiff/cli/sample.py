@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -125,7 +126,6 @@ def sample(
 ) -> None:
     """Draw images from a trained model; without options, 64 digits into samples.png."""
     import torch
-    from tqdm import tqdm
 
     import fastdiff
     from fastdiff.acceleration.worthwhile import accelerated
@@ -178,63 +178,63 @@ def sample(
         if "x_init" in begins:
             begins["strength"] = STRENGTH if strength is None else strength
 
-    def arguments(begin: int, count: int) -> dict[str, Any]:
-        chosen = None if labels is None else labels[begin : begin + count].to(where)
-        told = trained.arguments(chosen, guidance, **changes)
+    def arguments(count: int) -> dict[str, Any]:
+        told = trained.arguments(None if labels is None else labels.to(where), guidance, **changes)
         starts = {name: value.expand(count, -1, -1, -1) if name != "strength" else value
                   for name, value in begins.items()}  # fmt: skip
-        return {**told, **starts, "seed": seed, "sample_offset": sample_offset + begin, "backend": backend}
+        return {**told, **starts, "seed": seed, "sample_offset": sample_offset}
 
-    frames: list[Tensor] = []
+    frames: list[State] = []
+    kept: fastdiff.Recipe | None = None
     force = {Accelerate.on: True, Accelerate.off: False}.get(accelerate)
+    how: dict[str, Any] = {"backend": backend, "progress": not quiet}
     with cpu_threads(threads), accelerated(trained.unet, kind, force=force):
         if interpolate is not None:
             a, b = (_picture(path, trained)[0].to(where) for path in interpolate)
             chosen = labels.to(where) if labels is not None and class_name is not None else None
             told = _between(trained, chosen, guidance, changes)
             weights = [i / max(1, count - 1) for i in range(count)]
-            images = fastdiff.interpolate(trained.unet, a, b, weights, seed=seed, backend=backend,
-                                          progress=not quiet, **told)  # fmt: skip
-        elif gif is not None:
-            shape = (count, *trained.image_shape)
-            states = fastdiff.sample_iter(trained.unet, shape, progress=not quiet, **arguments(0, count))
-            frames, images = film(states)
+            images = fastdiff.interpolate(trained.unet, a, b, weights, seed=seed, **how, **told)
         else:
-            batches = []
-            starts = range(0, count, batch_size)
-            for begin in tqdm(starts, unit="batch", disable=quiet) if len(starts) > 1 else starts:
-                size = min(batch_size, count - begin)
-                bar = len(starts) == 1 and not quiet
-                batches.append(
-                    fastdiff.sample(
-                        trained.unet, (size, *trained.image_shape), progress=bar, **arguments(begin, size)
-                    ).cpu()
-                )
-            images = torch.cat(batches)
-    save_grid(out, images, columns=None if interpolate is None else count)
+            shape = (count, *trained.image_shape)
+            recipe = fastdiff.Recipe.of(trained.unet, shape, batch_size=batch_size, **arguments(count))
+            try:
+                recipe.to_json()
+                kept = recipe
+            except ValueError as error:
+                typer.echo(f"without a recipe in it: {error}", err=True)
+            if gif is not None:
+                frames, images = film(recipe.states(trained.unet, **how))
+            else:
+                images = recipe.sample(trained.unet, **how)
+    save_grid(out, images, columns=None if interpolate is None else count, recipe=kept)
     said = [f"{out}: {count} images of {'×'.join(str(s) for s in trained.image_shape[1:])} pixels"]
     if gif is not None:
-        save_gif(gif, frames)
+        save_gif(gif, frames, recipe=kept)
         said.append(f"{gif}: the reverse process in {len(frames)} frames")
     if not quiet:
         typer.echo("\n".join(said))
 
 
-def film(states: Iterable[State]) -> tuple[list[Tensor], Tensor]:
-    """At most some 60 states of a run, evenly spaced, the first and the last among them; and the last one.
+def film(states: Iterable[State]) -> tuple[list[State], Tensor]:
+    """At most some 60 states of a run, evenly spaced, the first and the last among them; and the last one's images.
 
-    No more than those are held, however many there are.
+    No more than those are held, however many there are, and of each only what is shown.
     """
-    frames: list[Tensor] = []
+    frames: list[State] = []
     every, row = 1, 0
     for row, state in enumerate(states):
         if row % every == 0:
-            frames.append(state.x.cpu())
+            frames.append(_shown(state))
         if len(frames) > GIF_FRAMES:
             frames, every = frames[::2], 2 * every
     if row % every:
-        frames.append(state.x.cpu())
+        frames.append(_shown(state))
     return frames, state.x
+
+
+def _shown(state: State) -> State:
+    return replace(state, x=state.x.cpu(), x0=None, anchor=None, slots=())
 
 
 def _names(arguments: Iterable[str]) -> str:

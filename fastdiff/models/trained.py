@@ -17,6 +17,7 @@ from fastdiff.schedules.diffusers_config import class_of, kind, prediction_type
 from fastdiff.schedules.discrete import NoiseSchedule
 
 _DIGITS = Path(__file__).resolve().parents[1] / "assets" / "digits"
+PACKAGED = "package:digits"  # what ``digits`` calls its folder, which lies elsewhere on every machine
 
 
 @dataclass
@@ -34,6 +35,14 @@ class TrainedModel:
     sampling: dict[str, Any]
     guidance_scale: float = 1.0
     classes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.unet.parameters())
+        shape = "" if self.unet.config.sample_size is None else f", images {list(self.image_shape)}"
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        guidance = f", guidance_scale={self.guidance_scale:g}" if self.guidance_scale != 1 else ""
+        told = "".join(f", {name}={value!r}" for name, value in self.sampling.items())
+        return f"TrainedModel({type(self.unet).__name__} of {parameters:,} parameters{shape}{classes}{guidance}{told})"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -115,7 +124,9 @@ def load(folder: str | os.PathLike[str]) -> TrainedModel:
 
 def digits() -> TrainedModel:
     """The model in the package: 8 × 8 handwritten digits, class-conditional, trained by ``fastdiff train``."""
-    return load(_DIGITS)
+    trained = load(_DIGITS)
+    trained.unet.name_or_path = PACKAGED
+    return trained
 
 
 _WALKED = {

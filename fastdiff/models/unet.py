@@ -97,6 +97,8 @@ class UNet(nn.Module):
         TypeError: there is no such field.
     """
 
+    name_or_path: str | None = None  # the folder that it was loaded from, as it was given
+
     def __init__(self, **fields: Any) -> None:
         super().__init__()
         self.config = config = UNetConfig(**fields)
@@ -152,6 +154,7 @@ class UNet(nn.Module):
         checkpoint.check_weights(state, model.state_dict(), weights_path)
         model = model.to(next(iter(state.values())).dtype).to_empty(device="cpu")
         model.load_state_dict(state)
+        model.name_or_path = os.fspath(folder)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

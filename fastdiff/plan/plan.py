@@ -14,6 +14,7 @@ import torch
 
 from fastdiff.checks import check_finite_number
 from fastdiff.files import atomic_write, check_writable
+from fastdiff.pictures import html
 from fastdiff.plan.row import SLOTS, TERMS, Row
 from fastdiff.plan.text import from_json, table_text, to_json
 
@@ -94,6 +95,15 @@ class Plan:
     def __str__(self) -> str:
         """An aligned table of the rows; of a long plan the middle is left out."""
         return table_text(self.rows, self.name, self.init_sigma, self.learned_variance)
+
+    def _repr_html_(self) -> str:
+        return html.of_plan(self)
+
+    def plot(self) -> Any:
+        """A matplotlib figure of the levels, the coefficients and the noise (``plan.plot.figure``)."""
+        from fastdiff.plan.plot import figure
+
+        return figure(self)
 
     # ---- kept as text
 

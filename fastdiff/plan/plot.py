@@ -5,30 +5,37 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastdiff.files import atomic_write, check_writable
-from fastdiff.plan.plan import Plan
+from fastdiff.pictures.figure import new_figure
 from fastdiff.plan.row import TERMS
 from fastdiff.plan.text import named
 
+if TYPE_CHECKING:
+    from fastdiff.plan.plan import Plan
+
 
 def save_plot(plan: Plan, path: str | os.PathLike[str]) -> Path:
-    """Write a PNG of three panels over the rows; whole or not at all. Returns its path.
+    """Write ``figure`` as a PNG, whole or not at all. Returns its path. Raises ImportError as it does, and OSError."""
+    path = check_writable(path, suffix=".png")
+    drawing = figure(plan)
+    with atomic_write(path) as file:
+        drawing.savefig(file, format="png", dpi=110, metadata={"Software": None})
+    return path
+
+
+def figure(plan: Plan) -> Any:
+    """A matplotlib figure of three panels over the rows.
 
     Above σ, or α and σ where states are not x_0 + σ ε; then the coefficients of x', slots by their numbers; below the
     coefficient of the noise. Open circles are rows without a network call.
-    Raises ImportError that names the extra where matplotlib is missing, and OSError.
+    Raises ImportError that names the extra where matplotlib is missing.
     """
-    path = check_writable(path, suffix=".png")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('a plan is plotted by matplotlib: pip install "fastdiff-torch[train]"') from error
-
     rows = range(len(plan))
     marker = "." if len(plan) <= 100 else ""
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    level, terms, noise = figure.subplots(3, sharex=True, height_ratios=[2, 3, 1.4])
+    drawing = new_figure(8, 8)
+    level, terms, noise = drawing.subplots(3, sharex=True, height_ratios=[2, 3, 1.4])
 
     sigmas = [row.sigma for row in plan]
     level.plot(rows, sigmas, marker=marker, label="σ")
@@ -60,6 +67,4 @@ def save_plot(plan: Plan, path: str | os.PathLike[str]) -> Path:
         axes.grid(alpha=0.3)
     for axes in (level, terms):
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
-    return path
+    return drawing

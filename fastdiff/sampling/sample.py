@@ -227,6 +227,6 @@ def _bar(stepper: Stepper) -> Any:
     """The rows to run, under a progress bar where one is asked for."""
     if not stepper.request.progress:
         return stepper.rows
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     return tqdm(stepper.rows, desc=stepper.plan.name, unit="step")

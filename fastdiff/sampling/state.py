@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastdiff.files import atomic_write, check_writable, parse_json
 from fastdiff.noise import NoiseKey
+from fastdiff.pictures import html
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import SLOTS
 from fastdiff.schedules.level import Level
@@ -53,6 +54,12 @@ class State:
     level: Level | None = None
     plan: str | None = None
     noise: str | None = None
+
+    def __repr__(self) -> str:
+        return html.words_of_state(self)
+
+    def _repr_html_(self) -> str:
+        return html.of_state(self)
 
     @property
     def t(self) -> float | None:

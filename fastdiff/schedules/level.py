@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from fastdiff.checks import nearest
+from fastdiff.pictures import html
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction", "edm", "score")
 
@@ -102,6 +104,15 @@ class Schedule(ABC):
     def as_ve(self) -> Schedule:
         """The schedule with states x_0 + σ ε (variance exploding); itself where they are, or are no VP states."""
         return self
+
+    def _repr_html_(self) -> str:
+        return html.of_schedule(self)
+
+    def plot(self, *others: Schedule) -> Any:
+        """A matplotlib figure of α, σ, λ and β, beside those of other schedules (``plots.schedule``)."""
+        from fastdiff.plots.schedules import figure
+
+        return figure(self, *others)
 
 
 def check_schedule(schedule: object) -> Schedule:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fastdiff.checks import check_int
 from fastdiff.training.pictures import is_picture, read_picture

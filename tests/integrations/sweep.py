@@ -80,7 +80,8 @@ BY_CLASS: dict[tuple[str, str], tuple[Any, ...]] = {
     ("SASolverScheduler", "corrector_order"): (1, 2, 3, 4),
     ("SASolverScheduler", "algorithm_type"): ("data_prediction", "noise_prediction"),
     ("DPMSolverMultistepInverseScheduler", "algorithm_type"): ("dpmsolver++", "dpmsolver"),
-    **{(f"{name}Scheduler", "solver_type"): ("midpoint", "heun") for name in ("EDMDPMSolverMultistep", "DPMSolverMultistepInverse")},
+    **{(f"{name}Scheduler", "solver_type"): ("midpoint", "heun")
+       for name in ("EDMDPMSolverMultistep", "DPMSolverMultistepInverse")},
     ("EDMDPMSolverMultistepScheduler", "algorithm_type"): ("dpmsolver++", "sde-dpmsolver++"),
     **{(f"{name}Scheduler", "variance_type"): (None,) for name in ("SASolver", "DPMSolverMultistepInverse")},
     ("EDMDPMSolverMultistepScheduler", "prediction_type"): ("epsilon", "v_prediction"),

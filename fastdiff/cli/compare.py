@@ -1,0 +1,126 @@
+"""``fastdiff compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastdiff.cli.app import command
+
+FINE = 100  # steps of the solution that others are measured against
+
+
+@command
+def compare(
+    samplers: Annotated[str, typer.Option(help="Names with commas between: a row each.")] = "ddim,dpmpp_2m,unipc",
+    steps: Annotated[str, typer.Option(help="Numbers of steps with commas between: a column each.")] = "5,10,20",
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("compare.png"),
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
+    ] = None,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Images in each place.")] = 4,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]"),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]"),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Where the samplers stop, such as trailing or karras. [default: the model's own]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise, which is the same in every place.")] = 0,
+    fine: Annotated[
+        int,
+        typer.Option(min=0, help="Steps of the fine solution, by DPM-Solver++(2M); 0 leaves the distances out."),
+    ] = FINE,
+    device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+) -> None:
+    """Draw the same noise by several samplers in several numbers of steps: one picture, rows and columns.
+
+    Under each place: the network calls, and the distance (root mean square over all pixels, which lie in [-1, 1]) from
+    a fine solution of the same differential equation, for samplers that add no noise of their own.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    import fastdiff
+    from fastdiff.cli.arguments import device_of, labels_of
+    from fastdiff.files import atomic_write, check_writable
+    from fastdiff.images import make_grid
+    from fastdiff.pictures.recipe import IN_THE_PLAN
+    from fastdiff.plots.strips import labelled
+    from fastdiff.samplers.resolve import resolve_plan
+
+    check_writable(out, suffix=".png")
+    names, counts = _words("--samplers", samplers), _numbers("--steps", steps)
+    where = device_of(device)
+    trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    trained.unet.to(where, torch.float32)
+    labels = labels_of(trained.classes, class_name, number, 0)
+    shape = (number, *trained.image_shape)
+
+    changes = {} if spacing is None else {"spacing": spacing}
+
+    def planned(sampler: str, count: int) -> dict[str, Any]:
+        """The arguments of a run, its plan among them."""
+        chosen = None if labels is None else labels.to(where)
+        told = trained.arguments(chosen, guidance, sampler=sampler, steps=count, **changes)
+        fixed = {name: told.pop(name) for name in IN_THE_PLAN if name in told}
+        return {**told, "sampler": resolve_plan(**fixed), "seed": seed}
+
+    runs = [[planned(sampler, count) for count in counts] for sampler in names]  # refused before any work
+    solution = planned("dpmpp_2m", fine) if fine else None
+    every = [run for row in runs for run in row] + ([] if solution is None else [solution])
+    bar = tqdm(total=sum(_calls(run["sampler"]) for run in every), unit="call")
+
+    def drawn(run: dict[str, Any]) -> Any:
+        images = fastdiff.sample(trained.unet, shape, **run)
+        bar.update(_calls(run["sampler"]))
+        return images
+
+    exact = None if solution is None else drawn(solution)
+    cells, captions = [], []
+    for row in runs:
+        images = [drawn(run) for run in row]
+        cells.append([make_grid(batch) for batch in images])
+        captions.append([_caption(run["sampler"], batch, exact) for run, batch in zip(row, images, strict=True)])
+    bar.close()
+    note = f"distance: from {fine} steps of dpmpp_2m" if fine else ""
+    picture = labelled(cells, names, [f"{count} steps" for count in counts], captions, note)
+    with atomic_write(out) as file:
+        picture.save(file, format="PNG")
+    typer.echo(f"{out}: {len(names)} samplers at {', '.join(map(str, counts))} steps, {number} images each")
+
+
+def _calls(plan: Any) -> int:
+    return sum(row.calls_model for row in plan)
+
+
+def _caption(plan: Any, images: Any, exact: Any) -> str:
+    told = f"{_calls(plan)} calls"
+    if exact is None or any(row.uses("z") for row in plan):
+        return told
+    return f"{told}, {(images - exact).square().mean().sqrt().item():.3f}"
+
+
+def _words(name: str, text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise ValueError(f"{name} must be words with commas between; got {text!r}")
+    return words
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} must be whole numbers with commas between; got {text!r}") from None
+    if min(numbers) < 1:
+        raise ValueError(f"{name} must be at least 1; got {text!r}")
+    return numbers

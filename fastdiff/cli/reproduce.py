@@ -1,0 +1,32 @@
+"""``fastdiff reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastdiff.cli.app import command
+
+
+@command
+def reproduce(
+    picture: Annotated[Path, typer.Argument(help="A PNG or GIF that `fastdiff sample` wrote.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The model's folder. [default: the one that the picture names]"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="What torch calls it. [default: the GPU where the picture was made on one, or else the CPU]"),
+    ] = None,
+) -> None:
+    """Make a picture again by the recipe in it, and compare: the exit code is 0 where all pixels are the same."""
+    from fastdiff.cli.arguments import device_of
+    from fastdiff.pictures.reproduce import reproduce as run
+
+    made = run(picture, model, device=None if device is None else device_of(device), progress=True)
+    typer.echo(str(made))
+    if not made.identical:
+        raise SystemExit(1)

@@ -1,0 +1,27 @@
+"""matplotlib's figure, made without pyplot, whose windows and global state no library should touch."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from typing import Any
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty ``matplotlib.figure.Figure`` of inches, which notebooks display; ImportError names the extra."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plots are drawn by matplotlib: pip install "fastdiff-torch[plot]"') from error
+    return _displayed(Figure)(figsize=(width, height), layout="constrained")
+
+
+@lru_cache(maxsize=1)
+def _displayed(figure: Any) -> Any:
+    class NotebookFigure(figure):  # type: ignore[misc]
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png", dpi=100)
+            return file.getvalue()
+
+    return NotebookFigure

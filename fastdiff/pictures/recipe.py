@@ -1,0 +1,249 @@
+"""A recipe: the arguments of ``fastdiff.sample`` as data, with the network's identity, to be kept in a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Meta
+from torch import Tensor
+
+from fastdiff.checks import check_int, check_shape
+from fastdiff.pictures.network import Identity, environment, identify
+from fastdiff.pictures.values import from_plain, to_plain, unpacked_bytes
+from fastdiff.plan.plan import Plan
+from fastdiff.sampling.model import inspect as inspect_model
+from fastdiff.sampling.request import Request
+from fastdiff.sampling.sample import SIGNATURE, sample, sample_iter
+from fastdiff.sampling.state import State
+from fastdiff.sampling.stepper import plain_tensors
+
+FORMAT, VERSION = "fastdiff.recipe", 1
+MOST = 16_000_000  # characters of its text
+
+# What becomes of each argument of ``sample``.
+IN_THE_PLAN = ("sampler", "steps", "schedule", "prediction", "variance", "spacing", "eta", "clip", "sampler_options")
+KEPT = (
+    "seed", "seeds", "sample_offset", "x_T", "x_init", "start_step", "strength", "mask", "known", "model_kwargs",
+    "uncond_kwargs", "guidance_scale", "guidance_rescale", "guidance_interval", "thresholding", "model_dtype",
+)  # fmt: skip
+WITHOUT_EFFECT = ("device", "backend", "cuda_graph", "callback", "progress")  # on the bits, but for the device's own
+# Others (generator, noise_fn, resume, cond_fn) are no data: a recipe is refused.
+
+_PAIRS = ("guidance_interval", "thresholding")  # JSON has no tuples
+_MOST_BYTES = 1 << 28  # of all tensors of a recipe that is read, beside eight batches of its images
+_DTYPES = ("float32", "bfloat16", "float16")
+
+Size = Annotated[int, Meta(ge=1, le=1 << 24)]
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A recipe's fields but for the plan, which has a text of its own."""
+
+    shape: Annotated[list[Size], Meta(min_length=1, max_length=16)]
+    batch_size: Size
+    arguments: dict[str, Any]
+    network: Identity
+    made_with: dict[str, str]
+
+
+class Recipe(Head, frozen=True, kw_only=True):
+    """How images were made: ``recipe.sample(model)`` makes them again. Make one with ``Recipe.of``.
+
+        recipe = fastdiff.Recipe.of(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=42)
+        fastdiff.save_grid("samples.png", recipe.sample(model), recipe=recipe)
+        print(fastdiff.reproduce("samples.png", model))        # identical, to the bit
+
+    Attributes:
+        shape: [B, …] of all images.
+        batch_size: how many are made at a time, on which a network's rounding depends.
+        arguments: arguments of ``sample`` that were given and that the plan does not hold, as JSON has them.
+        network: which network.
+        made_with: versions, device and threads, by name.
+        plan: the rows.
+    """
+
+    plan: Plan
+
+    @classmethod
+    def of(
+        cls, model: Callable[..., Any], shape: Sequence[int], *, batch_size: int | None = None, **arguments: Any
+    ) -> Recipe:
+        """The recipe of ``fastdiff.sample(model, shape, **arguments)``, which it checks, but does not run.
+
+        batch_size: images at a time; None makes all at once. Tensors of B entries are cut along.
+
+        Raises:
+            TypeError, ValueError: as ``sample`` does; and ValueError for generator, noise_fn, cond_fn and resume, and
+                for what else is no data.
+        """
+        bound = SIGNATURE.bind(model, shape, **arguments)
+        sizes = list(check_shape("shape", shape))
+        size = check_int("batch_size", max(1, sizes[0]) if batch_size is None else batch_size, 1, 1 << 24)
+        told = {name: value for name, value in bound.arguments.items() if not _is_default(name, value)}
+        for name in set(told) - {"model", "shape", *IN_THE_PLAN, *KEPT, *WITHOUT_EFFECT}:
+            raise ValueError(f"a recipe cannot hold {name}, which is no data")
+        scale = told.pop("guidance_scale", 1.0)
+        kept = {name: _plain(name, told[name]) for name in KEPT if name in told}
+        if "seeds" not in kept:
+            kept.setdefault("seed", 0)
+        rest = {name: value for name, value in told.items() if name in (*IN_THE_PLAN, "device")}
+        first = _batch(kept, 0, min(size, sizes[0]), sizes[0], device_of(model, told.get("device")))
+        bound = SIGNATURE.bind(model, (min(size, sizes[0]), *sizes[1:]), guidance_scale=scale, **rest, **first)
+        bound.apply_defaults()
+        with plain_tensors():
+            request = Request.of(*bound.args, **bound.kwargs)
+        if not _is_default("guidance_scale", scale):
+            kept["guidance_scale"] = _scale(scale, request)
+        for name in ("start_step", "strength"):
+            kept.pop(name, None)
+        if request.start == len(request.plan):
+            kept["strength"] = 0.0  # x_init itself
+        elif request.start:
+            kept["start_step"] = request.start
+        return cls(
+            shape=sizes, batch_size=size, plan=request.plan, arguments=kept, network=identify(model),
+            made_with=environment(request.network.device),
+        )  # fmt: skip
+
+    def sample(self, model: Callable[..., Any], **how: Any) -> Tensor:
+        """The images, float32 [B, …], of this or of another network; of several batches on the CPU.
+
+        how: device, backend, cuda_graph, callback and progress, as ``fastdiff.sample`` has them.
+        """
+        count, size = self.shape[0], self.batch_size
+        if count <= size:
+            return sample(model, self.shape, **self._run(model, how, 0, count))
+        begins = range(0, count, size)
+        if how.get("progress"):
+            from tqdm.auto import tqdm
+
+            begins, how = tqdm(begins, unit="batch"), {**how, "progress": False}
+        parts = []
+        for begin in begins:
+            n = min(size, count - begin)
+            parts.append(sample(model, (n, *self.shape[1:]), **self._run(model, how, begin, n)).cpu())
+        return torch.cat(parts)
+
+    def states(self, model: Callable[..., Any], **how: Any) -> Iterator[State]:
+        """Every state on the way, as ``fastdiff.sample_iter`` yields them; of one batch alone."""
+        if self.shape[0] > self.batch_size:
+            raise ValueError(f"states are those of one batch; the recipe has {self.shape[0]} images in batches")
+        return sample_iter(model, self.shape, **self._run(model, how, 0, self.shape[0]))
+
+    def _run(self, model: Any, how: Mapping[str, Any], begin: int, count: int) -> dict[str, Any]:
+        """The arguments of ``sample`` for some of the images."""
+        unknown = sorted(set(how) - set(WITHOUT_EFFECT))
+        if unknown:
+            raise TypeError(f"a recipe fixes {', '.join(unknown)}; it takes {', '.join(WITHOUT_EFFECT)}")
+        device = device_of(model, how.get("device"))
+        return {**how, "sampler": self.plan, **_batch(self.arguments, begin, count, self.shape[0], device)}
+
+    def __str__(self) -> str:
+        count, first = self.shape[0], self.arguments.get("sample_offset", 0)
+        seed = "a seed each" if "seeds" in self.arguments else f"seed {self.arguments['seed']}"
+        numbers = f", numbers {first} … {first + count - 1}" if first else ""
+        calls = sum(row.calls_model for row in self.plan)
+        what = f"{count} image{'' if count == 1 else 's'} {self.shape[1:]}, {seed}{numbers}"
+        return f"{what}, {self.plan.name} in {calls} network calls, {self.network.name.rpartition('.')[2]}"
+
+    __repr__ = __str__
+
+    # ---- as text
+
+    def to_json(self, **more: Any) -> str:
+        """The recipe as a JSON object in ASCII (format "fastdiff.recipe"), beside other fields of the object.
+
+        ValueError where tensors of many megabytes make it longer than pictures keep.
+        """
+        fields = {name: msgspec.to_builtins(getattr(self, name)) for name in Head.__struct_fields__}
+        content = {"format": FORMAT, "version": VERSION, **more, **fields, "plan": json.loads(self.plan.to_json())}
+        text = json.dumps(content, separators=(",", ":"))
+        if len(text) > MOST:
+            raise ValueError(f"the recipe has {len(text):,} characters, and a picture keeps at most {MOST:,}")
+        return text
+
+
+def from_object(content: dict[str, Any]) -> Recipe:
+    """The recipe of what ``to_json`` wrote, without the other fields; ValueError says what is wrong, and where."""
+    if content.get("format") != FORMAT or type(content.get("version")) is not int or content["version"] != VERSION:
+        got = f"{content.get('format')!r}, version {content.get('version')!r}"
+        raise ValueError(f"its format must be {FORMAT!r}, version {VERSION}; got {got}")
+    fields = {name: value for name, value in content.items() if name not in ("format", "version", "plan")}
+    head = msgspec.convert(fields, Head)
+    told = head.arguments
+    unknown = sorted(set(told) - set(KEPT))
+    if unknown:
+        raise ValueError(f"it has arguments that a recipe does not keep: {', '.join(unknown)}")
+    good = isinstance(told.get("seeds", []), list) and type(told.get("sample_offset", 0)) is int
+    if not good or ("seeds" in told) == ("seed" in told) or told.get("model_dtype", "float32") not in _DTYPES:
+        raise ValueError("its seed, seeds, sample_offset or model_dtype are not those of a run")
+    if unpacked_bytes(told) > _MOST_BYTES + 32 * math.prod(head.shape):
+        raise ValueError(f"its tensors would take {unpacked_bytes(told):,} bytes")
+    plan = Plan.from_json(json.dumps(content.get("plan")))
+    return Recipe(**{name: getattr(head, name) for name in Head.__struct_fields__}, plan=plan)
+
+
+def _is_default(name: str, value: Any) -> bool:
+    default = 0 if name == "sample_offset" else SIGNATURE.parameters[name].default
+    return value is None or (type(value) is type(default) and value == default)
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name == "model_dtype":
+        return str(value).removeprefix("torch.")
+    return to_plain(name, value.tolist() if name == "seeds" and isinstance(value, (Tensor, np.ndarray)) else value)
+
+
+def _scale(scale: Any, request: Request) -> Any:
+    """A guidance scale as data: one a network call, where it is a sequence or a function of the level."""
+    if isinstance(scale, Real):
+        return to_plain("guidance_scale", scale)
+    weights: tuple[Any, ...] = request.guidance.weights  # of the outputs, or a tuple of them a row; of two, (1 − s, s)
+    if not weights or (len(weights) == 2 and not isinstance(weights[0], tuple)):
+        return weights[-1] if weights else 1.0
+    if isinstance(weights[0], tuple) and len(weights[0]) == 2:
+        return [of_row[-1] for of_row, row in zip(weights, request.plan, strict=True) if row.calls_model]
+    return to_plain("guidance_scale", scale)
+
+
+def device_of(model: Any, device: Any = None) -> torch.device:
+    """Where a network is, as ``sample`` finds it."""
+    return inspect_model(model, (1,), device, None).device
+
+
+def _batch(kept: Mapping[str, Any], begin: int, count: int, total: int, device: torch.device) -> dict[str, Any]:
+    """The kept arguments as ``sample`` takes them, of ``count`` images from number ``begin`` on."""
+    arguments: dict[str, Any] = {}
+    for name, value in kept.items():
+        value = _cut(from_plain(value), begin, count, total, device)
+        arguments[name] = tuple(value) if name in _PAIRS and isinstance(value, list) else value
+    if count == total:
+        return _with_dtype(arguments)
+    if "seeds" in arguments:
+        arguments["seeds"] = arguments["seeds"][begin : begin + count]
+    else:
+        arguments["sample_offset"] = arguments.get("sample_offset", 0) + begin
+    return _with_dtype(arguments)
+
+
+def _with_dtype(arguments: dict[str, Any]) -> dict[str, Any]:
+    if "model_dtype" in arguments:
+        arguments["model_dtype"] = getattr(torch, arguments["model_dtype"])
+    return arguments
+
+
+def _cut(value: Any, begin: int, count: int, total: int, device: torch.device) -> Any:
+    """Tensors of one entry an image, cut to some of the images, on the network's device."""
+    if isinstance(value, Tensor):
+        cut = value[begin : begin + count] if value.ndim and len(value) == total and count < total else value
+        return cut.to(device)
+    if isinstance(value, dict):
+        return {name: _cut(entry, begin, count, total, device) for name, entry in value.items()}
+    return [_cut(entry, begin, count, total, device) for entry in value] if isinstance(value, list) else value

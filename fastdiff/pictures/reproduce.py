@@ -1,0 +1,235 @@
+"""A picture made again from the recipe in it, and compared with it, pixel by pixel and bit by bit."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastdiff.acceleration.accelerate import accelerate
+from fastdiff.images import write_gif
+from fastdiff.models.trained import PACKAGED, TrainedModel, digits, load
+from fastdiff.pictures.embedded import Layout, open_picture, read, sha256_of
+from fastdiff.pictures.grid import make_grid, picture_size, resolve_layout
+from fastdiff.pictures.network import Identity, environment, identify
+from fastdiff.pictures.recipe import Recipe, device_of
+
+_OPTIONS = ("channels_last", "compiled", "accelerated", "partly")
+
+
+@dataclass(frozen=True, repr=False)
+class Reproduction:
+    """A picture beside what its recipe makes now; prints as the verdict.
+
+    Attributes:
+        path: of the picture.
+        recipe: that stands in it.
+        images: float32 [B, …], made now; of a film its last frame.
+        same_bits: whether the images of now have the bits of then, before they become bytes.
+        pixels, total: how many of the picture's pixels differ from those of now, and how many there are.
+        worst, mean: their largest difference, and the mean over all pixels, in steps of 255.
+        differences: (what, then, now): what the picture was made with, where it is something else here.
+    """
+
+    path: Path
+    recipe: Recipe
+    images: Tensor
+    same_bits: bool
+    pixels: int
+    total: int
+    worst: int
+    mean: float
+    differences: tuple[tuple[str, str, str], ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether the picture's pixels are those of now."""
+        return self.pixels == 0
+
+    def __str__(self) -> str:
+        if self.identical and self.same_bits:
+            return f"{self.path}: identical, to the bit ({self.recipe})"
+        if self.identical:
+            verdict = "the same pixels, but images that differ before they are rounded to bytes"
+        elif self.same_bits:
+            verdict = f"the images are identical, to the bit, but the file was changed since: {self._apart()}"
+        else:
+            verdict = f"not identical: {self._apart()}"
+        lines = [f"  {name}: {then} then, {now} now" for name, then, now in self.differences]
+        if not self.same_bits and not lines:
+            lines = ["  nothing that the recipe names differs"]
+        return "\n".join([f"{self.path}: {verdict} ({self.recipe})", *lines])
+
+    __repr__ = __str__
+
+    def _apart(self) -> str:
+        return (
+            f"{self.pixels:,} of {self.total:,} pixels differ, by at most {self.worst} of 255, by {self.mean:.2g} on "
+            "average over all"
+        )
+
+
+def reproduce(
+    picture: str | os.PathLike[str],
+    model: Callable[..., Any] | TrainedModel | str | os.PathLike[str] | None = None,
+    *,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Reproduction:
+    """Make a picture again by the recipe in it, and compare.
+
+    picture: a PNG or GIF that ``fastdiff sample``, or ``save_grid`` or ``save_gif`` with a recipe, wrote.
+    model: the network, in the dtype that it had, or a model's folder, which is brought into that dtype and accelerated
+        as it was; None takes the folder that the recipe names. A network is used as it is.
+    device: where a folder's network is to run; None is where it ran, if that is here, and else the CPU.
+    progress: show a bar.
+
+    The run takes as many threads as the first one, if the machine has them.
+
+    Raises:
+        OSError: for a file or folder that is missing.
+        ValueError: for a picture without a recipe, or one that is damaged, and where the network is another one.
+    """
+    path = Path(picture)
+    recipe, layout = read(path)
+    pixels = _pixels(path, recipe, layout)
+    if device is None and torch.cuda.is_available() and recipe.made_with.get("device", "cpu") != "cpu":
+        device = "cuda"
+    network = _network(path, recipe.network, model, device)
+    now = identify(network)
+    if recipe.network.sha256 != now.sha256:
+        raise ValueError(
+            f"{path} was made by another network: {recipe.network.name}, {recipe.network.dtype}, sha256 "
+            f"{_short(recipe.network)}; this one is {now.name}, {now.dtype}, {_short(now)}"
+        )
+    with _threads(recipe.made_with.get("threads", "")):
+        images, again, digest = _made_again(network, recipe, layout, progress)
+        differences = _differences(recipe, now, device_of(network))
+    if len(pixels) != len(again):  # a GIF's frames that are equal are one
+        raise ValueError(f"{path} has {len(pixels)} different frames, its recipe makes {len(again)}")
+    apart = np.abs(pixels.astype(np.int16) - again.astype(np.int16))
+    return Reproduction(
+        path,
+        recipe,
+        images,
+        same_bits=digest == layout.sha256,
+        pixels=int(apart.any(-1).sum()),
+        total=apart[..., 0].size,
+        worst=int(apart.max()),
+        mean=float(apart.mean()),
+        differences=differences,
+    )
+
+
+def load_network(identity: Identity, folder: str | os.PathLike[str], device: torch.device | str | None) -> Any:
+    """A folder's network in the dtype, memory format and acceleration of an identity."""
+    unet = (digits() if os.fspath(folder) == PACKAGED else load(folder)).unet
+    where = torch.device(device) if device is not None else torch.device("cpu")
+    dtype = getattr(torch, str(identity.dtype), None)
+    layout = torch.channels_last if identity.channels_last else torch.contiguous_format
+    unet.to(device=where, dtype=dtype if isinstance(dtype, torch.dtype) else None).to(memory_format=layout)
+    if identity.accelerated is not None:
+        found = getattr(torch, identity.accelerated.dtype, None)
+        accelerate(unet, dtype=found, exact_convolutions=identity.accelerated.exact_convolutions)  # type: ignore[arg-type]
+    return unet
+
+
+def _network(path: Path, identity: Identity, model: Any, device: Any) -> Any:
+    if isinstance(model, TrainedModel):
+        return model.unet
+    if model is not None and not isinstance(model, (str, os.PathLike)):
+        return model
+    folder = identity.folder if model is None else model
+    if folder is None:
+        raise ValueError(f"{path} was made by {identity.name}, which came from no folder: say which model it was")
+    try:
+        return load_network(identity, folder, device)
+    except FileNotFoundError as error:
+        if model is not None:
+            raise
+        raise FileNotFoundError(f"{path} was made by the model in {folder}; say where that is now: {error}") from None
+
+
+def _made_again(
+    network: Any, recipe: Recipe, layout: Layout, progress: bool
+) -> tuple[Tensor, np.ndarray[Any, Any], str]:
+    """The images, the pixels [frames, H, W, C] of their picture, and the images' SHA-256."""
+    mode = _mode(recipe)
+    shown = {"columns": layout.columns, "scale": layout.scale, "gap": layout.gap}
+    digest = hashlib.sha256()
+    if layout.rows is None:
+        images = recipe.sample(network, progress=progress)
+        sha256_of(images, digest)
+        return images, _frames(make_grid(images, **shown), 1, mode), digest.hexdigest()
+    pictures, images = [], torch.empty(0)
+    for state in recipe.states(network, progress=progress):
+        if state.row in layout.rows:
+            images = state.x
+            pictures.append(make_grid(images, **shown))
+            sha256_of(images, digest)
+    file = io.BytesIO()
+    write_gif(file, pictures, layout.duration, layout.hold)
+    with Image.open(file, formats=("GIF",)) as gif:
+        return images, _frames(gif, len(pictures), mode), digest.hexdigest()
+
+
+def _pixels(path: Path, recipe: Recipe, layout: Layout) -> np.ndarray[Any, Any]:
+    """The picture's own; ValueError where it has not the size that the recipe's images have in it."""
+    shape = recipe.shape
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        raise ValueError(f"{path} has a recipe of {shape}, which is no batch of pictures")
+    size = picture_size(shape, *resolve_layout(shape, layout.columns, layout.scale, layout.gap))
+    with open_picture(path) as picture:
+        if picture.size != size:
+            raise ValueError(f"{path} has {'×'.join(map(str, picture.size))} pixels, its recipe makes "
+                             f"{'×'.join(map(str, size))}: it was cropped or resized")  # fmt: skip
+        try:
+            return _frames(picture, 1 if layout.rows is None else len(layout.rows), _mode(recipe))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _frames(picture: Image.Image, most: int, mode: str) -> np.ndarray[Any, Any]:
+    frames = []
+    for i in range(min(most, getattr(picture, "n_frames", 1))):
+        picture.seek(i)
+        frames.append(np.asarray(picture.convert(mode)).reshape(picture.height, picture.width, -1))
+    return np.stack(frames)
+
+
+def _mode(recipe: Recipe) -> str:
+    return "L" if recipe.shape[1] == 1 else "RGB"
+
+
+def _differences(recipe: Recipe, now: Identity, device: torch.device) -> tuple[tuple[str, str, str], ...]:
+    """(what, then, now) of what the bits may depend on and that is not what it was."""
+    then = recipe.network
+    pairs = [(name, told, environment(device).get(name, "unknown")) for name, told in recipe.made_with.items()]
+    pairs += [(name.replace("_", " "), str(getattr(then, name)), str(getattr(now, name))) for name in _OPTIONS]
+    return tuple(pair for pair in pairs if pair[1] != pair[2])
+
+
+@contextmanager
+def _threads(then: str) -> Iterator[None]:
+    """As many threads as then, where there are so many cores."""
+    now = torch.get_num_threads()
+    if then.isdecimal() and 1 <= int(then[:6]) <= (os.cpu_count() or 1):
+        torch.set_num_threads(int(then))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(now)
+
+
+def _short(identity: Identity) -> str:
+    return "unknown" if identity.sha256 is None else identity.sha256[:16]

@@ -1,0 +1,77 @@
+"""``fastdiff reproduce``, as a user runs it after ``fastdiff sample``."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from typer.testing import CliRunner
+
+from fastdiff import NoiseSchedule, cli, samplers
+
+
+def run(*arguments: object):
+    return CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(map(str, arguments)))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SAMPLES = {
+    "few": ("-n", 3, "--steps", 3),
+    "batches": ("-n", 5, "--batch-size", 2, "--steps", 2, "--seed", 9, "--sample-offset", 7),
+    "a class": ("-n", 2, "--steps", 2, "--class", "7", "--guidance", 3),
+    "noise of its own": ("-n", 2, "--steps", 3, "--sampler", "ddpm"),
+    "a dtype": ("-n", 2, "--steps", 2, "--dtype", "bfloat16"),
+    "a sampler": ("-n", 2, "--steps", 3, "--sampler", "dpmpp_2m_sde"),
+}
+
+
+@pytest.mark.parametrize("arguments", SAMPLES.values(), ids=SAMPLES)
+def test_a_sampled_picture_is_made_again(arguments: tuple[object, ...], here: Path) -> None:
+    assert run("sample", *arguments).exit_code == 0
+    made = run("reproduce", "samples.png")
+    assert made.exit_code == 0, made.output
+    assert "samples.png: identical, to the bit" in made.output
+
+
+def test_a_plan_with_options_and_its_film_are_made_again(here: Path) -> None:
+    samplers.unipc(NoiseSchedule.cosine(), 4, order=3, solver_type="bh1", clip=1.0).save(here / "plan.json")
+    assert run("sample", "-n", 2, "--plan", "plan.json", "--gif", "a.gif").exit_code == 0
+    for name in ("samples.png", "a.gif"):
+        made = run("reproduce", name)
+        assert (made.exit_code, "identical, to the bit" in made.output) == (0, True), made.output
+
+
+@pytest.mark.slow
+def test_the_default_command_is_made_again(here: Path) -> None:
+    assert run("sample").exit_code == 0
+    made = run("reproduce", "samples.png")
+    assert (made.exit_code, "identical, to the bit (64 images" in made.output) == (0, True), made.output
+
+
+def test_another_picture_is_exit_code_1(here: Path) -> None:
+    assert run("sample", "-n", 2, "--steps", 2).exit_code == 0
+    with Image.open("samples.png") as picture:
+        info = PngInfo()
+        info.add_text("fastdiff", picture.info["fastdiff"].replace('"seed":0', '"seed":1'))
+        picture.save("samples.png", pnginfo=info)
+    made = run("reproduce", "samples.png")
+    assert made.exit_code == 1
+    assert "samples.png: not identical: " in made.output
+
+
+def test_errors_are_one_line(here: Path) -> None:
+    Image.new("L", (9, 9)).save("plain.png")
+    for arguments, told in (
+        (("plain.png",), "plain.png has no recipe in it"),
+        (("missing.png",), "missing.png"),
+        ((".",), "is a folder"),
+    ):
+        made = run("reproduce", *arguments)
+        assert made.exit_code == 2
+        assert told in made.output
+        assert len(made.output.splitlines()) == 1
