@@ -6,7 +6,7 @@ images = fastdiff.sample(model, (64, 3, 32, 32), sampler="ddim", steps=50, seed=
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastdiff import models, ops, samplers, textbook
+from fastdiff import models, ops, samplers, schedules, textbook
 from fastdiff.acceleration.accelerate import accelerate, refresh, restore
 from fastdiff.info import info
 from fastdiff.ops import add_noise, randn
@@ -70,6 +70,7 @@ __all__ = [
     "samplers",
     "save_gif",
     "save_grid",
+    "schedules",
     "show",
     "textbook",
     "train",

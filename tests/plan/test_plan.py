@@ -81,3 +81,16 @@ def test_plans_compare_by_rows():
     assert hash(a) == hash(b)
     assert a != c
     assert a != 3
+
+
+def test_the_kind_of_t_says_what_the_network_is_told():
+    """An int is an index, a float a time, whole or not; plans that differ in it are not the same."""
+    whole, times = (Plan((Row(t=t, alpha=0.6, sigma=0.8, x={"x": 1.0}),)) for t in (3, 3.0))
+    assert (whole.integer_timesteps, times.integer_timesteps) == (True, False)
+    assert whole != times
+    for plan in (whole, times):
+        again = Plan.from_json(plan.to_json())
+        assert again == plan
+        assert again.integer_timesteps == plan.integer_timesteps
+    mixed = Plan((*whole, *times))
+    assert not mixed.integer_timesteps

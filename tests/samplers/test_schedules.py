@@ -171,7 +171,7 @@ def test_the_kind_of_t_of_churn_and_of_flows_in_unit_time():
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.skipif(not (ROOT / "docs" / "samplers.md").exists(), reason="no docs beside the tests")
+@pytest.mark.skipif(not (ROOT / "examples" / "samplers_page.py").exists(), reason="no examples beside the tests")
 def test_the_page_s_table():
     """The table is rendered from the code: what walks which schedule, with its reason where it does not."""
     sys.path.insert(0, str(ROOT / "examples"))
