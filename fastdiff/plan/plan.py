@@ -39,6 +39,10 @@ class Plan:
         name: the sampler's name, for messages.
         init_sigma: x_T = init_sigma · z.
         learned_variance: whether the network returns twice the channels, the second half being its variance.
+
+    Attributes:
+        timesteps: t of every row.
+        reads_variance: whether some row draws with the learned variance; log_variance=(0, 0) leaves it unread.
     """
 
     rows: tuple[Row, ...]
@@ -46,6 +50,7 @@ class Plan:
     init_sigma: float = 1.0
     learned_variance: bool = False
     timesteps: tuple[float, ...] = field(init=False)
+    reads_variance: bool = field(init=False)
     _hash: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +72,8 @@ class Plan:
             if self.learned_variance and row.calls_model and row.uses("z") and row.log_variance is None:
                 raise ValueError(f"row {i} draws noise under learned variance but has no log_variance")
         object.__setattr__(self, "timesteps", tuple(row.t for row in self.rows))
+        reads = self.learned_variance and any(any(row.log_variance or ()) for row in self.rows)
+        object.__setattr__(self, "reads_variance", reads)
         object.__setattr__(self, "_hash", hash((self.timesteps, self.init_sigma, self.learned_variance)))
 
     def __eq__(self, other: object) -> bool:
@@ -156,11 +163,6 @@ class Plan:
     def shows_x(self) -> bool:
         """Whether every row shows the network the state itself, not scaled by c_in."""
         return all(row.c_in == 1 for row in self.rows)
-
-    @cached_property
-    def reads_variance(self) -> bool:
-        """Whether some row draws with the network's learned variance; log_variance=(0, 0) leaves that alone."""
-        return self.learned_variance and any(any(row.log_variance or ()) for row in self.rows)
 
     @cached_property
     def uses_gradient(self) -> bool:

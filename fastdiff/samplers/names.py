@@ -6,8 +6,7 @@ import re
 
 from fastdiff.checks import nearest
 from fastdiff.samplers import SAMPLERS
-from fastdiff.schedules.spacing import SIGMA_SPACINGS
-from fastdiff.schedules.timesteps import SPACINGS
+from fastdiff.schedules.spacing import NAMES
 
 # Squeezed names (lower case, letters and digits alone, "++" as "pp") that are not squeezed names of ours.
 ALIASES = {
@@ -37,6 +36,8 @@ SCHEDULERS = {
     "DPMSolverSDEScheduler": "'dpmpp_sde' with spacing='linspace'",
     "UniPCMultistepScheduler": "'unipc' with spacing='linspace'",
     "DEISMultistepScheduler": "'deis' with spacing='linspace'",
+    "IPNDMScheduler": "'ipndm'",
+    "SASolverScheduler": "'sa_solver' with spacing='linspace'",
     "LCMScheduler": "'lcm'",
     "TCDScheduler": "'tcd'",
     "RePaintScheduler": "'repaint'",
@@ -60,7 +61,7 @@ def understood(name: str) -> tuple[str, str | None]:
             "fastdiff.integrations.diffusers has schedulers in place of diffusers' own"
         )
     squeezed, known = _squeezed(name), ALIASES | {_squeezed(sampler): sampler for sampler in SAMPLERS}
-    for spacing in (None, *sorted((*SPACINGS, *SIGMA_SPACINGS), key=len, reverse=True)):
+    for spacing in (None, *sorted(NAMES, key=len, reverse=True)):
         said = "" if spacing is None else _squeezed(spacing)
         if not squeezed.endswith(said):
             continue

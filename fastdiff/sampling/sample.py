@@ -77,7 +77,7 @@ def sample(
             must then be left out.
         steps: the sampler's steps, n; None visits every timestep. A step is one network call; but heun, dpm2,
             dpm2_ancestral, dpm_solver_2, dpmpp_2s, dpmpp_2s_ancestral and dpmpp_sde make 2n − 1 calls, dpm_solver_3
-            3n − 2 and pndm n + 1, and repaint goes back for more. ``print(plan)`` counts them.
+            3n − 2 and pndm n + 1, and repaint and restart go back for more. ``print(plan)`` counts them.
         schedule: how the network was trained: a ``NoiseSchedule`` (a table of ᾱ), ``EDMSchedule`` or ``FlowSchedule``,
             or one of them with its default numbers: "linear" (None; β from 1e-4 to 0.02 over T = 1000),
             "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "edm" or "flow".
@@ -87,9 +87,11 @@ def sample(
             that the network returns 2C channels, the second half a learned variance; samplers without use for it
             leave that half unread, as guided-diffusion and diffusers do. Without them such a network is refused,
             since nothing else tells a variance from any other second half.
-        spacing: which levels the sampler stops at: "leading", "trailing", "linspace" or "quadratic" in a table;
-            "karras", "exponential" ("logsnr" is the same), "polyexponential" or "beta" in σ; or a
-            ``fastdiff.Spacing``, which may list them. None is the sampler's own or else the schedule's.
+        spacing: which levels the sampler stops at: "leading", "trailing", "linspace", "quadratic", "ddim_quadratic",
+            "simple", "sgm_uniform" or "sd3" by timesteps; "karras", "exponential" ("logsnr" is the same),
+            "polyexponential", "beta" or "kl_optimal" by σ; "ays", "ays_sdxl" or "ays_svd" (Align Your Steps); or a
+            ``fastdiff.Spacing``, which explains them and may list levels. None is the sampler's own or else the
+            schedule's.
         eta: DDIM's η in [0, 1], by default 0.
         clip: the bound of |x̂_0|, None for none; 1.0 is usual for images in [−1, 1].
         sampler_options: further keywords of the sampler's function, such as ``order``, or fields of its ``Spacing``,

@@ -37,6 +37,8 @@ UNDERSTOOD = {
     "LCM": ("lcm", None),
     "DPM-Solver 2": ("dpm_solver_2", None),
     "heun polyexponential": ("heun", "polyexponential"),
+    "DPM++ 2M SGM Uniform": ("dpmpp_2m", "sgm_uniform"),
+    "Euler a simple": ("euler_ancestral", "simple"),
 }
 
 

@@ -13,8 +13,7 @@ import fastdiff
 from fastdiff.samplers.ddpm import VARIANCES
 from fastdiff.schedules.level import PREDICTIONS
 from fastdiff.schedules.resolve import NAMED
-from fastdiff.schedules.spacing import SIGMA_SPACINGS
-from fastdiff.schedules.timesteps import SPACINGS
+from fastdiff.schedules.spacing import NAMES
 
 BACKENDS = ("auto", "native", "triton", "reference")
 SHAPE = (4, 3, 8, 8)
@@ -131,7 +130,7 @@ def test_a_progress_bar(capsys):
 def test_help_names_everything():
     """Predictions, schedules, spacings, variances, backends; and the calls that ``steps`` makes."""
     text = " ".join(fastdiff.sample.__doc__.split())
-    for name in (*PREDICTIONS, *NAMED, *SPACINGS, *SIGMA_SPACINGS, *VARIANCES, *BACKENDS):
+    for name in (*PREDICTIONS, *NAMED, *NAMES, *VARIANCES, *BACKENDS):
         assert f'"{name}"' in text, name
     for name in ("NoiseSchedule", "EDMSchedule", "FlowSchedule", *inspect.signature(fastdiff.sample).parameters):
         assert name in text, name
@@ -140,7 +139,7 @@ def test_help_names_everything():
     for words, calls in re.findall(r"(.*?)(2n − 1|3n − 2|n \+ 1)", several):
         told |= {word: calls for word in re.findall(r"\w+", words) if word in samplers}
     assert len(told) == 9
-    for name in sorted(set(samplers) - {"repaint"}):
+    for name in sorted(set(samplers) - {"repaint", "restart"}):
         for n in (5, 12):
             plan = samplers[name](fastdiff.NoiseSchedule.linear(), n)
             counts = {"2n − 1": 2 * n - 1, "3n − 2": 3 * n - 2, "n + 1": n + 1, "n": n}
