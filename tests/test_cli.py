@@ -396,7 +396,11 @@ def test_what_fails_though_it_was_asked_rightly_is_exit_code_1(tmp_path: Path, m
     result = run("sample", "-n", 1, "--steps", 1, "--out", tmp_path / "a.png")
     assert result.exit_code == 1, result.output
     assert "No space left on device" in result.output
-    monkeypatch.setattr("fastdiff.sample", lambda *_, **__: (_ for _ in ()).throw(FloatingPointError("NaN in row 0")))
+
+    def astray(*_: object, **__: object) -> None:
+        raise FloatingPointError("NaN in row 0")
+
+    monkeypatch.setattr("fastdiff.pictures.recipe.sample", astray)
     result = run("sample", "-n", 1, "--steps", 1, "--out", tmp_path / "a.png")
     assert (result.exit_code, result.output) == (1, "error: NaN in row 0\n")
 
@@ -423,7 +427,8 @@ def test_quiet_says_nothing_and_threads_are_given_back(tmp_path: Path, monkeypat
     before, seen = torch.get_num_threads(), []
     sample = package.sample
     monkeypatch.setattr(
-        "fastdiff.sample", lambda *args, **more: seen.append(torch.get_num_threads()) or sample(*args, **more)
+        "fastdiff.pictures.recipe.sample",
+        lambda *args, **more: seen.append(torch.get_num_threads()) or sample(*args, **more),
     )
     result = run("sample", "-n", 3, "--batch-size", 2, "--steps", 1, "-q", "--threads", 2, "--out", tmp_path / "a.png")
     assert (result.exit_code, result.output) == (0, "")
@@ -518,7 +523,7 @@ def test_small_networks_are_left_alone_and_large_ones_accelerated(
         seen.append(is_accelerated(model))
         return sample(model, *args, **more)
 
-    monkeypatch.setattr("fastdiff.sample", looked)
+    monkeypatch.setattr("fastdiff.pictures.recipe.sample", looked)
     common = ("sample", "-n", 1, "--steps", 1, "--out", tmp_path / "a.png")
     for more in ((), ("--accelerate", "on"), ("--accelerate", "off")):
         assert run(*common, *more).exit_code == 0
