@@ -72,8 +72,8 @@ def cosine(draw: random.Random):
     config, steps, _ = edm_solver(draw)
     for name in ("algorithm_type", "thresholding", "sample_max_value"):
         config.pop(name, None)
-    if config.get("solver_order") == 3 or (steps["num_inference_steps"] == 1 and "final_sigmas_type" in config):
-        config["solver_order"], steps["num_inference_steps"] = 2, 5
+    if steps["num_inference_steps"] == 1:
+        config.pop("final_sigmas_type", None)  # torchsde has no step over the whole path
     return config, steps, {}
 
 
@@ -464,3 +464,26 @@ def test_wuerstchen_reads_a_rounded_timestep(seed):
         mine.step(output, theirs.timesteps[3:5], x)
     with pytest.raises(IndexError, match="there is no step after the list's last timestep"):
         mine.step(output, theirs.timesteps[-1:], x)
+
+
+def test_options_that_are_refused_by_name():
+    for name, config, message in (
+        ("EDMDPMSolverMultistepScheduler", {"solver_order": 4}, "solver_order=4 of EDMDPM.* must be 1, 2 or 3"),
+        ("EDMDPMSolverMultistepScheduler", {"prediction_type": "sample"}, "prediction_type='sample'"),
+        ("SASolverScheduler", {"predictor_order": 5}, "predictor_order=5 of SASolverScheduler must be 1, 2, 3 or 4"),
+        ("SCMScheduler", {"prediction_type": "epsilon"}, "prediction_type='epsilon'"),
+        ("UnCLIPScheduler", {"prediction_type": "v_prediction"}, "prediction_type='v_prediction'"),
+        (
+            "DPMSolverMultistepInverseScheduler", {"algorithm_type": "sde-dpmsolver++"},
+            "algorithm_type='sde-dpmsolver[+][+]' of .* negative variance",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            getattr(ours, name)(**config)
+    mine = both("IPNDMScheduler", {"trained_betas": [0.5] * 6, "num_train_timesteps": 5}, {"num_inference_steps": 5})[1]
+    mine.betas, mine.alphas = mine.betas[:4], mine.alphas[:4]
+    with pytest.raises(ValueError, match="a number for each timestep and one more; got 4"):
+        mine.step(torch.zeros(SHAPE), mine.timesteps[0], torch.zeros(SHAPE))
+    mine = both("DDPMWuerstchenScheduler", {}, {"timesteps": [0.2, 0.9, 0.0]})[1]
+    with pytest.raises(ValueError, match="timesteps must fall from 1 to 0"):
+        mine.step(torch.zeros(SHAPE), mine.timesteps[:1], torch.zeros(SHAPE))

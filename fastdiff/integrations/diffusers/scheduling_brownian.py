@@ -80,10 +80,9 @@ class DPMSolverSDEScheduler(TwoCallStepping, theirs.DPMSolverSDEScheduler):
 class CosineDPMSolverMultistepScheduler(EDMSolverStepping, theirs.CosineDPMSolverMultistepScheduler):
     """diffusers' CosineDPMSolverMultistepScheduler, a step of which is one fused update (``samplers.dpm_multistep``).
 
-    It differs as DPMSolverMultistepScheduler does. ``solver_order`` is 1 or 2; theirs fails at 3.
+    It differs as DPMSolverMultistepScheduler does, and third-order steps, at which theirs fails, are served.
     """
 
-    _orders = (1, 2)
     _adds_noise = True
     noise_sampler: Any
 
