@@ -51,8 +51,9 @@ def test_a_schedule_is_its_repr_and_its_curves(schedule: fastdiff.schedules.leve
 
 def test_a_state_is_short_and_shows_its_images() -> None:
     states = list(fastdiff.sample_iter(Affine(), (2, 3, 8, 8), sampler="dpmpp_2m", steps=3))
-    assert repr(states[0]) == "State(row=0, x=[2, 3, 8, 8] on cpu, no x0, slot 0)"
-    assert repr(states[2]) == "State(row=2, x=[2, 3, 8, 8] on cpu, x0, slot 0)"
+    assert repr(states[0]) == "State(row=0, t=999, x=[2, 3, 8, 8] on cpu, no x0, slot 0)"
+    assert repr(states[2]) == "State(row=2, t=332, x=[2, 3, 8, 8] on cpu, x0, slot 0)"
+    assert repr(states[3]) == "State(row=3, x=[2, 3, 8, 8] on cpu, x0, slot 0)"
     for state, count in ((states[0], 1), (states[2], 2)):
         found = parsed(state._repr_html_()).findall(".//img")
         assert len(found) == count

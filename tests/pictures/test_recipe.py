@@ -5,6 +5,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import SEED, Affine, assert_same_bits
@@ -38,6 +39,7 @@ Y = torch.tensor([3, 1, 4, 1, 5])
 NONE = torch.zeros(5, dtype=torch.int64)
 MASK = torch.zeros(4, 4, dtype=torch.bool)
 MASK[1:3] = True
+GUIDED = {"model_kwargs": {"y": Y}, "uncond_kwargs": {"y": NONE}}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "nothing": {"steps": 3},
     "seed": {"sampler": "ddim", "steps": 4, "seed": 2**63 + 5, "sample_offset": 3, "eta": 0.5},
@@ -64,6 +66,22 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "two scales": {
         "sampler": "ddim", "steps": 3, "model_kwargs": {"y": Y}, "guidance_scale": (3.0, 1.5),
         "uncond_kwargs": ({"y": NONE}, {"y": NONE + 1}),
+    },
+    "a scale a call": {"sampler": "ddim", "steps": 3, **GUIDED, "guidance_scale": [1, 2.5, 3]},
+    "an array of scales": {"sampler": "ddim", "steps": 3, **GUIDED, "guidance_scale": np.array([1.0, 2.5, 3.0])},
+    "a scale a step of two calls": {"sampler": "heun", "steps": 3, **GUIDED, "guidance_scale": [1, 2.5, 3]},
+    "two scales a call": {
+        "sampler": "ddim", "steps": 2, "model_kwargs": {"y": Y}, "guidance_scale": [(3.0, 1.5), (2.0, 1.1)],
+        "uncond_kwargs": ({"y": NONE}, {"y": NONE + 1}),
+    },
+    "a function of the level": {
+        "sampler": "heun", "steps": 3, **GUIDED, "guidance_scale": lambda level: 1 + level.t / 500,
+        "guidance_interval": (0.1, 5.0),
+    },
+    "one scale in every row": {"sampler": "ddim", "steps": 3, **GUIDED, "guidance_scale": lambda level: 2.5},
+    "keywords in lists": {
+        "sampler": "ddim", "steps": 2, "model_kwargs": {"y": Y, "more": [{"a": Y}, (Y, None)]}, "guidance_scale": 2.0,
+        "uncond_kwargs": {"y": NONE, "more": [{"a": NONE}, (NONE, None)]},
     },
     "thresholding": {"sampler": "ddim", "steps": 3, "thresholding": (0.9, 2.0)},
     "dtype": {"sampler": "ddim", "steps": 3, "model_dtype": torch.bfloat16},
