@@ -54,7 +54,8 @@ def dpm_solver_2(
     else:
         plan = dpm_singlestep(
             schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=2, algorithm="dpmsolver",
-            solver_type=solver_type, stages=stages or "inserted", lower_order_final=lower_order_final,
+            solver_type=solver_type, stages="inserted" if stages is None else stages,
+            lower_order_final=lower_order_final,
         )  # fmt: skip
     return replace(plan, name="dpm_solver_2")
 
@@ -99,6 +100,7 @@ def dpm_solver_3(
     else:
         plan = dpm_singlestep(
             schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=3, algorithm="dpmsolver",
-            solver_type=solver_type, stages=stages or "inserted", lower_order_final=lower_order_final,
+            solver_type=solver_type, stages="inserted" if stages is None else stages,
+            lower_order_final=lower_order_final,
         )  # fmt: skip
     return replace(plan, name="dpm_solver_3")

@@ -135,6 +135,15 @@ def test_clipping_keeps_nan_and_infinity_apart(backend):
     assert_same_bits(got, torch.tensor([[NAN, 1.0, -1.0, 1.0, -1.0, 1.0, 0.5, 0.0]]))
 
 
+def test_known_noise_of_weight_0_is_not_read(backend):
+    """The last row leaves the known image as it is, whatever its noise would be."""
+    plan = Plan((Row(t=0, alpha=1, sigma=1, x={"x": 1.0}, calls_model=False),))
+    x, mask, known = torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[0.5, 9.0, -2.0]])
+    noise = torch.tensor([[NAN, NAN, math.inf]])
+    got = fastdiff.ops.update(x, (), plan, 0, mask=mask, known=known, known_noise=noise, backend=backend).x
+    assert_same_bits(got, torch.tensor([[0.5, 0.0, -2.0]]))
+
+
 def test_noise_addresses(backend, rng):
     """The row's number is its draw; seeds, sample_offset and batch move noise as randn has it."""
     rows = [
