@@ -336,10 +336,10 @@ def pair_of(case: Case) -> tuple[Any, Any, str, str]:
             case.repeats = True  # theirs would begin with the second
             theirs.set_begin_index(0)
         begin = case.begin * mine.order
-        if not hasattr(theirs, "set_begin_index") and hasattr(theirs, "step_index") and begin < len(times):
-            if int((times == times[begin]).sum()) > 1:
-                case.repeats = True  # theirs would begin with the second, wherever the run begins
-                theirs._step_index = begin
+        counted = hasattr(theirs, "step_index") and not hasattr(theirs, "set_begin_index")
+        if counted and begin < len(times) and int((times == times[begin]).sum()) > 1:
+            case.repeats = True  # theirs would begin with the second, wherever the run begins
+            theirs._step_index = begin
     return theirs, mine, their_error, error
 
 
