@@ -279,6 +279,8 @@ def test_trailing_lists_end_before_minus_1(seed, steps):
         config = getattr(ours, name)().config
         if "timestep_spacing" not in config or name in ("LCMScheduler", "TCDScheduler", "PNDMScheduler"):
             continue
+        if name.startswith("KDPM2"):  # whose call before it goes, too: test_diffusers_more.py
+            continue
         theirs, mine = pair(name, {"timestep_spacing": "trailing"}, steps, widen=False)
         kept = theirs.timesteps >= 0
         extra = len(kept) - int(kept.sum())
