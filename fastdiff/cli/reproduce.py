@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fastdiff.cli.app import command
+from fastdiff.cli.arguments import Quiet
 
 
 @command
@@ -21,12 +22,14 @@ def reproduce(
         str | None,
         typer.Option(help="What torch calls it. [default: the GPU where the picture was made on one, or else the CPU]"),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Make a picture again by the recipe in it, and compare: the exit code is 0 where all pixels are the same."""
     from fastdiff.cli.arguments import device_of
     from fastdiff.pictures.reproduce import reproduce as run
 
-    made = run(picture, model, device=None if device is None else device_of(device), progress=True)
-    typer.echo(str(made))
+    made = run(picture, model, device=None if device is None else device_of(device), progress=not quiet)
+    if not quiet:
+        typer.echo(str(made))
     if not made.identical:
         raise SystemExit(1)

@@ -26,13 +26,30 @@ SAMPLES = {
     "a class": ("-n", 2, "--steps", 2, "--class", "7", "--guidance", 3),
     "noise of its own": ("-n", 2, "--steps", 3, "--sampler", "ddpm"),
     "a dtype": ("-n", 2, "--steps", 2, "--dtype", "bfloat16"),
+    "accelerated": ("-n", 2, "--steps", 2, "--accelerate", "on"),
+    "an image": (
+        "-n",
+        3,
+        "--batch-size",
+        2,
+        "--steps",
+        6,
+        "--sampler",
+        "dpmpp_2m",
+        "--image",
+        "one.png",
+        "--strength",
+        0.5,
+    ),
     "a sampler": ("-n", 2, "--steps", 3, "--sampler", "dpmpp_2m_sde"),
 }
 
 
 @pytest.mark.parametrize("arguments", SAMPLES.values(), ids=SAMPLES)
 def test_a_sampled_picture_is_made_again(arguments: tuple[object, ...], here: Path) -> None:
-    assert run("sample", *arguments).exit_code == 0
+    Image.new("L", (8, 8), 90).save("one.png")
+    drawn = run("sample", *arguments)
+    assert drawn.exit_code == 0, drawn.output
     made = run("reproduce", "samples.png")
     assert made.exit_code == 0, made.output
     assert "samples.png: identical, to the bit" in made.output
@@ -62,6 +79,8 @@ def test_another_picture_is_exit_code_1(here: Path) -> None:
     made = run("reproduce", "samples.png")
     assert made.exit_code == 1
     assert "samples.png: not identical: " in made.output
+    quiet = run("reproduce", "samples.png", "--quiet")
+    assert (quiet.exit_code, quiet.output) == (1, "")
 
 
 def test_errors_are_one_line(here: Path) -> None:
