@@ -144,6 +144,7 @@ def _checked(target: Any) -> Any:
     diffusers = sys.modules.get("diffusers")  # whoever has a pipeline has imported it
     if diffusers is None or not isinstance(target, diffusers.DiffusionPipeline):
         raise TypeError(
-            f"accelerate and restore take a torch.nn.Module or a diffusers pipeline; got {type(target).__name__}"
+            "accelerate, refresh and restore take a torch.nn.Module or a diffusers pipeline; "
+            f"got {type(target).__name__}"
         )
     return target

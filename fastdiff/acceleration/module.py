@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastdiff.acceleration.network import Network
 
 LAYOUTS = 16  # bound calls that a stand-in keeps: more sizes than a server, or a tiled decoder, alternates between
+REPLICATE = "_replicate_for_data_parallel"
 ADDRESS = Tensor.data_ptr
 
 
@@ -225,13 +226,23 @@ def unusual(*modules: Any) -> str | None:
     return None
 
 
+def own_replica(module: nn.Module) -> nn.Module:
+    """What ``nn.DataParallel`` makes of a module for another device, with the module's own code: a stand-in is bound to
+    the weights of the one module.
+    """
+    replica = type(module)._replicate_for_data_parallel(module)
+    for name in ("forward", REPLICATE):
+        replica.__dict__.pop(name, None)
+    return replica
+
+
 def replaced_method(module: Any) -> str | None:
     """Why a module's class does not tell what it computes, or None: a method, such as Conv2d's ``_conv_forward``, is
     hidden by an attribute of the instance, or the class was given another forward.
     """
     kind = type(module)
     for name, value in module.__dict__.items():
-        if name != "forward" and callable(value) and callable(getattr(kind, name, None)):
+        if name not in ("forward", REPLICATE) and callable(value) and callable(getattr(kind, name, None)):
             return f"the {name} is not its class's"
     for name in ("forward", "_conv_forward"):
         if hasattr(kind, name) and not is_classes_own(kind, name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from fastdiff.acceleration.known import (
     reason_of,
 )
 from fastdiff.acceleration.layers import AbsorbedSiLU, GroupNorm, Layer
-from fastdiff.acceleration.module import StandIn, cast, hooked, replaced_method, stand_in_of
+from fastdiff.acceleration.module import REPLICATE, StandIn, cast, hooked, own_replica, replaced_method, stand_in_of
 from fastdiff.acceleration.report import Accelerated, NetworkReport, Rows
 from fastdiff.acceleration.time_embedding import PlannedEmbeddings, TimeEmbedding, TimeEmbeddings, TimeProjection
 from fastdiff.checks import DTYPES
@@ -178,6 +179,7 @@ class Network:
 
     def _put(self, module: nn.Module, stand_in: StandIn) -> None:
         module.__dict__["forward"] = self.stand_ins[module] = stand_in
+        module.__dict__.setdefault(REPLICATE, partial(own_replica, module))
 
     def _absorb(self) -> None:
         """The SiLU at the end of networks whose own forward reads their last GroupNorm by it alone."""
@@ -200,6 +202,8 @@ class Network:
                 del module.__dict__["forward"]
                 if stand_in.previous is not None:
                     module.__dict__["forward"] = stand_in.previous
+            if getattr(module.__dict__.get(REPLICATE), "func", None) is own_replica:
+                del module.__dict__[REPLICATE]
             stand_in.forget()
         self.removed = True
         for stand_in in (*self.stand_ins.values(), *(e.inner for e in self.entries if e.inner is not None)):

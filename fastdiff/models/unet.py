@@ -223,7 +223,7 @@ class UNet(nn.Module):
             raise ValueError(f"sample has shape {list(sample.shape)}; it needs [B, {channels}, H, W]")
         if not all(size > 0 and size % step == 0 for size in sample.shape[2:]):
             raise ValueError(f"sample has shape {list(sample.shape)}; its height and width need to divide by {step}")
-        if sample.device != self.device:
+        if self.device not in (sample.device, torch.device("meta")):  # an offloading hook has them there between calls
             raise ValueError(f"sample is on {sample.device}, the weights on {self.device}")
         if sample.dtype != self.dtype and not torch.is_autocast_enabled(sample.device.type):
             raise TypeError(f"sample is {sample.dtype}, the weights {self.dtype}")
