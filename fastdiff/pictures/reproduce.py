@@ -137,7 +137,8 @@ def load_network(identity: Identity, folder: str | os.PathLike[str], device: tor
     where = torch.device(device) if device is not None else torch.device("cpu")
     dtype = getattr(torch, str(identity.dtype), None)
     layout = torch.channels_last if identity.channels_last else torch.contiguous_format
-    unet.to(device=where, dtype=dtype if isinstance(dtype, torch.dtype) else None).to(memory_format=layout)
+    unet.to(device=where, dtype=dtype if isinstance(dtype, torch.dtype) else None)
+    unet.to(memory_format=layout)  # type: ignore[call-overload]  # documented, but torch's overloads leave it out
     if identity.accelerated is not None:
         found = getattr(torch, identity.accelerated.dtype, None)
         accelerate(unet, dtype=found, exact_convolutions=identity.accelerated.exact_convolutions)  # type: ignore[arg-type]
