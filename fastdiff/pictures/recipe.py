@@ -20,7 +20,7 @@ from fastdiff.pictures.values import from_plain, to_plain, unpacked_bytes
 from fastdiff.plan.plan import Plan
 from fastdiff.sampling.model import inspect as inspect_model
 from fastdiff.sampling.request import Request
-from fastdiff.sampling.sample import SIGNATURE, sample, sample_iter
+from fastdiff.sampling.sample import SIGNATURE, bind, sample, sample_iter
 from fastdiff.sampling.state import State
 from fastdiff.sampling.stepper import plain_tensors
 
@@ -83,7 +83,7 @@ class Recipe(Head, frozen=True, kw_only=True):
             TypeError, ValueError: as ``sample`` does; and ValueError for generator, noise_fn, cond_fn and resume, and
                 for what else is no data.
         """
-        bound = SIGNATURE.bind(model, shape, **arguments)
+        bound = bind(model, shape, **arguments)
         sizes = list(check_shape("shape", shape))
         size = check_int("batch_size", max(1, sizes[0]) if batch_size is None else batch_size, 1, 1 << 24)
         told = {name: value for name, value in bound.arguments.items() if not _is_default(name, value)}
@@ -95,7 +95,7 @@ class Recipe(Head, frozen=True, kw_only=True):
             kept.setdefault("seed", 0)
         rest = {name: value for name, value in told.items() if name in (*IN_THE_PLAN, "device")}
         first = _batch(kept, 0, min(size, sizes[0]), sizes[0], device_of(model, told.get("device")))
-        bound = SIGNATURE.bind(model, (min(size, sizes[0]), *sizes[1:]), guidance_scale=scale, **rest, **first)
+        bound = bind(model, (min(size, sizes[0]), *sizes[1:]), guidance_scale=scale, **rest, **first)
         bound.apply_defaults()
         with plain_tensors():
             request = Request.of(*bound.args, **bound.kwargs)
