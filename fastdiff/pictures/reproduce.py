@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastdiff.acceleration.accelerate import accelerate
+from fastdiff.checks import check_int
 from fastdiff.images import write_gif
 from fastdiff.models.trained import PACKAGED, TrainedModel, digits, load
 from fastdiff.pictures.embedded import Layout, open_picture, read, sha256_of
@@ -84,6 +85,7 @@ def reproduce(
     model: Callable[..., Any] | TrainedModel | str | os.PathLike[str] | None = None,
     *,
     device: torch.device | str | None = None,
+    threads: int | None = None,
     progress: bool = False,
 ) -> Reproduction:
     """Make a picture again by the recipe in it, and compare.
@@ -92,15 +94,16 @@ def reproduce(
     model: the network, in the dtype that it had, or a model's folder, which is brought into that dtype and accelerated
         as it was; None takes the folder that the recipe names. A network is used as it is.
     device: where a folder's network is to run; None is where it ran, if that is here, and else the CPU.
+    threads: of the CPU; None takes as many as the first run, if the machine has so many cores.
     progress: show a bar.
-
-    The run takes as many threads as the first one, if the machine has them.
 
     Raises:
         OSError: for a file or folder that is missing.
         ValueError: for a picture without a recipe, or one that is damaged, and where the network is another one.
     """
     path = Path(picture)
+    if threads is not None:
+        check_int("threads", threads, 1, 4096)
     recipe, layout = read(path)
     pixels = _pixels(path, recipe, layout)
     if device is None and torch.cuda.is_available() and recipe.made_with.get("device", "cpu") != "cpu":
@@ -112,7 +115,7 @@ def reproduce(
             f"{path} was made by another network: {recipe.network.name}, {recipe.network.dtype}, sha256 "
             f"{_short(recipe.network)}; this one is {now.name}, {now.dtype}, {_short(now)}"
         )
-    with _threads(recipe.made_with.get("threads", "")):
+    with _threads(_threads_of(recipe) if threads is None else threads):
         images, again, digest = _made_again(network, recipe, layout, progress)
         differences = _differences(recipe, now, device_of(network))
     if len(pixels) != len(again):  # a GIF's frames that are equal are one
@@ -221,15 +224,21 @@ def _differences(recipe: Recipe, now: Identity, device: torch.device) -> tuple[t
 
 
 @contextmanager
-def _threads(then: str) -> Iterator[None]:
-    """As many threads as then, where there are so many cores."""
+def _threads(number: int | None) -> Iterator[None]:
+    """This many threads for a while; None leaves them."""
     now = torch.get_num_threads()
-    if then.isdecimal() and 1 <= int(then[:6]) <= (os.cpu_count() or 1):
-        torch.set_num_threads(int(then))
+    if number is not None:
+        torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(now)
+
+
+def _threads_of(recipe: Recipe) -> int | None:
+    """As many threads as then, where there are so many cores."""
+    then = recipe.made_with.get("threads", "")
+    return int(then) if then.isdecimal() and 1 <= int(then[:6]) <= (os.cpu_count() or 1) else None
 
 
 def _short(identity: Identity) -> str:
