@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,20 +39,6 @@ def options(given: list[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             options[name] = value.strip()
     return options
-
-
-@contextmanager
-def cpu_threads(number: int | None) -> Iterator[None]:
-    """torch's number of threads, which fastdiff's kernels run on too, for a while."""
-    import torch
-
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def schedule_of(name: str, tokens: int | None = None) -> tuple[Any, str | None]:

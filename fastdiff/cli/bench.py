@@ -49,7 +49,8 @@ def bench(
     from tqdm.auto import tqdm
 
     import fastdiff
-    from fastdiff.cli.arguments import cpu_threads, device_of, labels_of
+    from fastdiff.cli.arguments import device_of, labels_of
+    from fastdiff.ops.native import cpu_threads
     from fastdiff.pictures.network import environment
 
     where = device_of(device)

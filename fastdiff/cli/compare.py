@@ -53,9 +53,10 @@ def compare(
     from tqdm.auto import tqdm
 
     import fastdiff
-    from fastdiff.cli.arguments import cpu_threads, device_of, labels_of
+    from fastdiff.cli.arguments import device_of, labels_of
     from fastdiff.files import atomic_write, check_writable
     from fastdiff.images import make_grid
+    from fastdiff.ops.native import cpu_threads
     from fastdiff.pictures.recipe import IN_THE_PLAN
     from fastdiff.plots.strips import labelled
     from fastdiff.samplers.resolve import resolve_plan

@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import (
-    SCHEDULES,
-    DType,
-    Quiet,
-    Threads,
-    cpu_threads,
-    device_of,
-    labels_of,
-    options,
-    schedule_of,
-)
+from fastdiff.cli.arguments import SCHEDULES, DType, Quiet, Threads, device_of, labels_of, options, schedule_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +120,7 @@ def sample(
     import fastdiff
     from fastdiff.acceleration.worthwhile import accelerated
     from fastdiff.images import check_writable, save_gif, save_grid
+    from fastdiff.ops.native import cpu_threads
     from fastdiff.sampling.interpolate import run_between
 
     check_writable(out, suffix=".png")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
@@ -76,6 +77,18 @@ def launch(module: ModuleType, op: str, params: object, device: torch.device) ->
     else:
         with torch.cuda.device(device):
             getattr(module, f"{op}_cuda")(params, torch.cuda.current_stream(device).cuda_stream)
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """torch's number of threads, which fastdiff's kernels run on too, for a while."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def at(module: ModuleType, op: str, device: torch.device) -> tuple[Callable[..., None], Callable[[], int]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from fastdiff.acceleration.accelerate import accelerate
 from fastdiff.checks import check_int
 from fastdiff.images import write_gif
 from fastdiff.models.trained import PACKAGED, TrainedModel, digits, load
+from fastdiff.ops.native import cpu_threads
 from fastdiff.pictures.embedded import Layout, open_picture, read, sha256_of
 from fastdiff.pictures.grid import make_grid, picture_size, resolve_layout
 from fastdiff.pictures.network import Identity, environment, identify
@@ -115,7 +115,7 @@ def reproduce(
             f"{path} was made by another network: {recipe.network.name}, {recipe.network.dtype}, sha256 "
             f"{_short(recipe.network)}; this one is {now.name}, {now.dtype}, {_short(now)}"
         )
-    with _threads(_threads_of(recipe) if threads is None else threads):
+    with cpu_threads(_threads_of(recipe) if threads is None else threads):
         images, again, digest = _made_again(network, recipe, layout, progress)
         differences = _differences(recipe, now, device_of(network))
     if len(pixels) != len(again):  # a GIF's frames that are equal are one
@@ -221,18 +221,6 @@ def _differences(recipe: Recipe, now: Identity, device: torch.device) -> tuple[t
     pairs = [(name, told, environment(device).get(name, "unknown")) for name, told in recipe.made_with.items()]
     pairs += [(name.replace("_", " "), str(getattr(then, name)), str(getattr(now, name))) for name in _OPTIONS]
     return tuple(pair for pair in pairs if pair[1] != pair[2])
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """This many threads for a while; None leaves them."""
-    now = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(now)
 
 
 def _threads_of(recipe: Recipe) -> int | None:
