@@ -149,7 +149,8 @@ class Recipe(Head, frozen=True, kw_only=True):
         count, first = self.shape[0], self.arguments.get("sample_offset", 0)
         seed = "a seed each" if "seeds" in self.arguments else f"seed {self.arguments['seed']}"
         numbers = f", numbers {first} … {first + count - 1}" if first else ""
-        calls = sum(row.calls_model for row in self.plan)
+        run = () if self.arguments.get("strength") == 0 else self.plan.rows[self.arguments.get("start_step", 0) :]
+        calls = sum(row.calls_model for row in run)
         what = f"{count} image{'' if count == 1 else 's'} {self.shape[1:]}, {seed}{numbers}"
         return f"{what}, {self.plan.name} in {calls} network calls, {self.network.name.rpartition('.')[2]}"
 
