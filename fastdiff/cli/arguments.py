@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +12,7 @@ import typer
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "edm", "flow")
 
 
-Threads = Annotated[int | None, typer.Option(min=1, help="Of the CPU. [default: torch's choice, one a core]")]
+Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Of the CPU. [default: torch's choice, one a core]")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show no progress, and say nothing but warnings and errors.")
 ]
@@ -41,20 +39,6 @@ def options(given: list[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             options[name] = value.strip()
     return options
-
-
-@contextmanager
-def cpu_threads(number: int | None) -> Iterator[None]:
-    """torch's number of threads, which fastdiff's kernels run on too, for a while."""
-    import torch
-
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def schedule_of(name: str, tokens: int | None = None) -> tuple[Any, str | None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
+from fastdiff.cli.arguments import Threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,8 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each contender, in turns.")] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="Also torch.compile, which takes a minute first.")] = False,
     device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the table.")] = False,
 ) -> None:
     """Time this model on this machine: plain PyTorch, torch.compile, fastdiff; a step, images a second, and the error.
 
@@ -47,6 +50,7 @@ def bench(
 
     import fastdiff
     from fastdiff.cli.arguments import device_of, labels_of
+    from fastdiff.ops.native import cpu_threads
     from fastdiff.pictures.network import environment
 
     where = device_of(device)
@@ -77,24 +81,25 @@ def bench(
         name = str(computes).removeprefix("torch.")
         contenders.setdefault(f"accelerated, {name}", (functools.partial(recipe.sample, fast), name))
 
-    bar = tqdm(total=(rounds + 1) * len(contenders), unit="run")
-    images = {}
-    for name, (run, _) in contenders.items():
-        images[name] = run()
-        bar.update()
-    exact = images["plain PyTorch"].double()
-    errors = {name: (batch.double() - exact).square().mean().sqrt().item() for name, batch in images.items()}
-    wrong = [name for name, (_, dtype) in contenders.items() if not errors[name] <= TOLERANCE[dtype]]
+    bar = tqdm(total=(rounds + 1) * len(contenders), unit="run", disable=quiet)
+    with bar, cpu_threads(threads):
+        images = {}
+        for name, (run, _) in contenders.items():
+            images[name] = run()
+            bar.update()
+        exact = images["plain PyTorch"].double()
+        errors = {name: (batch.double() - exact).square().mean().sqrt().item() for name, batch in images.items()}
+        wrong = [name for name, (_, dtype) in contenders.items() if not errors[name] <= TOLERANCE[dtype]]
+        if not wrong:
+            times = interleaved({name: run for name, (run, _) in contenders.items()}, rounds, where, bar.update)
+            machine = environment(where)
     if wrong:
-        bar.close()
         typer.echo("\n".join(f"{name}: its images differ from plain PyTorch's by {errors[name]:.2g}" for name in wrong))
         raise SystemExit(1)
-    times = interleaved({name: run for name, (run, _) in contenders.items()}, rounds, where, bar.update)
-    bar.close()
     parameters = sum(p.numel() for p in network.parameters())
     told_of = f"{type(network).__name__} of {parameters:,} parameters, batch {list(shape)}"
     typer.echo(f"{told_of}, {steps} steps of {recipe.plan.name}")
-    typer.echo(", ".join(f"{name} {value}" for name, value in environment(where).items()))
+    typer.echo(", ".join(f"{name} {value}" for name, value in machine.items()))
     typer.echo(table(times, errors, batch_size, steps))
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
+from fastdiff.cli.arguments import Quiet, Threads
 
 FINE = 100  # steps of the solution that others are measured against
 
@@ -40,6 +41,8 @@ def compare(
         typer.Option(min=0, help="Steps of the fine solution, by DPM-Solver++(2M); 0 leaves the distances out."),
     ] = FINE,
     device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
 ) -> None:
     """Draw the same noise by several samplers in several numbers of steps: one picture, rows and columns.
 
@@ -53,6 +56,7 @@ def compare(
     from fastdiff.cli.arguments import device_of, labels_of
     from fastdiff.files import atomic_write, check_writable
     from fastdiff.images import make_grid
+    from fastdiff.ops.native import cpu_threads
     from fastdiff.pictures.recipe import IN_THE_PLAN
     from fastdiff.plots.strips import labelled
     from fastdiff.samplers.resolve import resolve_plan
@@ -77,25 +81,26 @@ def compare(
     runs = [[planned(sampler, count) for count in counts] for sampler in names]  # refused before any work
     solution = planned("dpmpp_2m", fine) if fine else None
     every = [run for row in runs for run in row] + ([] if solution is None else [solution])
-    bar = tqdm(total=sum(_calls(run["sampler"]) for run in every), unit="call")
+    bar = tqdm(total=sum(_calls(run["sampler"]) for run in every), unit="call", disable=quiet)
 
     def drawn(run: dict[str, Any]) -> Any:
         images = fastdiff.sample(trained.unet, shape, **run)
         bar.update(_calls(run["sampler"]))
         return images
 
-    exact = None if solution is None else drawn(solution)
     cells, captions = [], []
-    for row in runs:
-        images = [drawn(run) for run in row]
-        cells.append([make_grid(batch) for batch in images])
-        captions.append([_caption(run["sampler"], batch, exact) for run, batch in zip(row, images, strict=True)])
-    bar.close()
+    with bar, cpu_threads(threads):
+        exact = None if solution is None else drawn(solution)
+        for row in runs:
+            images = [drawn(run) for run in row]
+            cells.append([make_grid(batch) for batch in images])
+            captions.append([_caption(run["sampler"], batch, exact) for run, batch in zip(row, images, strict=True)])
     note = f"distance: from {fine} steps of dpmpp_2m" if fine else ""
     picture = labelled(cells, names, [f"{count} steps" for count in counts], captions, note)
     with atomic_write(out) as file:
         picture.save(file, format="PNG")
-    typer.echo(f"{out}: {len(names)} samplers at {', '.join(map(str, counts))} steps, {number} images each")
+    if not quiet:
+        typer.echo(f"{out}: {len(names)} samplers at {', '.join(map(str, counts))} steps, {number} images each")
 
 
 def _calls(plan: Any) -> int:

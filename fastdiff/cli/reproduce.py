@@ -22,13 +22,18 @@ def reproduce(
         str | None,
         typer.Option(help="What torch calls it. [default: the GPU where the picture was made on one, or else the CPU]"),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="Of the CPU. [default: as many as then, if there are so many cores]"),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Make a picture again by the recipe in it, and compare: the exit code is 0 where all pixels are the same."""
     from fastdiff.cli.arguments import device_of
     from fastdiff.pictures.reproduce import reproduce as run
 
-    made = run(picture, model, device=None if device is None else device_of(device), progress=not quiet)
+    where = None if device is None else device_of(device)
+    made = run(picture, model, device=where, threads=threads, progress=not quiet)
     if not quiet:
         typer.echo(str(made))
     if not made.identical:

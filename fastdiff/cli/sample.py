@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import (
-    SCHEDULES,
-    DType,
-    Quiet,
-    Threads,
-    cpu_threads,
-    device_of,
-    labels_of,
-    options,
-    schedule_of,
-)
+from fastdiff.cli.arguments import SCHEDULES, DType, Quiet, Threads, device_of, labels_of, options, schedule_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +120,8 @@ def sample(
     import fastdiff
     from fastdiff.acceleration.worthwhile import accelerated
     from fastdiff.images import check_writable, save_gif, save_grid
+    from fastdiff.ops.native import cpu_threads
+    from fastdiff.sampling.interpolate import run_between
 
     check_writable(out, suffix=".png")
     if gif is not None:
@@ -194,19 +186,19 @@ def sample(
             chosen = labels.to(where) if labels is not None and class_name is not None else None
             told = _between(trained, chosen, guidance, changes)
             weights = [i / max(1, count - 1) for i in range(count)]
-            images = fastdiff.interpolate(trained.unet, a, b, weights, seed=seed, **how, **told)
+            shape, told = run_between(trained.unet, a, b, weights, seed=seed, **told)
         else:
-            shape = (count, *trained.image_shape)
-            recipe = fastdiff.Recipe.of(trained.unet, shape, batch_size=batch_size, **arguments(count))
-            try:
-                recipe.to_json()
-                kept = recipe
-            except ValueError as error:
-                typer.echo(f"without a recipe in it: {error}", err=True)
-            if gif is not None:
-                frames, images = film(recipe.states(trained.unet, **how))
-            else:
-                images = recipe.sample(trained.unet, **how)
+            shape, told = (count, *trained.image_shape), arguments(count)
+        recipe = fastdiff.Recipe.of(trained.unet, shape, batch_size=batch_size, **told)
+        try:
+            recipe.to_json()
+            kept = recipe
+        except ValueError as error:
+            typer.echo(f"without a recipe in it: {error}", err=True)
+        if gif is not None:
+            frames, images = film(recipe.states(trained.unet, **how))
+        else:
+            images = recipe.sample(trained.unet, **how)
     save_grid(out, images, columns=None if interpolate is None else count, recipe=kept)
     said = [f"{out}: {count} images of {'×'.join(str(s) for s in trained.image_shape[1:])} pixels"]
     if gif is not None:

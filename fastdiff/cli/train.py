@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Quiet, Threads, cpu_threads
+from fastdiff.cli.arguments import Quiet, Threads
 
 
 @command
@@ -66,6 +66,7 @@ def train(
 
     It may be killed at any time; Ctrl-C ends the step that is being done and keeps it.
     """
+    from fastdiff.ops.native import cpu_threads
     from fastdiff.training.signals import Interrupted
     from fastdiff.training.unet import train_unet
 

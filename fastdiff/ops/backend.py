@@ -60,11 +60,10 @@ def choose(backend: str, device_type: str, op: str = "randn") -> str:
     "auto" takes what FASTDIFF_BACKEND names, or else native, then triton on a GPU, then the reference. Raises
     ValueError for an unknown name and RuntimeError for a named backend that cannot serve the device, saying why.
     """
+    if isinstance(backend, str) and backend == "auto":
+        return _choose(from_environment(FUSED) or "auto", VARIABLE, device_type, op)
     check_backend(op, backend)
-    origin = "backend"
-    if backend == "auto":
-        backend, origin = from_environment(FUSED) or "auto", VARIABLE
-    return _choose(backend, origin, device_type, op)
+    return _choose(backend, "backend", device_type, op)
 
 
 @lru_cache(maxsize=64)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -19,13 +21,12 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 def extension() -> ModuleType | str:
     """The module fastdiff._C, or why it cannot be imported."""
     try:
-        from fastdiff import _C  # type: ignore[attr-defined]
+        return import_module("fastdiff._C")
     except ImportError as error:
         return (
             f"the extension is not built or does not load: {error}; with a C++17 compiler on the PATH, installing "
             "fastdiff again builds it, and FASTDIFF_NATIVE=ON shows what fails"
         )
-    return _C
 
 
 @lru_cache(maxsize=16)
@@ -76,6 +77,18 @@ def launch(module: ModuleType, op: str, params: object, device: torch.device) ->
     else:
         with torch.cuda.device(device):
             getattr(module, f"{op}_cuda")(params, torch.cuda.current_stream(device).cuda_stream)
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """torch's number of threads, which fastdiff's kernels run on too, for a while."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def at(module: ModuleType, op: str, device: torch.device) -> tuple[Callable[..., None], Callable[[], int]]:

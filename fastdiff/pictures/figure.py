@@ -18,7 +18,7 @@ def new_figure(width: float, height: float) -> Any:
 
 @lru_cache(maxsize=1)
 def _displayed(figure: Any) -> Any:
-    class NotebookFigure(figure):  # type: ignore[misc]
+    class NotebookFigure(figure):
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()
             self.savefig(file, format="png", dpi=100)

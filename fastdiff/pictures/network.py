@@ -101,7 +101,8 @@ def environment(device: torch.device) -> dict[str, str]:
 def _config(module: nn.Module) -> Any:
     """Options that the weights do not show, such as a norm's epsilon; keys with an underscore say where it lies."""
     config = getattr(module, "config", None)
-    config = config.to_dict() if callable(getattr(config, "to_dict", None)) else config
+    to_dict = getattr(config, "to_dict", None)
+    config = to_dict() if callable(to_dict) else config
     return {str(k): v for k, v in config.items() if str(k)[:1] != "_"} if isinstance(config, Mapping) else None
 
 

@@ -20,7 +20,7 @@ from fastdiff.pictures.values import from_plain, to_plain, unpacked_bytes
 from fastdiff.plan.plan import Plan
 from fastdiff.sampling.model import inspect as inspect_model
 from fastdiff.sampling.request import Request
-from fastdiff.sampling.sample import SIGNATURE, sample, sample_iter
+from fastdiff.sampling.sample import SIGNATURE, bind, sample, sample_iter
 from fastdiff.sampling.state import State
 from fastdiff.sampling.stepper import plain_tensors
 
@@ -83,7 +83,7 @@ class Recipe(Head, frozen=True, kw_only=True):
             TypeError, ValueError: as ``sample`` does; and ValueError for generator, noise_fn, cond_fn and resume, and
                 for what else is no data.
         """
-        bound = SIGNATURE.bind(model, shape, **arguments)
+        bound = bind(model, shape, **arguments)
         sizes = list(check_shape("shape", shape))
         size = check_int("batch_size", max(1, sizes[0]) if batch_size is None else batch_size, 1, 1 << 24)
         told = {name: value for name, value in bound.arguments.items() if not _is_default(name, value)}
@@ -95,7 +95,7 @@ class Recipe(Head, frozen=True, kw_only=True):
             kept.setdefault("seed", 0)
         rest = {name: value for name, value in told.items() if name in (*IN_THE_PLAN, "device")}
         first = _batch(kept, 0, min(size, sizes[0]), sizes[0], device_of(model, told.get("device")))
-        bound = SIGNATURE.bind(model, (min(size, sizes[0]), *sizes[1:]), guidance_scale=scale, **rest, **first)
+        bound = bind(model, (min(size, sizes[0]), *sizes[1:]), guidance_scale=scale, **rest, **first)
         bound.apply_defaults()
         with plain_tensors():
             request = Request.of(*bound.args, **bound.kwargs)
@@ -149,7 +149,8 @@ class Recipe(Head, frozen=True, kw_only=True):
         count, first = self.shape[0], self.arguments.get("sample_offset", 0)
         seed = "a seed each" if "seeds" in self.arguments else f"seed {self.arguments['seed']}"
         numbers = f", numbers {first} … {first + count - 1}" if first else ""
-        calls = sum(row.calls_model for row in self.plan)
+        run = () if self.arguments.get("strength") == 0 else self.plan.rows[self.arguments.get("start_step", 0) :]
+        calls = sum(row.calls_model for row in run)
         what = f"{count} image{'' if count == 1 else 's'} {self.shape[1:]}, {seed}{numbers}"
         return f"{what}, {self.plan.name} in {calls} network calls, {self.network.name.rpartition('.')[2]}"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from fastdiff.acceleration.accelerate import accelerate
+from fastdiff.checks import check_int
 from fastdiff.images import write_gif
 from fastdiff.models.trained import PACKAGED, TrainedModel, digits, load
+from fastdiff.ops.native import cpu_threads
 from fastdiff.pictures.embedded import Layout, open_picture, read, sha256_of
 from fastdiff.pictures.grid import make_grid, picture_size, resolve_layout
 from fastdiff.pictures.network import Identity, environment, identify
@@ -84,6 +85,7 @@ def reproduce(
     model: Callable[..., Any] | TrainedModel | str | os.PathLike[str] | None = None,
     *,
     device: torch.device | str | None = None,
+    threads: int | None = None,
     progress: bool = False,
 ) -> Reproduction:
     """Make a picture again by the recipe in it, and compare.
@@ -92,15 +94,16 @@ def reproduce(
     model: the network, in the dtype that it had, or a model's folder, which is brought into that dtype and accelerated
         as it was; None takes the folder that the recipe names. A network is used as it is.
     device: where a folder's network is to run; None is where it ran, if that is here, and else the CPU.
+    threads: of the CPU; None takes as many as the first run, if the machine has so many cores.
     progress: show a bar.
-
-    The run takes as many threads as the first one, if the machine has them.
 
     Raises:
         OSError: for a file or folder that is missing.
         ValueError: for a picture without a recipe, or one that is damaged, and where the network is another one.
     """
     path = Path(picture)
+    if threads is not None:
+        check_int("threads", threads, 1, 4096)
     recipe, layout = read(path)
     pixels = _pixels(path, recipe, layout)
     if device is None and torch.cuda.is_available() and recipe.made_with.get("device", "cpu") != "cpu":
@@ -112,7 +115,7 @@ def reproduce(
             f"{path} was made by another network: {recipe.network.name}, {recipe.network.dtype}, sha256 "
             f"{_short(recipe.network)}; this one is {now.name}, {now.dtype}, {_short(now)}"
         )
-    with _threads(recipe.made_with.get("threads", "")):
+    with cpu_threads(_threads_of(recipe) if threads is None else threads):
         images, again, digest = _made_again(network, recipe, layout, progress)
         differences = _differences(recipe, now, device_of(network))
     if len(pixels) != len(again):  # a GIF's frames that are equal are one
@@ -137,7 +140,8 @@ def load_network(identity: Identity, folder: str | os.PathLike[str], device: tor
     where = torch.device(device) if device is not None else torch.device("cpu")
     dtype = getattr(torch, str(identity.dtype), None)
     layout = torch.channels_last if identity.channels_last else torch.contiguous_format
-    unet.to(device=where, dtype=dtype if isinstance(dtype, torch.dtype) else None).to(memory_format=layout)
+    unet.to(device=where, dtype=dtype if isinstance(dtype, torch.dtype) else None)
+    unet.to(memory_format=layout)  # type: ignore[call-overload]  # documented, but torch's overloads leave it out
     if identity.accelerated is not None:
         found = getattr(torch, identity.accelerated.dtype, None)
         accelerate(unet, dtype=found, exact_convolutions=identity.accelerated.exact_convolutions)  # type: ignore[arg-type]
@@ -219,16 +223,10 @@ def _differences(recipe: Recipe, now: Identity, device: torch.device) -> tuple[t
     return tuple(pair for pair in pairs if pair[1] != pair[2])
 
 
-@contextmanager
-def _threads(then: str) -> Iterator[None]:
+def _threads_of(recipe: Recipe) -> int | None:
     """As many threads as then, where there are so many cores."""
-    now = torch.get_num_threads()
-    if then.isdecimal() and 1 <= int(then[:6]) <= (os.cpu_count() or 1):
-        torch.set_num_threads(int(then))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(now)
+    then = recipe.made_with.get("threads", "")
+    return int(then) if then.isdecimal() and 1 <= int(then[:6]) <= (os.cpu_count() or 1) else None
 
 
 def _short(identity: Identity) -> str:

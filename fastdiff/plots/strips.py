@@ -58,7 +58,9 @@ def trajectory(states: Iterable[State], *, columns: int = 8, images: int = 4, sc
     x = _cells([state.x[:images] for state in shown], scale)
     x0 = _cells([(state.x if state.x0 is None else state.x0)[:images] for state in shown], scale)
     expected = [[None if state.x0 is None else cell for state, cell in zip(shown, row, strict=True)] for row in x0]
-    rows = list(chain.from_iterable(zip(x, expected, strict=True)))
+    rows: list[Sequence[Image.Image | None]] = []
+    for pair in zip(x, expected, strict=True):
+        rows += pair
     return labelled(rows, ["x", "x0"] * len(x), [f"row {state.row}" for state in shown])
 
 

@@ -63,7 +63,7 @@ def pndm(
     count = len(stops) - 1
     rows: list[Row] = []
     if stops[0].alpha == 0:
-        rows.append(make_row(stops[0], prediction, bound, first_step(*stops[:2])))
+        rows.append(make_row(stops[0], prediction, bound, first_step(stops[0], stops[1])))
         stops, count = stops[1:], count - 1
     if not skip_prk_steps and count < 4:
         raise ValueError(f"the Runge–Kutta start takes three steps and PLMS one: steps must be at least 4; got {count}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
+from fastdiff.checks import nearest
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import SAMPLERS
 from fastdiff.samplers.names import understood
@@ -159,6 +160,16 @@ def _accepted(name: str, takes: tuple[str, ...], takes_all: bool, options: dict[
         fields = f", and in spacing or beside it {', '.join(FIELDS)}" if "spacing" in takes else ""
         raise ValueError(f"sampler={name} does not take {', '.join(unknown)}; it takes {', '.join(takes)}{fields}")
     return options
+
+
+def unknown_arguments(given: Mapping[str, Any], known: Sequence[str]) -> TypeError:
+    """What to say of keywords that ``sample`` does not have: a sampler's option belongs in sampler_options."""
+    taken = {option for function in SAMPLERS.values() for option in _parameters(function)[0]} | set(FIELDS)
+    options = [f'"{name}": {value!r:.80}' for name, value in given.items() if name in taken]
+    if options:
+        return TypeError(f"a sampler's options are given as sampler_options={{{', '.join(options)}}}")
+    name = next(iter(given))
+    return TypeError(f"unexpected keyword argument {name!r}{nearest(name, known)}")
 
 
 def _parameters(function: Callable[..., Plan]) -> tuple[tuple[str, ...], bool]:

@@ -36,7 +36,13 @@ _failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator still points to th
 def stepping(run: Stepper) -> Iterator[Callable[[int], None]]:
     """What runs a row of ``run``: a graph's replay where one can be had, else ``run.checked_step``."""
     cuda_graph = run.request.cuda_graph
-    captured = None if cuda_graph is False or not run.rows else _lease(run, cuda_graph)
+    captured = None
+    if cuda_graph is not False and run.rows:
+        reason = why_eager(run)
+        if reason is None:
+            captured = _lease(run, cuda_graph)
+        elif cuda_graph is True:
+            raise ValueError(f"cuda_graph=True cannot capture this run: {reason}")
     if captured is None:
         yield run.checked_step
         return
@@ -72,28 +78,22 @@ def why_eager(run: Stepper) -> str | None:
 
 
 def _lease(run: Stepper, cuda_graph: bool | str) -> Captured | None:
-    reason = why_eager(run)
+    """A graph for a run that can be captured; None where it must run eagerly all the same."""
     model: Any = run.network.model
-    key = None
-    if reason is None:
-        key = _key(run)
-        with _lock:
-            mine = _graphs.setdefault(model, [])
-            for captured in mine:
-                if captured.key == key and not captured.leased:
-                    captured.leased = True
-                    mine.remove(captured)
-                    mine.append(captured)
-                    return captured
-            full = sum(captured.leased for captured in mine) >= LIMIT
-            refused = key in _refused.get(model, ())
-        if full:
-            reason = f"{LIMIT} graphs of this model are in use"
-        elif refused and cuda_graph == "auto":
-            return None
-    if reason is not None:
-        if cuda_graph is True:
-            raise ValueError(f"cuda_graph=True cannot capture this run: {reason}")
+    key = _key(run)
+    with _lock:
+        mine = _graphs.setdefault(model, [])
+        for captured in mine:
+            if captured.key == key and not captured.leased:
+                captured.leased = True
+                mine.remove(captured)
+                mine.append(captured)
+                return captured
+        full = sum(captured.leased for captured in mine) >= LIMIT
+        refused = key in _refused.get(model, ())
+    if full and cuda_graph is True:
+        raise ValueError(f"cuda_graph=True cannot capture this run: {LIMIT} graphs of this model are in use")
+    if full or (refused and cuda_graph == "auto"):
         return None
     try:
         captured = Captured(run, key, check=cuda_graph == "auto" and not is_accelerated(model))

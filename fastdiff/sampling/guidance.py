@@ -50,10 +50,6 @@ class Guidance:
     weights: tuple[Any, ...] = ()
     rescale: float = 0.0
 
-    def row_outputs(self, plan: Plan) -> tuple[int, ...]:
-        """How many outputs each row mixes: 0 where it makes no call, 1 where it is not guided."""
-        return _row_outputs(plan, self.outputs, self.weights)
-
     def gain(self, conditional: Tensor, guided: Tensor, out: Tensor) -> None:
         """Write φ·std(conditional)/std(guided) + 1 − φ of each sample to ``out`` (Lin et al. 2024, Equations 15–16).
 
@@ -68,7 +64,8 @@ class Guidance:
 
 
 @lru_cache(maxsize=64)
-def _row_outputs(plan: Plan, outputs: int, weights: tuple[Any, ...]) -> tuple[int, ...]:
+def row_outputs(plan: Plan, outputs: int, weights: tuple[Any, ...]) -> tuple[int, ...]:
+    """How many of a guidance's outputs each row mixes: 0 where it makes no call, 1 where it is not guided."""
     by_row = weights if weights and isinstance(weights[0], tuple) else (weights,) * len(plan)
     of_call = [outputs if any(w[:-1]) else 1 for w in by_row]
     return tuple(count if row.calls_model else 0 for row, count in zip(plan, of_call, strict=True))

@@ -5,7 +5,6 @@ The noised images are mixed linearly, as there, or on the great circle between t
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -21,7 +20,7 @@ from fastdiff.ops.randn import randn
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers.resolve import resolve_plan
 from fastdiff.sampling.model import check_model
-from fastdiff.sampling.sample import sample
+from fastdiff.sampling.sample import bind, sample
 from fastdiff.sampling.start import first_rows
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.schedules.resolve import resolve_table
@@ -64,6 +63,26 @@ def interpolate(
     Returns:
         float32 [len(weights), C, …].
     """
+    shape, told = run_between(
+        model, a, b, weights, t=t, noise=noise, mix=mix, schedule=schedule, seed=seed, **arguments
+    )
+    return sample(model, shape, **told)
+
+
+def run_between(
+    model: Callable[..., Any],
+    a: Tensor,
+    b: Tensor,
+    weights: Sequence[float],
+    *,
+    t: int | None = None,
+    noise: str = "independent",
+    mix: str = "linear",
+    schedule: NoiseSchedule | str = "linear",
+    seed: int = 0,
+    **arguments: Any,
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The shape and the other arguments with which ``interpolate`` calls ``sample``, such as a recipe keeps."""
     for name, image in (("a", a), ("b", b)):
         if not isinstance(image, Tensor) or not image.is_floating_point():
             got = image.dtype if isinstance(image, Tensor) else kind_of(image)
@@ -94,7 +113,7 @@ def interpolate(
              "noise_fn"} & set(arguments)  # fmt: skip
     if taken:
         raise ValueError(f"interpolate sets {', '.join(sorted(taken))} itself; leave them out")
-    inspect.signature(sample).bind(model, a.shape, **arguments)  # a TypeError for a name that sample does not know
+    bind(model, a.shape, **arguments)  # a TypeError for a name that sample does not know
     noise_key(2, a.device, seed)
     schedule = resolve_table(schedule)
     T = len(schedule)
@@ -108,20 +127,18 @@ def interpolate(
 
     mixed = slerp if mix == "spherical" else lerp
     ends = torch.stack([a, b]).to(torch.float32)
+    shape = (len(lambdas), *a.shape)
     if t == 0:
-        return mixed(ends[0], ends[1], lambdas)
+        return shape, {**arguments, "sampler": plan, "x_init": mixed(ends[0], ends[1], lambdas), "strength": 0.0}
     plan, start = _entry(plan, t, options)
     row = plan[start]
-    shape = (len(lambdas), *a.shape)
     z = randn(ends.shape, seed=seed, stream=INITIAL, device=a.device)
     if noise == "shared":
         z = z[:1].expand_as(z)
     x_t = ends * row.alpha + z * row.sigma
     # One seed for all results: each then draws sample 0's noise in every reverse step.
-    return sample(
-        model, shape, sampler=plan, x_T=mixed(x_t[0], x_t[1], lambdas), start_step=start, seeds=[seed] * len(lambdas),
-        **arguments,
-    )  # fmt: skip
+    begins = {"x_T": mixed(x_t[0], x_t[1], lambdas), "start_step": start, "seeds": [seed] * len(lambdas)}
+    return shape, {**arguments, "sampler": plan, **begins}
 
 
 def _entry(plan: Plan, t: int, options: dict[str, Any]) -> tuple[Plan, int]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import torch
 from torch import Tensor
 
-from fastdiff.samplers.resolve import Sampler
+from fastdiff.samplers.resolve import Sampler, unknown_arguments
 from fastdiff.sampling.graph import stepping
 from fastdiff.sampling.guidance import Scale
 from fastdiff.sampling.model import eval_mode
@@ -61,6 +61,7 @@ def sample(
     cuda_graph: bool | str = "auto",
     callback: Callable[[State], Any] | None = None,
     progress: bool = False,
+    **unknown: NoReturn,
 ) -> Tensor:
     """Draw images from a diffusion model.
 
@@ -146,6 +147,8 @@ def sample(
         FloatingPointError: the output of the network, of cond_fn or of noise_fn was not finite; names the row (on a
             GPU, after the last one). Also where the last state is not, as a plan's numbers may lead beyond float32.
     """
+    if unknown:
+        raise unknown_arguments(unknown, tuple(SIGNATURE.parameters))
     with plain_tensors():
         request = Request.of(
             model, shape, sampler=sampler, steps=steps, schedule=schedule, prediction=prediction, variance=variance,
@@ -184,7 +187,17 @@ def _taken_by(_: Callable[P, Tensor]) -> Callable[[Callable[..., Iterator[State]
     return named
 
 
-SIGNATURE = inspect.signature(sample)
+_with_unknown = inspect.signature(sample)
+SIGNATURE = _with_unknown.replace(parameters=[p for p in _with_unknown.parameters.values() if p.name != "unknown"])
+sample.__signature__ = SIGNATURE  # type: ignore[attr-defined]
+
+
+def bind(*args: Any, **arguments: Any) -> inspect.BoundArguments:
+    """The arguments of ``sample`` by name; TypeError for those that it does not have."""
+    unknown = {name: value for name, value in arguments.items() if name not in SIGNATURE.parameters}
+    if unknown:
+        raise unknown_arguments(unknown, tuple(SIGNATURE.parameters))
+    return SIGNATURE.bind(*args, **arguments)
 
 
 @_taken_by(sample)
@@ -195,7 +208,7 @@ def sample_iter(*args: Any, **arguments: Any) -> Iterator[State]:
     file meanwhile (``State.save``). A loop that breaks off ends the run. Takes the arguments of ``sample``, which are
     checked by this call, not at the first row. Rows run eagerly.
     """
-    bound = SIGNATURE.bind(*args, **arguments)
+    bound = bind(*args, **arguments)
     bound.apply_defaults()
     with plain_tensors():
         stepper = Stepper(Request.of(*bound.args, **bound.kwargs), keeps_x0=True)

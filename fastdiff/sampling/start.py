@@ -69,20 +69,15 @@ def initial_state(
         return check_int("resume.row", resume.row, 0, len(plan)), x
     if x_T is not None:
         return start, _copied("x_T", x_T, shape, device)
-    if x_init is not None:
-        clean = _copied("x_init", x_init, shape, device)
-        if start == len(plan):
-            return start, clean
-        return start, clean * plan[start].alpha + _noise(draws, backend) * plan[start].sigma
-    x = _noise(draws, backend)
-    return 0, x if plan.init_sigma == 1 and draws.draw is None else x * plan.init_sigma
-
-
-def _noise(draws: NoiseSource, backend: str) -> Tensor:
+    clean = None if x_init is None else _copied("x_init", x_init, shape, device)
+    if clean is not None and start == len(plan):
+        return start, clean
     z = draws.noise(INITIAL, 0, backend)
     if draws.draw is not None and not all_finite(z):
         raise FloatingPointError(f"noise_fn({INITIAL}, 0, shape) returned NaN or infinity")
-    return z
+    if clean is not None:
+        return start, clean * plan[start].alpha + z * plan[start].sigma
+    return 0, z if plan.init_sigma == 1 and draws.draw is None else z * plan.init_sigma
 
 
 def check_start(

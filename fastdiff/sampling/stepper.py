@@ -18,7 +18,7 @@ from fastdiff.ops.update.operands import Operands
 from fastdiff.ops.update.reference import learned_sigma
 from fastdiff.plan.row import SLOTS, Row
 from fastdiff.sampling.accelerated import planned_embeddings
-from fastdiff.sampling.guidance import P, Q, mixed
+from fastdiff.sampling.guidance import P, Q, mixed, row_outputs
 from fastdiff.sampling.keywords import leaves, mapped
 from fastdiff.sampling.model import first_tensor, mismatch
 from fastdiff.sampling.request import Request
@@ -130,7 +130,7 @@ class Stepper:
         self.network, self.guidance, self.noise = request.network, request.guidance, request.noise
         self.buffers = b = Buffers.of(request) if buffers is None else buffers
         self.x, self.batch = b.x, len(b.x)
-        self.calls = self.guidance.row_outputs(self.plan)  # how many outputs each row mixes
+        self.calls = row_outputs(self.plan, self.guidance.outputs, self.guidance.weights)
         self.row_times = b.times.unbind()
         # The network reads x itself where that is what it takes; else the update writes its input as it goes.
         self.shares_x = (

@@ -25,6 +25,14 @@ def test_every_contender_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [float(line.split()[-1]) < 1e-4 for line in lines[3:6]] == [True] * 3
 
 
+def test_quiet_leaves_the_table_and_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    done = run("bench", "--steps", 1, "--rounds", 1, "--batch-size", 1, "--quiet", "--threads", before + 1)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert f", threads {before + 1}," in done.stdout.splitlines()[1]
+    assert torch.get_num_threads() == before
+
+
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "plain_loop", lambda network, x, plan, more: x)
     monkeypatch.setattr(module, "interleaved", None)

@@ -41,6 +41,16 @@ def test_every_place_is_what_sample_draws(here: Path) -> None:
                 assert (row.index(expected.tobytes()) > picture.width / 2) == (j == 1)
 
 
+def test_quiet_says_nothing_and_threads_are_given_back(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen, sample = torch.get_num_threads(), [], fastdiff.sample
+    monkeypatch.setattr(fastdiff, "sample", lambda *a, **k: seen.append(torch.get_num_threads()) or sample(*a, **k))
+    done = run(
+        "compare", "--samplers", "ddim", "--steps", "1,2", "-n", 1, "--fine", 0, "--quiet", "--threads", before + 1
+    )
+    assert (done.exit_code, done.output, [path.name for path in here.iterdir()]) == (0, "", ["compare.png"])
+    assert (seen, torch.get_num_threads()) == ([before + 1] * 2, before)
+
+
 def test_distances_are_told_of_samplers_without_noise() -> None:
     images = torch.ones(2, 1, 8, 8)
     for sampler, told in (("ddim", "4 calls, 0.500"), ("heun", "7 calls, 0.500"), ("ddpm", "4 calls")):

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
-from fastdiff import NoiseSchedule, cli, samplers
+from fastdiff import NoiseSchedule, Recipe, cli, reproduce, samplers
 
 
 def run(*arguments: object):
@@ -41,6 +42,7 @@ SAMPLES = {
         "--strength",
         0.5,
     ),
+    "between two images": ("-n", 3, "--interpolate", "one.png", "two.png", "--class", "3", "--seed", 4),
     "a sampler": ("-n", 2, "--steps", 3, "--sampler", "dpmpp_2m_sde"),
 }
 
@@ -48,6 +50,7 @@ SAMPLES = {
 @pytest.mark.parametrize("arguments", SAMPLES.values(), ids=SAMPLES)
 def test_a_sampled_picture_is_made_again(arguments: tuple[object, ...], here: Path) -> None:
     Image.new("L", (8, 8), 90).save("one.png")
+    Image.new("L", (8, 8), 200).save("two.png")
     drawn = run("sample", *arguments)
     assert drawn.exit_code == 0, drawn.output
     made = run("reproduce", "samples.png")
@@ -81,6 +84,20 @@ def test_another_picture_is_exit_code_1(here: Path) -> None:
     assert "samples.png: not identical: " in made.output
     quiet = run("reproduce", "samples.png", "--quiet")
     assert (quiet.exit_code, quiet.output) == (1, "")
+
+
+def test_threads_are_then_s_or_the_asked_number(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+    sample = Recipe.sample
+    monkeypatch.setattr(Recipe, "sample", lambda *a, **k: seen.append(torch.get_num_threads()) or sample(*a, **k))
+    monkeypatch.setattr("os.cpu_count", lambda: before + 2)
+    assert run("sample", "-n", 1, "--steps", 1, "--threads", before + 1).exit_code == 0
+    for more in ((), ("--threads", before + 2), ("--threads", before + 1)):
+        assert run("reproduce", "samples.png", *more).exit_code == 0
+    assert seen == [before + 1, before + 1, before + 2, before + 1]
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match=r"threads must be in \[1, 4096\]; got 0"):
+        reproduce("samples.png", threads=0)
 
 
 def test_errors_are_one_line(here: Path) -> None:

@@ -183,6 +183,9 @@ def test_defaults_that_are_given_make_the_same_recipe() -> None:
 def test_a_recipe_prints_as_one_line() -> None:
     recipe = Recipe.of(Labelled(), SHAPE, sampler="heun", steps=3, seed=9, sample_offset=4)
     assert repr(recipe) == "5 images [3, 4, 4], seed 9, numbers 4 … 8, heun in 5 network calls, Labelled"
+    for strength, calls in ((0.5, 4), (0.0, 0)):  # those that are made, of an image's way back
+        recipe = Recipe.of(Labelled(), SHAPE, sampler="ddim", steps=8, x_init=torch.zeros(SHAPE), strength=strength)
+        assert f"ddim in {calls} network calls" in str(recipe)
 
 
 def test_networks_are_told_apart_by_weights_and_configuration() -> None:

@@ -106,6 +106,19 @@ def test_signatures():
         fastdiff.samplers.heun(fastdiff.NoiseSchedule.linear(), 5, spaceing="karras")
 
 
+@pytest.mark.parametrize("run", [fastdiff.sample, fastdiff.sample_iter, fastdiff.Recipe.of])
+def test_keywords_that_sample_has_not(run):
+    """A sampler's options are told where they belong; of another name the nearest is told."""
+    for given, told in (
+        ({"order": 3}, 'a sampler\'s options are given as sampler_options={"order": 3}'),
+        ({"timesteps": [9, 5], "colour": 1, "tau": 0.5}, 'sampler_options={"timesteps": [9, 5], "tau": 0.5}'),
+        ({"step": 3}, "unexpected keyword argument 'step'; did you mean 'steps'?"),
+        ({"unknown": 3}, "unexpected keyword argument 'unknown'; "),
+    ):
+        with pytest.raises(TypeError, match=re.escape(told)):
+            run(half, SHAPE, sampler="dpmpp_2m", **given)
+
+
 def test_gradients_are_off_only_inside():
     weight = torch.ones(1, requires_grad=True)
     for state in fastdiff.sample_iter(lambda x, t: x * weight, SHAPE, steps=3):

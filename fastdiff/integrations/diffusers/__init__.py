@@ -15,7 +15,7 @@ wait for the device. ``left.REASONS`` names diffusers' schedulers that are not h
 """
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -61,7 +61,7 @@ from fastdiff.integrations.diffusers.scheduling_vp import (
     PNDMScheduler,
 )
 
-if is_torchsde_available():
+if TYPE_CHECKING or is_torchsde_available():
     from fastdiff.integrations.diffusers.scheduling_brownian import (
         CosineDPMSolverMultistepScheduler,
         DPMSolverSDEScheduler,

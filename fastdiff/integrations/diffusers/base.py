@@ -53,6 +53,7 @@ class Stepping:
     num_inference_steps: int | None
     alphas_cumprod: Tensor
     final_alpha_cumprod: Tensor
+    set_timesteps: Callable[..., None]
     _step_index: int | None
     _begin_index: int | None
 
@@ -68,7 +69,7 @@ class Stepping:
         if not issubclass(cls, SchedulerMixin):
             return  # what several schedulers share
         cls.__init__ = _constructor(cls.__init__)  # type: ignore[method-assign]
-        cls.set_timesteps = _lister(cls.set_timesteps)  # type: ignore[attr-defined]
+        cls.set_timesteps = _lister(cls.set_timesteps)
 
     def use_fastdiff_noise(
         self, seed: int | None = 0, *, seeds: Sequence[int] | None = None, sample_offset: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -19,6 +20,8 @@ class SigmaList(Stepping):
     """What they share: the list of σ."""
 
     _may_stay: ClassVar[bool] = False  # whether a step may lead to the σ that it begins at: methods without a history
+
+    stretch_shift_to_terminal: Callable[[Any], Any]  # diffusers', of those that have shift_terminal
 
     def _table(self) -> Tensor:
         """diffusers' table of ᾱ; a level's σ comes from the list."""

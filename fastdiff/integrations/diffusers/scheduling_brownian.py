@@ -34,6 +34,7 @@ class DPMSolverSDEScheduler(TwoCallStepping, theirs.DPMSolverSDEScheduler):
     """
 
     noise_sampler: Any
+    noise_sampler_seed: int | None
 
     def _middle(self, index: int) -> float:
         return math.sqrt(self._steps.sigmas[index] * self._steps.sigmas[index + 1])

@@ -87,6 +87,9 @@ class FlowMatchLCMScheduler(SigmaList, theirs.FlowMatchLCMScheduler):
 
     _second = None
     _dtype_from = "output"
+    _scale_factors: Any
+    _upscale_mode: Any
+    _init_size: torch.Size | None
 
     def _plan(self, start: int, *options: Any) -> Plan:
         (enlarged,) = options  # then x̂_0 itself stands in the network's output's place

@@ -93,6 +93,7 @@ class KDPM2DiscreteScheduler(TwoCallStepping, theirs.KDPM2DiscreteScheduler):
     """
 
     _reads = ("timesteps", "sigmas", "sigmas_interpol")  # diffusers' own, as the timesteps told to the network are
+    sigmas_interpol: Tensor
 
     def _middle(self, index: int) -> float:
         return float(self.sigmas_interpol[index + 1])
@@ -122,6 +123,9 @@ class KDPM2AncestralDiscreteScheduler(TwoCallStepping, theirs.KDPM2AncestralDisc
     """
 
     _reads = ("timesteps", "sigmas", "sigmas_interpol", "sigmas_down", "sigmas_up")
+    sigmas_interpol: Tensor
+    sigmas_down: Tensor
+    sigmas_up: Tensor
 
     def _middle(self, index: int) -> float:
         return float(self.sigmas_interpol[index])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,6 +97,7 @@ class DDPMWuerstchenScheduler(Stepping, theirs.DDPMWuerstchenScheduler):
 
     _second = None
     _dtype_from = "output"
+    _alpha_cumprod: Callable[[Tensor, torch.device], Tensor]
 
     def _first_step(self, model_output: Tensor, sample: Tensor) -> None:
         self.step(model_output, self.timesteps[:1], sample)

@@ -29,7 +29,7 @@ from fastdiff.schedules.spacing import Spacing
 class TableStepping(Stepping):
     """What they share: the schedule, and noising by it."""
 
-    _reads = ("timesteps", "alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod")
+    _reads: ClassVar[tuple[str, ...]] = ("timesteps", "alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod")
 
     def _schedule(self) -> NoiseSchedule:
         schedule = super()._schedule()

@@ -44,7 +44,7 @@ class Rows:
 
     def layout(self, index: int) -> list[tuple[tuple[int, ...], int | None]]:
         """The slots that the rows before step ``index`` read and write."""
-        return [(row.reads, row.write) for row in self.plan[: max(0, index - self.start)]]
+        return [(row.reads, row.write) for row in self.plan.rows[: max(0, index - self.start)]]
 
     def on(self, device: torch.device) -> Tensor:
         """The float32 table on a device; the copy does not wait for it."""
@@ -61,8 +61,20 @@ class Steps:
         base, itemsize: where the timesteps lie, and the bytes of one; 0 where they have no addresses.
         start: the number of the step that the run began with, None before it began.
         key: the seed and sample numbers of the noise stream where the steps' noise is ours, as arguments of noise_key.
+        rows, earlier: the plans made, by their steps' options, and those made before a tensor was changed.
         state: the anchor and the slots, by name, between steps.
+        bound, bound_rows, shape, device: the last step's update, and what it was made for.
     """
+
+    rows: dict[tuple[Any, ...], Rows]
+    earlier: dict[tuple[Any, ...], Rows]
+    seen: list[tuple[str, Any, Any]]
+    start: int | None
+    state: dict[str | int, Tensor]
+    bound: BoundUpdate | None
+    bound_rows: Rows | None
+    shape: torch.Size | None
+    device: torch.device | None
 
     def __init__(self) -> None:
         self.key: dict[str, Any] | None = None
@@ -103,18 +115,12 @@ class Steps:
 
     def forget(self) -> None:
         """Begin anew: no plan, no history."""
-        self.rows: dict[tuple[Any, ...], Rows] = {}
-        self.earlier: dict[tuple[Any, ...], Rows] = {}  # made before a tensor was changed
-        self.seen: list[tuple[str, Any, Any]] = []
-        self.start: int | None = None
-        self.state: dict[str | int, Tensor] = {}
+        self.rows, self.earlier, self.seen = {}, {}, []
+        self.start, self.state = None, {}
         self.unbind()
 
     def unbind(self) -> None:
-        self.bound: BoundUpdate | None = None
-        self.bound_rows: Rows | None = None
-        self.shape: torch.Size | None = None
-        self.device: torch.device | None = None
+        self.bound = self.bound_rows = self.shape = self.device = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: the run's state, but no addresses, and no tables, which can be made again."""

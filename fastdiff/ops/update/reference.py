@@ -97,8 +97,8 @@ def update(row: Tensor, i: Inputs) -> Outputs:
     if i.mask is not None:
         assert i.known is not None
         known = i.known * col("known_alpha")
-        unread = i.known_z is None or not col("known_sigma")
-        known = known + (torch.zeros_like(known) if unread else i.known_z) * col("known_sigma")
+        known_z = i.known_z if col("known_sigma") else None  # unread where its coefficient is 0
+        known = known + (torch.zeros_like(known) if known_z is None else known_z) * col("known_sigma")
         x = i.mask * known + (1.0 - i.mask) * x
     return Outputs(x, anchor, slot, x0, x * col("next_c_in"), guided)
 
