@@ -335,7 +335,7 @@ def pair_of(case: Case) -> tuple[Any, Any, str, str]:
         if not case.begin and bool((times[1:] == times[0]).any()) and hasattr(theirs, "set_begin_index"):
             case.repeats = True  # theirs would begin with the second
             theirs.set_begin_index(0)
-        begin = case.begin * mine.order
+        begin = case.begin * getattr(mine, "order", 1)
         counted = hasattr(theirs, "step_index") and not hasattr(theirs, "set_begin_index")
         if counted and begin < len(times) and int((times == times[begin]).sum()) > 1:
             case.repeats = True  # theirs would begin with the second, wherever the run begins
