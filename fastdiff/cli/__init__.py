@@ -4,4 +4,7 @@
 from fastdiff.cli import bench, compare, info, plan, reproduce, sample, train
 from fastdiff.cli.app import app
 
+ORDER = ("sample", "train", "plan", "compare", "reproduce", "bench", "info")  # in which help lists them
+app.registered_commands.sort(key=lambda command: ORDER.index(getattr(command.callback, "__name__", "")))
+
 __all__ = ["app", "bench", "compare", "info", "plan", "reproduce", "sample", "train"]

@@ -12,7 +12,12 @@ import typer
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "edm", "flow")
 
 
-Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Of the CPU. [default: torch's choice, one a core]")]
+Device = Annotated[
+    str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …, or auto: the GPU where there is one.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=4096, help="Threads of the CPU. [default: torch's choice, one a core]")
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show no progress, and say nothing but warnings and errors.")
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Threads
+from fastdiff.cli.arguments import Device, Threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,17 +31,20 @@ def bench(
         typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a run, a network call each.")] = 10,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each contender, in turns.")] = 5,
-    compile: Annotated[bool, typer.Option("--compile", help="Also torch.compile, which takes a minute first.")] = False,
-    device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 5,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Also time torch.compile, which takes a minute first.")
+    ] = False,
+    device: Device = "auto",
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the table.")] = False,
 ) -> None:
-    """Time this model on this machine: plain PyTorch, torch.compile, fastdiff; a step, images a second, and the error.
+    """Time a model on this machine, beside plain PyTorch.
 
-    All draw the same noise by DDIM (Euler's method where the schedule is no table). Whoever's images are not plain
-    PyTorch's is named, and nothing is timed then (exit code 1).
+    A table of milliseconds a step, images a second, and the error: plain PyTorch, fastdiff.sample, and the accelerated
+    network. All draw the same images by DDIM (Euler's method where the schedule is no table). Where some come out
+    otherwise, they are named and nothing is timed (exit code 1).
     """
     import copy
 

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Quiet, Threads
+from fastdiff.cli.arguments import Device, Quiet, Threads
 
 FINE = 100  # steps of the solution that others are measured against
 
 
 @command
 def compare(
-    samplers: Annotated[str, typer.Option(help="Names with commas between: a row each.")] = "ddim,dpmpp_2m,unipc",
+    samplers: Annotated[str, typer.Option(help="Samplers, with commas between: a row each.")] = "ddim,dpmpp_2m,unipc",
     steps: Annotated[str, typer.Option(help="Numbers of steps with commas between: a column each.")] = "5,10,20",
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("compare.png"),
     model: Annotated[
@@ -33,21 +33,22 @@ def compare(
     ] = None,
     spacing: Annotated[
         str | None,
-        typer.Option(help="Where the samplers stop, such as trailing or karras. [default: the model's own]"),
+        typer.Option(help="Where the steps lie, such as trailing or karras. [default: the model's own]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, which is the same in every place.")] = 0,
     fine: Annotated[
         int,
         typer.Option(min=0, help="Steps of the fine solution, by DPM-Solver++(2M); 0 leaves the distances out."),
     ] = FINE,
-    device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+    device: Device = "auto",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the same noise by several samplers in several numbers of steps: one picture, rows and columns.
+    """Compare samplers and numbers of steps in one picture.
 
-    Under each place: the network calls, and the distance (root mean square over all pixels, which lie in [-1, 1]) from
-    a fine solution of the same differential equation, for samplers that add no noise of their own.
+    All begin with the same noise. Under each place: the network calls, and the distance (root mean square over all
+    pixels, which lie in [-1, 1]) from a fine solution of the same differential equation, for samplers that add no noise
+    of their own.
     """
     import torch
     from tqdm.auto import tqdm

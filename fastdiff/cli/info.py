@@ -9,7 +9,7 @@ from fastdiff.cli.app import command
 
 @command
 def info() -> None:
-    """Show what was built, what would be chosen for each operation, and why."""
+    """Show what was built, and which kernels run here."""
     from fastdiff.info import report
 
     typer.echo(report())

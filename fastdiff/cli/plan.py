@@ -38,11 +38,11 @@ def plan(
     ] = None,
     eta: Annotated[
         float | None,
-        typer.Option(help="Share of noise: 0 is deterministic, 1 is ancestral. [default: the sampler's]"),
+        typer.Option(help="How much new noise the steps add: 0 is none, 1 as much as DDPM. [default: the sampler's]"),
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE, another argument of the sampler, such as order=3; may be repeated."),
+        typer.Option(metavar="NAME=VALUE", help="Another argument of the sampler, such as order=3; may be repeated."),
     ] = None,
     plot: Annotated[
         Path | None,
@@ -53,7 +53,7 @@ def plan(
         typer.Option(help="Also write the plan, to be run again by `fastdiff sample --plan` or `Plan.load`."),
     ] = None,
 ) -> None:
-    """Show a sampler as the table of numbers that it is: what each step does to the state."""
+    """Show a sampler as a table of numbers, a row a step."""
     from fastdiff.files import check_writable
     from fastdiff.samplers.resolve import resolve_plan
 

@@ -20,15 +20,22 @@ def reproduce(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="What torch calls it. [default: the GPU where the picture was made on one, or else the CPU]"),
+        typer.Option(
+            help="Where to compute: cpu, cuda …. [default: the GPU where the picture was made on one, or else the CPU]"
+        ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, max=4096, help="Of the CPU. [default: as many as then, if there are so many cores]"),
+        typer.Option(
+            min=1, max=4096, help="Threads of the CPU. [default: as many as then, if there are so many cores]"
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make a picture again by the recipe in it, and compare: the exit code is 0 where all pixels are the same."""
+    """Make a picture again by the recipe in it, and compare the two.
+
+    The exit code is 0 where all pixels are the same, else 1.
+    """
     from fastdiff.cli.arguments import device_of
     from fastdiff.pictures.reproduce import reproduce as run
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import SCHEDULES, DType, Quiet, Threads, device_of, labels_of, options, schedule_of
+from fastdiff.cli.arguments import SCHEDULES, Device, DType, Quiet, Threads, device_of, labels_of, options, schedule_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,10 @@ class Accelerate(str, Enum):
 @command
 def sample(
     out: Annotated[Path, typer.Option(help="The PNG to write, a grid of the images.")] = Path("samples.png"),
+    gif: Annotated[
+        Path | None,
+        typer.Option(help="Also write the images as they form, from noise on, as a GIF (of one batch)."),
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
@@ -58,18 +62,21 @@ def sample(
     ] = None,
     eta: Annotated[
         float | None,
-        typer.Option(help="Share of noise: 0 is deterministic, 1 is ancestral. [default: the model's or sampler's]"),
+        typer.Option(
+            help="How much new noise the steps add: 0 is none, 1 as much as DDPM. [default: the model's or sampler's]"
+        ),
     ] = None,
     spacing: Annotated[
         str | None,
-        typer.Option(help="Which levels the sampler stops at, such as trailing or karras. [default: the model's own]"),
+        typer.Option(help="Where the sampler's steps lie, such as trailing or karras. [default: the model's own]"),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(help="The bound of the predicted image, or none. [default: the model's own]")
+        str | None,
+        typer.Option(help="Bound of the predicted image's values, such as 1, or none. [default: the model's own]"),
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE, another argument of the sampler, such as order=3; may be repeated."),
+        typer.Option(metavar="NAME=VALUE", help="Another argument of the sampler, such as order=3; may be repeated."),
     ] = None,
     schedule: Annotated[
         str | None,
@@ -95,26 +102,27 @@ def sample(
     ] = None,
     interpolate: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="A B", help=f"Images between two pictures, in a row. [default number: {BETWEEN}]"),
+        typer.Option(metavar="A B", help=f"Draw images between two pictures, in a row. [default number: {BETWEEN}]"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Image i of a seed is the same image in every batch.")] = 0,
-    sample_offset: Annotated[int, typer.Option(min=0, help="The number of the first image.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the noise; image i of a seed is the same in every batch.")] = 0,
+    sample_offset: Annotated[int, typer.Option(min=0, help="Number of the first image, to split a large job.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
-    device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[DType, typer.Option(help="What the network computes in.")] = DType.float32,
     accelerate: Annotated[
         Accelerate,
         typer.Option(help="The network's fast path: on, off, or auto: for networks of a million weights and more."),
     ] = Accelerate.auto,
-    backend: Annotated[str, typer.Option(help="auto, native, triton or reference.")] = "auto",
-    gif: Annotated[
-        Path | None,
-        typer.Option(help="Also write the reverse process, from noise on, as a GIF (one batch at most)."),
-    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="Whose kernels: native (C++, CUDA), triton, reference (PyTorch), or auto.")
+    ] = "auto",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw images from a trained model; without options, 64 digits into samples.png."""
+    """Draw images from a trained model.
+
+    Without options: 64 digits, from the model in the package, into samples.png.
+    """
     import torch
 
     import fastdiff

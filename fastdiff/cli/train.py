@@ -9,16 +9,16 @@ from typing import Annotated
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Quiet, Threads
+from fastdiff.cli.arguments import Device, Quiet, Threads
 
 
 @command
 def train(
     data: Annotated[str, typer.Option(help='"digits" (scikit-learn\'s), or a folder of pictures.')],
     out: Annotated[Path, typer.Option(help="The folder to write the model to.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 6000,
+    steps: Annotated[int, typer.Option(help="Training steps in all.")] = 6000,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 2e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate (of AdamW).")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of the first weights, the images drawn and the noise.")] = 0,
     size: Annotated[
         int | None,
@@ -26,31 +26,37 @@ def train(
     ] = None,
     channels: Annotated[
         str | None,
-        typer.Option(help="Of each level, such as 64,128,128. [default: by size]"),
+        typer.Option(help="Channels at each resolution, such as 64,128,128. [default: by size]"),
     ] = None,
-    layers: Annotated[int, typer.Option(help="Residual blocks of a level.")] = 1,
+    layers: Annotated[int, typer.Option(help="Residual blocks at each resolution.")] = 1,
     init: Annotated[
         str | None,
-        typer.Option(help="A model's folder, whose network and weights to start from. [default: drawn by --seed]"),
+        typer.Option(help="A model's folder, to start from its network and weights. [default: drawn by --seed]"),
     ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the images drawn, left to right.")] = False,
-    label_dropout: Annotated[float, typer.Option(help="Share of labels dropped, for guidance.")] = 0.1,
-    ema_decay: Annotated[float, typer.Option(help="Decay a step of the averaged weights.")] = 0.999,
-    schedule: Annotated[str, typer.Option(help="linear or cosine.")] = "cosine",
-    timesteps: Annotated[int, typer.Option(help="T, of the schedule.")] = 1000,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the images, left to right.")] = False,
+    label_dropout: Annotated[float, typer.Option(help="Share of labels left out, which --guidance needs.")] = 0.1,
+    ema_decay: Annotated[float, typer.Option(help="Share of the averaged weights that a step keeps.")] = 0.999,
+    schedule: Annotated[str, typer.Option(help="Schedule of the noise: linear or cosine.")] = "cosine",
+    timesteps: Annotated[int, typer.Option(help="Levels of noise in the schedule.")] = 1000,
     prediction: Annotated[
         str, typer.Option(help="What the network learns: epsilon, v_prediction or sample.")
     ] = "epsilon",
     sampler: Annotated[
         str | None,
-        typer.Option(help="Of the model, unless `fastdiff sample` names another. [default: ddpm; digits: ddim]"),
+        typer.Option(
+            help="What samples of the model are drawn by, here and in `fastdiff sample`. [default: ddpm; digits: ddim]"
+        ),
     ] = None,
     sampling_steps: Annotated[
-        int | None, typer.Option(help="Of that sampler. [default: every timestep; digits: 50]")
+        int | None, typer.Option(help="Steps of that sampler. [default: every timestep; digits: 50]")
     ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Of the model, too. [default: 1, none; digits: 1.15]")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (autocast).")] = "auto",
-    device: Annotated[str, typer.Option(help="What torch calls it, or auto.")] = "auto",
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of those samples. [default: 1, none; digits: 1.15]")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="What the network computes in: float32, bfloat16 (autocast), or auto.")
+    ] = "auto",
+    device: Device = "auto",
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints and grids of samples.")] = 500,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in --out; --lr and --steps may be others.")
@@ -62,9 +68,9 @@ def train(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a DDPM on a folder of pictures or on handwritten digits (Ho et al. 2020, Algorithm 1).
+    """Train a model on a folder of pictures or on digits.
 
-    It may be killed at any time; Ctrl-C ends the step that is being done and keeps it.
+    Algorithm 1 of Ho et al. 2020. It may be killed at any time; Ctrl-C ends the step that is being done and keeps it.
     """
     from fastdiff.ops.native import cpu_threads
     from fastdiff.training.signals import Interrupted
