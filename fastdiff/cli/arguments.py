@@ -12,6 +12,20 @@ import typer
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "edm", "flow")
 
 
+Model = Annotated[
+    Path | None,
+    typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
+]
+ClassName = Annotated[
+    str | None, typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]")
+]
+Guidance = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]")
+]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Another argument of the sampler, such as order=3; may be repeated."),
+]
 Device = Annotated[
     str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …, or auto: the GPU where there is one.")
 ]

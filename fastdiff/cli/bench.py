@@ -7,13 +7,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Device, Threads
+from fastdiff.cli.arguments import Device, Model, Threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,10 +25,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 
 @command
 def bench(
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
-    ] = None,
+    model: Model = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 5,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Device, Quiet, Threads
+from fastdiff.cli.arguments import ClassName, Device, Guidance, Model, Quiet, Threads
 
 FINE = 100  # steps of the solution that others are measured against
 
@@ -18,27 +18,16 @@ def compare(
     samplers: Annotated[str, typer.Option(help="Samplers, with commas between: a row each.")] = "ddim,dpmpp_2m,unipc",
     steps: Annotated[str, typer.Option(help="Numbers of steps with commas between: a column each.")] = "5,10,20",
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("compare.png"),
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
-    ] = None,
+    model: Model = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Images in each place.")] = 4,
-    class_name: Annotated[
-        str | None,
-        typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]"),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]"),
-    ] = None,
+    class_name: ClassName = None,
+    guidance: Guidance = None,
     spacing: Annotated[
-        str | None,
-        typer.Option(help="Where the steps lie, such as trailing or karras. [default: the model's own]"),
+        str | None, typer.Option(help="Where the steps lie, such as trailing or karras. [default: the model's own]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, which is the same in every place.")] = 0,
     fine: Annotated[
-        int,
-        typer.Option(min=0, help="Steps of the fine solution, by DPM-Solver++(2M); 0 leaves the distances out."),
+        int, typer.Option(min=0, help="Steps of the fine solution, by DPM-Solver++(2M); 0 leaves the distances out.")
     ] = FINE,
     device: Device = "auto",
     threads: Threads = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import SCHEDULES, options, schedule_of
+from fastdiff.cli.arguments import SCHEDULES, Option, options, schedule_of
 from fastdiff.samplers import SAMPLERS
 from fastdiff.schedules.level import PREDICTIONS
 from fastdiff.schedules.spacing import NAMES
@@ -17,16 +17,12 @@ from fastdiff.schedules.spacing import NAMES
 @command
 def plan(
     sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")],
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Steps of the sampler. [default: every timestep]"),
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampler. [default: every timestep]")] = None,
     schedule: Annotated[
         str, typer.Option(help=f"{', '.join(SCHEDULES)}, or a folder that holds a scheduler_config.json.")
     ] = "linear",
     spacing: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(NAMES)}. [default: the sampler's or the schedule's]"),
+        str | None, typer.Option(help=f"{', '.join(NAMES)}. [default: the sampler's or the schedule's]")
     ] = None,
     tokens: Annotated[
         int | None,
@@ -37,16 +33,11 @@ def plan(
         typer.Option(help=f"What the network predicts: {', '.join(PREDICTIONS)}. [default: the folder's, or epsilon]"),
     ] = None,
     eta: Annotated[
-        float | None,
-        typer.Option(help="How much new noise the steps add: 0 is none, 1 as much as DDPM. [default: the sampler's]"),
+        float | None, typer.Option(help="How much new noise steps add: 0 is none, 1 DDPM's. [default: the sampler's]")
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Another argument of the sampler, such as order=3; may be repeated."),
-    ] = None,
+    option: Option = None,
     plot: Annotated[
-        Path | None,
-        typer.Option(help="Also draw the levels, the coefficients and the noise, as a PNG."),
+        Path | None, typer.Option(help="Also draw the levels, the coefficients and the noise, as a PNG.")
     ] = None,
     json: Annotated[
         Path | None,

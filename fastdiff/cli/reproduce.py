@@ -15,8 +15,7 @@ from fastdiff.cli.arguments import Quiet
 def reproduce(
     picture: Annotated[Path, typer.Argument(help="A PNG or GIF that `fastdiff sample` wrote.")],
     model: Annotated[
-        Path | None,
-        typer.Option(help="The model's folder. [default: the one that the picture names]"),
+        Path | None, typer.Option(help="The model's folder. [default: the one that the picture names]")
     ] = None,
     device: Annotated[
         str | None,

@@ -11,7 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import SCHEDULES, Device, DType, Quiet, Threads, device_of, labels_of, options, schedule_of
+from fastdiff.cli.arguments import (
+    SCHEDULES,
+    ClassName,
+    Device,
+    DType,
+    Guidance,
+    Model,
+    Option,
+    Quiet,
+    Threads,
+    device_of,
+    labels_of,
+    options,
+    schedule_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,37 +48,23 @@ class Accelerate(str, Enum):
 def sample(
     out: Annotated[Path, typer.Option(help="The PNG to write, a grid of the images.")] = Path("samples.png"),
     gif: Annotated[
-        Path | None,
-        typer.Option(help="Also write the images as they form, from noise on, as a GIF (of one batch)."),
+        Path | None, typer.Option(help="Also write the images as they form, from noise on, as a GIF (of one batch).")
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
-    ] = None,
+    model: Model = None,
     number: Annotated[
         int | None, typer.Option("--number", "-n", min=1, help=f"How many images. [default: {NUMBER}]")
     ] = None,
-    class_name: Annotated[
-        str | None,
-        typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]"),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]"),
-    ] = None,
+    class_name: ClassName = None,
+    guidance: Guidance = None,
     sampler: Annotated[
-        str | None,
-        typer.Option(help="Any sampler that `fastdiff plan` lists. [default: the model's own, or ddpm]"),
+        str | None, typer.Option(help="Any sampler that `fastdiff plan` lists. [default: the model's own, or ddpm]")
     ] = None,
     steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Steps of the sampler. [default: the model's own, or every timestep]"),
+        int | None, typer.Option(min=1, help="Steps of the sampler. [default: the model's own, or every timestep]")
     ] = None,
     eta: Annotated[
         float | None,
-        typer.Option(
-            help="How much new noise the steps add: 0 is none, 1 as much as DDPM. [default: the model's or sampler's]"
-        ),
+        typer.Option(help="How much new noise steps add: 0 is none, 1 DDPM's. [default: the model's or sampler's]"),
     ] = None,
     spacing: Annotated[
         str | None,
@@ -74,10 +74,7 @@ def sample(
         str | None,
         typer.Option(help="Bound of the predicted image's values, such as 1, or none. [default: the model's own]"),
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Another argument of the sampler, such as order=3; may be repeated."),
-    ] = None,
+    option: Option = None,
     schedule: Annotated[
         str | None,
         typer.Option(

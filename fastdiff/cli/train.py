@@ -20,13 +20,9 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate (of AdamW).")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of the first weights, the images drawn and the noise.")] = 0,
-    size: Annotated[
-        int | None,
-        typer.Option(help="Pixels a side. [default: 8 for digits, 32 for a folder]"),
-    ] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels a side. [default: 8 for digits, 32 for a folder]")] = None,
     channels: Annotated[
-        str | None,
-        typer.Option(help="Channels at each resolution, such as 64,128,128. [default: by size]"),
+        str | None, typer.Option(help="Channels at each resolution, such as 64,128,128. [default: by size]")
     ] = None,
     layers: Annotated[int, typer.Option(help="Residual blocks at each resolution.")] = 1,
     init: Annotated[
@@ -43,9 +39,7 @@ def train(
     ] = "epsilon",
     sampler: Annotated[
         str | None,
-        typer.Option(
-            help="What samples of the model are drawn by, here and in `fastdiff sample`. [default: ddpm; digits: ddim]"
-        ),
+        typer.Option(help="What the model is sampled by, here and in `fastdiff sample`. [default: ddpm; digits: ddim]"),
     ] = None,
     sampling_steps: Annotated[
         int | None, typer.Option(help="Steps of that sampler. [default: every timestep; digits: 50]")
