@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -21,12 +20,13 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 def extension() -> ModuleType | str:
     """The module fastdiff._C, or why it cannot be imported."""
     try:
-        return import_module("fastdiff._C")
+        from fastdiff import _C  # type: ignore[attr-defined,unused-ignore]  # torch.compile does not follow import_module
     except ImportError as error:
         return (
             f"the extension is not built or does not load: {error}; with a C++17 compiler on the PATH, installing "
             "fastdiff again builds it, and FASTDIFF_NATIVE=ON shows what fails"
         )
+    return _C
 
 
 @lru_cache(maxsize=16)
