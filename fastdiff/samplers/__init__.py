@@ -7,6 +7,7 @@ from fastdiff.samplers.ddim import ddim
 from fastdiff.samplers.ddim_inverse import ddim_inverse
 from fastdiff.samplers.ddpm import ddpm
 from fastdiff.samplers.deis import deis
+from fastdiff.samplers.described import describe
 from fastdiff.samplers.dpm2 import dpm2, dpm2_ancestral
 from fastdiff.samplers.dpm_multistep import dpm_multistep
 from fastdiff.samplers.dpm_singlestep import dpm_singlestep
@@ -58,6 +59,8 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     "restart": restart,
     "repaint": repaint,
 }
+for sampler in SAMPLERS.values():
+    describe(sampler)
 
 __all__ = [
     "SAMPLERS", "ddim", "ddim_inverse", "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpm_multistep", "dpm_singlestep",

@@ -45,10 +45,6 @@ def dpm_multistep(
     """Multistep DPM-Solver(++) of any order, in every form of today's libraries; ``dpm_solver`` names them.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: 1 (DDIM), 2 or 3: row i reads the outputs of rows i − 1 and i − 2. The first rows, and one that leaves
             or reaches an infinite λ, have less.
         algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε; a row that leaves a level without signal, where ε
@@ -56,8 +52,6 @@ def dpm_multistep(
         solver_type: order 2's slope weighs half the step ("midpoint": Lu et al. 2022b, Algorithm 2) or is integrated
             ("heun"). Under both, order 3 is the published one, which has half of its quadratic's integral and therefore
             converges with order 2. "exact" integrates the whole polynomial, with order 3.
-        lower_order_final: in fewer than 15 steps the last is first order and the one before it at most second.
-        euler_at_final: the last step is first order in any number. It always is where it ends without noise.
         eta: the share of the SDE's noise. 1 is "sde-dpmsolver++" ("sde-dpmsolver") of diffusers. For x̂_0 h grows
             by η h (k-diffusion's η); for ε the drift and the noise's variance grow by the share η.
         s_noise: a factor of the noise. It is drawn by (stream, row); a Brownian tree's noise also depends on σ,

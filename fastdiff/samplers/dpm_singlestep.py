@@ -54,10 +54,7 @@ def dpm_singlestep(
     """Singlestep DPM-Solver(++) of any order; ``dpm_solver`` names its forms.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: the levels that ``spacing`` chooses; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: 1, 2 or 3 network calls a step.
         algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε, but for a step from a level without signal.
         solver_type: order 2's slope weighs half the step ("midpoint"), or is integrated ("heun", which is "exact"

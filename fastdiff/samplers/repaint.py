@@ -29,15 +29,10 @@ def repaint(
     """DDPM, or DDIM where ``eta`` is given, with RePaint's jumps; ``sample`` has the mask and the known image.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: how many timesteps to visit, all T of a NoiseSchedule by default; the paper takes 250.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
         jump_length, jump_n_sample: j and r of the paper (``resampled``).
         eta: DDIM's η; None takes DDPM, as the paper does, with ``variance``, by default "fixed_small".
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     if eta is None:
         variance = "fixed_small" if variance is None else variance

@@ -37,16 +37,10 @@ def restart(
     one is ``heun``'s. n steps are 2n − 1 network calls, and 2·steps more for each restart.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: steps, not network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         intervals: (t_min, t_max, steps, K) of each, t in σ/α; steps None is as many as the walk itself has there. The
             default is the paper's for CIFAR-10, whose code counts levels in place of steps, one more.
         s_noise: a factor of the noise, 0 or more.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     check_number("s_noise", s_noise, 0)
     bound, wanted = check_clip(clip), [_interval(i, given) for i, given in enumerate(_sequence(intervals))]
