@@ -11,7 +11,21 @@ import typer
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "edm", "flow")
 
-
+Model = Annotated[
+    Path | None,
+    typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
+]
+ClassName = Annotated[
+    str | None, typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]")
+]
+Guidance = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]")
+]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE, another argument of the sampler, such as order=3; may be repeated."),
+]
+Device = Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Of the CPU. [default: torch's choice, one a core]")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show no progress, and say nothing but warnings and errors.")
@@ -50,6 +64,13 @@ def schedule_of(name: str, tokens: int | None = None) -> tuple[Any, str | None]:
     if tokens is not None:
         raise ValueError("--tokens goes with a folder as --schedule")
     return name, None
+
+
+def trained_model(folder: Path | None) -> Any:
+    """The model in a folder, or the digits in the package."""
+    from fastdiff.models import digits, load
+
+    return digits() if folder is None else load(folder)
 
 
 def device_of(name: str) -> Any:

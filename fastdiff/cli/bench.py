@@ -7,13 +7,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Threads
+from fastdiff.cli.arguments import Device, Model, Threads, device_of, labels_of, trained_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,15 +25,12 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 
 @command
 def bench(
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
-    ] = None,
+    model: Model = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a run, a network call each.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each contender, in turns.")] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="Also torch.compile, which takes a minute first.")] = False,
-    device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+    device: Device = "auto",
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the table.")] = False,
 ) -> None:
@@ -49,12 +45,11 @@ def bench(
     from tqdm.auto import tqdm
 
     import fastdiff
-    from fastdiff.cli.arguments import device_of, labels_of
     from fastdiff.ops.native import cpu_threads
     from fastdiff.pictures.network import environment
 
     where = device_of(device)
-    trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    trained = trained_model(model)
     network = trained.unet.to(where, torch.float32)
     shape = (batch_size, *trained.image_shape)
     labels = labels_of(trained.classes, None, batch_size, 0)

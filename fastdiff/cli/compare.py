@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Quiet, Threads
+from fastdiff.cli.arguments import (
+    ClassName,
+    Device,
+    Guidance,
+    Model,
+    Quiet,
+    Threads,
+    device_of,
+    labels_of,
+    trained_model,
+)
 
 FINE = 100  # steps of the solution that others are measured against
 
@@ -18,19 +28,10 @@ def compare(
     samplers: Annotated[str, typer.Option(help="Names with commas between: a row each.")] = "ddim,dpmpp_2m,unipc",
     steps: Annotated[str, typer.Option(help="Numbers of steps with commas between: a column each.")] = "5,10,20",
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("compare.png"),
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
-    ] = None,
+    model: Model = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Images in each place.")] = 4,
-    class_name: Annotated[
-        str | None,
-        typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]"),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]"),
-    ] = None,
+    class_name: ClassName = None,
+    guidance: Guidance = None,
     spacing: Annotated[
         str | None,
         typer.Option(help="Where the samplers stop, such as trailing or karras. [default: the model's own]"),
@@ -40,7 +41,7 @@ def compare(
         int,
         typer.Option(min=0, help="Steps of the fine solution, by DPM-Solver++(2M); 0 leaves the distances out."),
     ] = FINE,
-    device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+    device: Device = "auto",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -53,7 +54,6 @@ def compare(
     from tqdm.auto import tqdm
 
     import fastdiff
-    from fastdiff.cli.arguments import device_of, labels_of
     from fastdiff.files import atomic_write, check_writable
     from fastdiff.images import make_grid
     from fastdiff.ops.native import cpu_threads
@@ -64,7 +64,7 @@ def compare(
     check_writable(out, suffix=".png")
     names, counts = _words("--samplers", samplers), _numbers("--steps", steps)
     where = device_of(device)
-    trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    trained = trained_model(model)
     trained.unet.to(where, torch.float32)
     labels = labels_of(trained.classes, class_name, number, 0)
     shape = (number, *trained.image_shape)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import SCHEDULES, options, schedule_of
+from fastdiff.cli.arguments import SCHEDULES, Option, options, schedule_of
 from fastdiff.samplers import SAMPLERS
 from fastdiff.schedules.level import PREDICTIONS
 from fastdiff.schedules.spacing import NAMES
@@ -40,10 +40,7 @@ def plan(
         float | None,
         typer.Option(help="Share of noise: 0 is deterministic, 1 is ancestral. [default: the sampler's]"),
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE, another argument of the sampler, such as order=3; may be repeated."),
-    ] = None,
+    option: Option = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Also draw the levels, the coefficients and the noise, as a PNG."),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Quiet
+from fastdiff.cli.arguments import Quiet, device_of
 
 
 @command
@@ -29,7 +29,6 @@ def reproduce(
     quiet: Quiet = False,
 ) -> None:
     """Make a picture again by the recipe in it, and compare: the exit code is 0 where all pixels are the same."""
-    from fastdiff.cli.arguments import device_of
     from fastdiff.pictures.reproduce import reproduce as run
 
     where = None if device is None else device_of(device)

@@ -11,7 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import SCHEDULES, DType, Quiet, Threads, device_of, labels_of, options, schedule_of
+from fastdiff.cli.arguments import (
+    SCHEDULES,
+    ClassName,
+    Device,
+    DType,
+    Guidance,
+    Model,
+    Option,
+    Quiet,
+    Threads,
+    device_of,
+    labels_of,
+    options,
+    schedule_of,
+    trained_model,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,21 +48,12 @@ class Accelerate(str, Enum):
 @command
 def sample(
     out: Annotated[Path, typer.Option(help="The PNG to write, a grid of the images.")] = Path("samples.png"),
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A folder written by `fastdiff train` or diffusers. [default: the digits in the package]"),
-    ] = None,
+    model: Model = None,
     number: Annotated[
         int | None, typer.Option("--number", "-n", min=1, help=f"How many images. [default: {NUMBER}]")
     ] = None,
-    class_name: Annotated[
-        str | None,
-        typer.Option("--class", help="One class for all images, by name. [default: all classes in turn]"),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance scale; 1 is none. [default: the model's own]"),
-    ] = None,
+    class_name: ClassName = None,
+    guidance: Guidance = None,
     sampler: Annotated[
         str | None,
         typer.Option(help="Any sampler that `fastdiff plan` lists. [default: the model's own, or ddpm]"),
@@ -67,10 +73,7 @@ def sample(
     clip: Annotated[
         str | None, typer.Option(help="The bound of the predicted image, or none. [default: the model's own]")
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE, another argument of the sampler, such as order=3; may be repeated."),
-    ] = None,
+    option: Option = None,
     schedule: Annotated[
         str | None,
         typer.Option(
@@ -100,7 +103,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Image i of a seed is the same image in every batch.")] = 0,
     sample_offset: Annotated[int, typer.Option(min=0, help="The number of the first image.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
-    device: Annotated[str, typer.Option(help="What torch calls it, or auto: the GPU where there is one.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[DType, typer.Option(help="What the network computes in.")] = DType.float32,
     accelerate: Annotated[
         Accelerate,
@@ -147,7 +150,7 @@ def sample(
         raise ValueError(f"{name} one batch: --number {count} must not exceed --batch-size {batch_size}")
 
     where, kind = device_of(device), getattr(torch, dtype.value)
-    trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    trained = trained_model(model)
     trained.unet.to(device=where, dtype=kind)
     labels = labels_of(trained.classes, class_name, count, sample_offset)
     if labels is None and guidance not in (None, 1.0):
