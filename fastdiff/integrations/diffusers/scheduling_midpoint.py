@@ -12,7 +12,6 @@ from diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import KDPM2Ance
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteSchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import result
 from fastdiff.integrations.diffusers.base_sigmas import ScaledStepping, SigmaList
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.stages import call, moved
@@ -92,6 +91,7 @@ class KDPM2DiscreteScheduler(TwoCallStepping, theirs.KDPM2DiscreteScheduler):
     ``add_noise``, in float32. A run begins with the first of a step's two calls.
     """
 
+    _output_class = KDPM2DiscreteSchedulerOutput
     _reads = ("timesteps", "sigmas", "sigmas_interpol")  # diffusers' own, as the timesteps told to the network are
     sigmas_interpol: Tensor
 
@@ -111,9 +111,7 @@ class KDPM2DiscreteScheduler(TwoCallStepping, theirs.KDPM2DiscreteScheduler):
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at the σ half-way, or at the list's next; arguments and results are diffusers'."""
         index = self._index(timestep)
-        x, x0 = self._advance(self._rows(index), index, model_output, sample)
-        self._step_index = index + 1
-        return result(KDPM2DiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._next(self._rows(index), index, model_output, sample, None, return_dict)
 
 
 class KDPM2AncestralDiscreteScheduler(TwoCallStepping, theirs.KDPM2AncestralDiscreteScheduler):
@@ -122,6 +120,7 @@ class KDPM2AncestralDiscreteScheduler(TwoCallStepping, theirs.KDPM2AncestralDisc
     It differs as KDPM2DiscreteScheduler does.
     """
 
+    _output_class = KDPM2AncestralDiscreteSchedulerOutput
     _reads = ("timesteps", "sigmas", "sigmas_interpol", "sigmas_down", "sigmas_up")
     sigmas_interpol: Tensor
     sigmas_down: Tensor
@@ -150,11 +149,7 @@ class KDPM2AncestralDiscreteScheduler(TwoCallStepping, theirs.KDPM2AncestralDisc
         rows = self._rows(index)
         if not self.state_in_first_order:
             noise = self._draw(generator, model_output, model_output.dtype)
-        x, x0 = self._advance(rows, index, model_output, sample, noise)
-        self._step_index = index + 1
-        if not return_dict:
-            return x, x0
-        return result(KDPM2AncestralDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0)
+        return self._next(rows, index, model_output, sample, noise, return_dict)
 
 
 def midpoint(here: Level, middle: Level, down: float, up: float, prediction: str) -> tuple[Row, Row]:
