@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 from fastdiff.checks import check_clip, check_int, check_number
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
-from fastdiff.samplers.stages import heun_rows, rounded, timed
+from fastdiff.samplers.stages import heun_rows, noised, rounded, timed
 from fastdiff.schedules.level import Level, Schedule, check_schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
@@ -60,7 +59,7 @@ def restart(
                 count = 1 + sum(there.ratio < stop.ratio < high for stop in stops)
             walk = _between(schedule, there, high, count, quantize)
             for _ in range(times):
-                rows.append(_noised(there, walk[0], s_noise))
+                rows.append(noised(there, walk[0], s_noise))
                 for a, b in pairwise(walk):
                     rows += heun_rows(a, b, prediction, bound)
     return Plan(tuple(rows), name="restart", init_sigma=stops[0].sigma)
@@ -71,13 +70,6 @@ def _between(schedule: Schedule, low: Level, high: float, count: int, quantize: 
     a, b = high ** (1 / 7), low.ratio ** (1 / 7)
     inner = [(a + i / count * (b - a)) ** 7 for i in range(1, count)]
     return [*(rounded(schedule.at_ratio(ratio), quantize) for ratio in (high, *inner)), low]
-
-
-def _noised(low: Level, high: Level, s_noise: float) -> Row:
-    """The row from a level to a noisier one."""
-    ratio = high.alpha / low.alpha
-    noise = s_noise * math.sqrt(high.sigma**2 - (ratio * low.sigma) ** 2)
-    return Row(t=low.t, alpha=low.alpha, sigma=low.sigma, c_in=low.c_in, x={"x": ratio, "z": noise}, calls_model=False)
 
 
 def _sequence(intervals: Sequence[Interval]) -> Sequence[Interval]:
