@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fastdiff.checks import named_device
 from fastdiff.cli.app import command
 from fastdiff.cli.arguments import (
     ClassName,
@@ -15,9 +16,9 @@ from fastdiff.cli.arguments import (
     Model,
     Quiet,
     Threads,
-    device_of,
     labels_of,
     trained_model,
+    whole_numbers,
 )
 
 FINE = 100  # steps of the solution that others are measured against
@@ -62,8 +63,8 @@ def compare(
     from fastdiff.samplers.resolve import resolve_plan
 
     check_writable(out, suffix=".png")
-    names, counts = _words("--samplers", samplers), _numbers("--steps", steps)
-    where = device_of(device)
+    names, counts = _words("--samplers", samplers), whole_numbers("--steps", steps)
+    where = named_device(device)
     trained = trained_model(model)
     trained.unet.to(where, torch.float32)
     labels = labels_of(trained.classes, class_name, number, 0)
@@ -119,13 +120,3 @@ def _words(name: str, text: str) -> list[str]:
     if not all(words):
         raise ValueError(f"{name} must be words with commas between; got {text!r}")
     return words
-
-
-def _numbers(name: str, text: str) -> list[int]:
-    try:
-        numbers = [int(word) for word in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} must be whole numbers with commas between; got {text!r}") from None
-    if min(numbers) < 1:
-        raise ValueError(f"{name} must be at least 1; got {text!r}")
-    return numbers

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from fastdiff.checks import named_device
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Quiet, device_of
+from fastdiff.cli.arguments import Quiet
 
 
 @command
@@ -31,7 +32,7 @@ def reproduce(
     """Make a picture again by the recipe in it, and compare: the exit code is 0 where all pixels are the same."""
     from fastdiff.pictures.reproduce import reproduce as run
 
-    where = None if device is None else device_of(device)
+    where = None if device is None else named_device(device)
     made = run(picture, model, device=where, threads=threads, progress=not quiet)
     if not quiet:
         typer.echo(str(made))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastdiff.checks import named_device
 from fastdiff.cli.app import command
 from fastdiff.cli.arguments import (
     SCHEDULES,
@@ -21,7 +22,6 @@ from fastdiff.cli.arguments import (
     Option,
     Quiet,
     Threads,
-    device_of,
     labels_of,
     options,
     schedule_of,
@@ -149,7 +149,7 @@ def sample(
         name = "--gif shows" if gif is not None else "--interpolate draws"
         raise ValueError(f"{name} one batch: --number {count} must not exceed --batch-size {batch_size}")
 
-    where, kind = device_of(device), getattr(torch, dtype.value)
+    where, kind = named_device(device), getattr(torch, dtype.value)
     trained = trained_model(model)
     trained.unet.to(device=where, dtype=kind)
     labels = labels_of(trained.classes, class_name, count, sample_offset)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.acceleration.network import networks_in
+from fastdiff.checks import named_device
 from fastdiff.models import UNet
 from fastdiff.models.checkpoint import read_weights
 from fastdiff.schedules.discrete import NoiseSchedule
@@ -20,7 +21,7 @@ from fastdiff.training import data as training_data
 from fastdiff.training.folder import CHECKPOINT, WEIGHTS, check_folder, read_torch, weights_in
 from fastdiff.training.keep import GRID_STEPS
 from fastdiff.training.run import Run, own_defaults
-from fastdiff.training.settings import RunSettings, resolve_device
+from fastdiff.training.settings import RunSettings
 
 
 def train(
@@ -90,7 +91,7 @@ def train(
         raise ValueError(f"model must have float32 parameters (dtype='bfloat16' is autocast); got {_names(dtypes)}")
     if networks_in(model):
         raise ValueError("model is accelerated, which training does without; fastdiff.restore(model) first")
-    device = parameters[0].device if chosen.device == "auto" else resolve_device(chosen.device)
+    device = parameters[0].device if chosen.device == "auto" else named_device(chosen.device)
     folder = None if out is None else Path(out)
     if folder is None and (resume or overwrite):
         raise ValueError("resume and overwrite are about a folder; give out")

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from fastdiff.checks import named_device
 from fastdiff.models import UNet
 from fastdiff.models.config import UNetConfig
 from fastdiff.models.trained import load
 from fastdiff.training import data as image_data
 from fastdiff.training.folder import CHECKPOINT, check_folder
 from fastdiff.training.run import Run, own_defaults
-from fastdiff.training.settings import Settings, resolve_device, unet_config
+from fastdiff.training.settings import Settings, unet_config
 
 
 def train_unet(
@@ -54,7 +55,7 @@ def train_unet(
 
 def _run(settings: Settings, out: Path, resume: bool = False, overwrite: bool = False, progress: bool = False) -> Run:
     """The run that the settings ask for, at its first step or where its checkpoint is."""
-    device = resolve_device(settings.device)
+    device = named_device(settings.device)
     check_folder(out, resume=resume, overwrite=overwrite)
     again = resume and not (out / CHECKPOINT).exists()
     if again:
