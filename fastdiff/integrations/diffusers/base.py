@@ -180,9 +180,11 @@ class Stepping:
         values = (x,) if self._second is None else (x, second)
         return result(self._output_class, values) if return_dict else values
 
-    def _check_listed(self) -> None:
+    def _check_listed(self) -> int:
+        """How many steps the list has."""
         if self.num_inference_steps is None:
             raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        return self.num_inference_steps
 
     def _advance_slowly(
         self, rows: Rows, index: int, model_output: Tensor, variance: Tensor | None, sample: Tensor,

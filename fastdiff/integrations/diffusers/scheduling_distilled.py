@@ -44,9 +44,9 @@ class LCMScheduler(TableStepping, theirs.LCMScheduler):
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
     ) -> Any:
         """x at the list's next timestep, and the denoised image; arguments and results are diffusers'."""
-        self._check_listed()
+        last = self._check_listed() - 1
         index, noise = self._index(timestep), None
-        if index != self.num_inference_steps - 1:
+        if index != last:
             noise = self._draw(generator, sample, self._result_dtype(sample.dtype, model_output.dtype))
         return self._next(self._rows(index), index, model_output, sample, noise, return_dict)
 
@@ -86,9 +86,9 @@ class TCDScheduler(TableStepping, theirs.TCDScheduler):
         return_dict: bool = True,
     ) -> Any:
         """x at the list's next timestep, and x_s before its noise; arguments and results are diffusers'."""
-        self._check_listed()
+        last = self._check_listed() - 1
         index, noise = self._index(timestep), None
         rows = self._rows(index, eta)
-        if eta > 0 and index != self.num_inference_steps - 1:
+        if eta > 0 and index != last:
             noise = self._draw(generator, sample, self._result_dtype(sample.dtype, model_output.dtype))
         return self._next(rows, index, model_output, sample, noise, return_dict)
