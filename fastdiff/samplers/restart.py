@@ -42,7 +42,9 @@ def restart(
         s_noise: a factor of the noise, 0 or more.
     """
     check_number("s_noise", s_noise, 0)
-    bound, wanted = check_clip(clip), [_interval(i, given) for i, given in enumerate(_sequence(intervals))]
+    if isinstance(intervals, str) or not isinstance(intervals, Sequence):
+        raise TypeError(f"intervals must be a sequence of (t_min, t_max, steps, K); got {type(intervals).__name__}")
+    bound, wanted = check_clip(clip), [_interval(i, given) for i, given in enumerate(intervals)]
     schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize
     stops = timed(levels(schedule, steps, spacing), quantize)
     begins: dict[int, list[Interval]] = {}
@@ -70,12 +72,6 @@ def _between(schedule: Schedule, low: Level, high: float, count: int, quantize: 
     a, b = high ** (1 / 7), low.ratio ** (1 / 7)
     inner = [(a + i / count * (b - a)) ** 7 for i in range(1, count)]
     return [*(rounded(schedule.at_ratio(ratio), quantize) for ratio in (high, *inner)), low]
-
-
-def _sequence(intervals: Sequence[Interval]) -> Sequence[Interval]:
-    if isinstance(intervals, str) or not isinstance(intervals, Sequence):
-        raise TypeError(f"intervals must be a sequence of (t_min, t_max, steps, K); got {type(intervals).__name__}")
-    return intervals
 
 
 def _interval(i: int, given: Interval) -> Interval:

@@ -71,6 +71,21 @@ class SigmaList(Stepping):
             )
 
 
+class Pairs(SigmaList):
+    """Those that make two calls a step, one after the other in the list; runs begin with a first one."""
+
+    _has_history = True
+
+    @property
+    def state_in_first_order(self) -> bool:
+        """Whether the next call is the first of its two."""
+        return self._step_index is None or (self._step_index - (self._steps.start or 0)) % 2 == 0
+
+    def _first_place(self, timestep: Any) -> int:
+        place = super()._first_place(timestep)
+        return place + place % 2
+
+
 class FlowStepping(SigmaList):
     """Those whose states are (1 − σ) x_0 + σ ε, and that noise images by scale_noise."""
 

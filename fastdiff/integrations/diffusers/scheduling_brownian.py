@@ -99,4 +99,4 @@ class CosineDPMSolverMultistepScheduler(EDMSolverStepping, theirs.CosineDPMSolve
                 like = model_output.to(torch.promote_types(sample.dtype, model_output.dtype))
                 self.noise_sampler = BrownianTreeNoiseSampler(like, self.config.sigma_min, self.config.sigma_max, seed)
             noise = self.noise_sampler(self.sigmas[index], self.sigmas[index + 1]).to(model_output.device)
-        return self._solve(index, model_output, sample, noise, return_dict)
+        return self._next(self._rows(index), index, model_output, sample, noise, return_dict)

@@ -52,9 +52,6 @@ class EDMSolverStepping(EDMStepping):
         # diffusers' v is EDM's F with its sign changed.
         return replace(plan, rows=tuple(replace(row, q=-row.q) for row in plan))
 
-    def _solve(self, index: int, model_output: Tensor, sample: Tensor, noise: Tensor | None, return_dict: bool) -> Any:
-        return self._next(self._rows(index), index, model_output, sample, noise, return_dict)
-
 
 class EDMDPMSolverMultistepScheduler(EDMSolverStepping, theirs.EDMDPMSolverMultistepScheduler):
     """diffusers' EDMDPMSolverMultistepScheduler, a step of which is one fused update (``samplers.dpm_multistep``).
@@ -70,4 +67,4 @@ class EDMDPMSolverMultistepScheduler(EDMSolverStepping, theirs.EDMDPMSolverMulti
         index, noise = self._index(timestep), None
         if self._adds_noise:
             noise = self._draw(generator, model_output, torch.promote_types(sample.dtype, model_output.dtype))
-        return self._solve(index, model_output, sample, noise, return_dict)
+        return self._next(self._rows(index), index, model_output, sample, noise, return_dict)

@@ -12,30 +12,19 @@ from diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import KDPM2Ance
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteSchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base_sigmas import ScaledStepping, SigmaList
+from fastdiff.integrations.diffusers.base_sigmas import Pairs, ScaledStepping
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.stages import call, moved
 from fastdiff.schedules.level import Level
 
 
-class TwoCalls(SigmaList):
-    """A list in which each step's second call stands after its first; runs begin with a first one."""
-
-    _has_history = True
-
-    @property
-    def state_in_first_order(self) -> bool:
-        """Whether the next call is the first of its two."""
-        return self._step_index is None or (self._step_index - (self._steps.start or 0)) % 2 == 0
+class TwoCalls(Pairs):
+    """Those whose lists have the first call of a step and then its second."""
 
     def _first_calls(self, start: int) -> range:
         if start % 2:
             raise ValueError(f"a run begins with the first of a step's two calls, an even number; got step {start}")
         return range(start, len(self._steps.times), 2)
-
-    def _first_place(self, timestep: Any) -> int:
-        place = super()._first_place(timestep)
-        return place + place % 2
 
     def _mend_list(self) -> None:
         """The timestep −1 with which diffusers ends some "trailing" lists is dropped, and the call before it."""

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerO
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base_sigmas import EDMStepping, FlowStepping, ScaledStepping
+from fastdiff.integrations.diffusers.base_sigmas import EDMStepping, FlowStepping, Pairs, ScaledStepping
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers import euler, euler_ancestral, heun, lms
 from fastdiff.samplers.stages import Churn
@@ -183,7 +183,7 @@ class EulerAncestralDiscreteScheduler(ScaledStepping, theirs.EulerAncestralDiscr
         return self._next(self._rows(index), index, model_output, sample, noise, return_dict)
 
 
-class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
+class HeunDiscreteScheduler(Pairs, ScaledStepping, theirs.HeunDiscreteScheduler):
     """diffusers' HeunDiscreteScheduler, a step of which is one fused update (``samplers.heun``).
 
     It differs in this: half-precision samples are stepped, and noised by ``add_noise``, in float32; lists in which σ
@@ -191,14 +191,8 @@ class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
     """
 
     _output_class = HeunDiscreteSchedulerOutput
-    _has_history = True
     _may_stay = True
     is_scale_input_called = True  # here diffusers does not ask
-
-    @property
-    def state_in_first_order(self) -> bool:
-        """Whether the next step is the first of its two."""
-        return self._step_index is None or (self._step_index - (self._steps.start or 0)) % 2 == 0
 
     def _plan(self, start: int, *options: Any) -> Plan:
         if start % 2:
@@ -217,10 +211,6 @@ class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
             for row in plan
         )
         return replace(plan, rows=rows)
-
-    def _first_place(self, timestep: Any) -> int:
-        place = super()._first_place(timestep)
-        return place + place % 2  # the first of a level's two steps
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at the list's next σ, tried or mended; arguments and results are diffusers'."""
