@@ -63,7 +63,9 @@ def compare(
     from fastdiff.samplers.resolve import resolve_plan
 
     check_writable(out, suffix=".png")
-    names, counts = _words("--samplers", samplers), whole_numbers("--steps", steps)
+    names, counts = [word.strip() for word in samplers.split(",")], whole_numbers("--steps", steps)
+    if not all(names):
+        raise ValueError(f"--samplers must be words with commas between; got {samplers!r}")
     where = named_device(device)
     trained = trained_model(model)
     trained.unet.to(where, torch.float32)
@@ -113,10 +115,3 @@ def _caption(plan: Any, images: Any, exact: Any) -> str:
     if exact is None or any(row.uses("z") for row in plan):
         return told
     return f"{told}, {(images - exact).square().mean().sqrt().item():.3f}"
-
-
-def _words(name: str, text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise ValueError(f"{name} must be words with commas between; got {text!r}")
-    return words

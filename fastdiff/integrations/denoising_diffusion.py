@@ -82,7 +82,10 @@ def sample(diffusion: Any, batch_size: int = 16, return_all_timesteps: bool = Fa
     arguments = run_from(x, shape, options)
     if elucidated and not has_source(options):
         arguments["noise_fn"] = _drawn_each_step(plan, x)
-    unnormalize: Callable[[Tensor], Tensor] = _to_unit if elucidated else diffusion.unnormalize
+
+    def unnormalize(x: Tensor) -> Tensor:
+        return (x.clamp(-1, 1) + 1) * 0.5 if elucidated else diffusion.unnormalize(x)
+
     if not (diffusion.self_condition or return_all_timesteps):
         return unnormalize(run(model, shape, sampler=plan, **arguments))
     states = list[Tensor]()
@@ -155,10 +158,6 @@ def _shape(diffusion: Any, batch_size: int) -> tuple[int, ...]:
         return (batch_size, channels, length) if first else (batch_size, length, channels)
     size = diffusion.image_size
     return (batch_size, channels, *(size if isinstance(size, (tuple, list)) else (size, size)))
-
-
-def _to_unit(x: Tensor) -> Tensor:
-    return (x.clamp(-1, 1) + 1) * 0.5
 
 
 def _drawn_each_step(plan: Plan, x: Tensor) -> Callable[[int, int, tuple[int, ...]], Tensor]:
