@@ -150,7 +150,16 @@ def sample(
     if unknown:
         raise unknown_arguments(unknown, tuple(SIGNATURE.parameters))
     with plain_tensors():
-        request = Request.of(**locals())
+        request = Request.of(
+            model, shape, sampler=sampler, steps=steps, schedule=schedule, prediction=prediction, variance=variance,
+            spacing=spacing, eta=eta, clip=clip, sampler_options=sampler_options, seed=seed, seeds=seeds,
+            sample_offset=sample_offset, generator=generator, noise_fn=noise_fn, x_T=x_T, x_init=x_init,
+            start_step=start_step, resume=resume, strength=strength, mask=mask, known=known,
+            model_kwargs=model_kwargs, uncond_kwargs=uncond_kwargs, guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale, guidance_interval=guidance_interval, thresholding=thresholding,
+            cond_fn=cond_fn, device=device, model_dtype=model_dtype, backend=backend, cuda_graph=cuda_graph,
+            callback=callback, progress=progress,
+        )  # fmt: skip
         stepper = Stepper(request, keeps_x0=callback is not None)
         with eval_mode(model), stepping(stepper) as step:
             for row in _bar(stepper):
