@@ -184,6 +184,12 @@ def check_device(device: torch.device | str | None) -> torch.device:
     return target
 
 
+def named_device(name: str) -> torch.device:
+    """``check_device``, and "auto": the GPU where there is one."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    return torch.empty(0, device=check_device(name)).device  # with its number
+
+
 def check_dtype(name: str, dtype: Any) -> None:
     """Raises ValueError for what is none of the three dtypes."""
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:

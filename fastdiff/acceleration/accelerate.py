@@ -102,10 +102,7 @@ def restore(target: Any) -> None:
         TypeError: for what accelerate does not take.
         ValueError: for what is not accelerated.
     """
-    target = _checked(target)
-    record = target.__dict__.get(RECORD)
-    if record is None:
-        raise ValueError(f"this {type(target).__name__} is not accelerated")
+    record = _record(target)
     if isinstance(record, Network):
         _remove(record)
     else:
@@ -122,12 +119,17 @@ def refresh(target: Any) -> None:
         TypeError: for what accelerate does not take.
         ValueError: for what is not accelerated.
     """
+    record = _record(target)
+    for network in [record] if isinstance(record, Network) else record.networks:
+        network.renew()
+
+
+def _record(target: Any) -> Any:
     target = _checked(target)
     record = target.__dict__.get(RECORD)
     if record is None:
         raise ValueError(f"this {type(target).__name__} is not accelerated")
-    for network in [record] if isinstance(record, Network) else record.networks:
-        network.renew()
+    return record
 
 
 def _remove(network: Network) -> None:

@@ -60,6 +60,17 @@ def options(given: list[str]) -> dict[str, Any]:
     return options
 
 
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Numbers, 1 and more, with commas between."""
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} must be whole numbers with commas between; got {text!r}") from None
+    if min(numbers) < 1:
+        raise ValueError(f"{name} must be at least 1; got {text!r}")
+    return numbers
+
+
 def schedule_of(name: str, tokens: int | None = None) -> tuple[Any, str | None]:
     """A schedule's name as it is, or what a folder's scheduler_config.json is and what its network predicts."""
     from fastdiff.schedules import from_diffusers, prediction_from_diffusers
@@ -71,15 +82,11 @@ def schedule_of(name: str, tokens: int | None = None) -> tuple[Any, str | None]:
     return name, None
 
 
-def device_of(name: str) -> Any:
-    import torch
+def trained_model(folder: Path | None) -> Any:
+    """The model in a folder, or the digits in the package."""
+    from fastdiff.models import digits, load
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return digits() if folder is None else load(folder)
 
 
 def labels_of(classes: list[str], name: str | None, number: int, offset: int) -> Any:

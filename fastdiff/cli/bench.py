@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastdiff.checks import named_device
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Device, Model, Threads
+from fastdiff.cli.arguments import Device, Model, Threads, labels_of, trained_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,12 +49,11 @@ def bench(
     from tqdm.auto import tqdm
 
     import fastdiff
-    from fastdiff.cli.arguments import device_of, labels_of
     from fastdiff.ops.native import cpu_threads
     from fastdiff.pictures.network import environment
 
-    where = device_of(device)
-    trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    where = named_device(device)
+    trained = trained_model(model)
     network = trained.unet.to(where, torch.float32)
     shape = (batch_size, *trained.image_shape)
     labels = labels_of(trained.classes, None, batch_size, 0)

@@ -7,8 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from fastdiff.checks import named_device
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import ClassName, Device, Guidance, Model, Quiet, Threads
+from fastdiff.cli.arguments import (
+    ClassName,
+    Device,
+    Guidance,
+    Model,
+    Quiet,
+    Threads,
+    labels_of,
+    trained_model,
+    whole_numbers,
+)
 
 FINE = 100  # steps of the solution that others are measured against
 
@@ -43,7 +54,6 @@ def compare(
     from tqdm.auto import tqdm
 
     import fastdiff
-    from fastdiff.cli.arguments import device_of, labels_of
     from fastdiff.files import atomic_write, check_writable
     from fastdiff.images import make_grid
     from fastdiff.ops.native import cpu_threads
@@ -52,9 +62,11 @@ def compare(
     from fastdiff.samplers.resolve import resolve_plan
 
     check_writable(out, suffix=".png")
-    names, counts = _words("--samplers", samplers), _numbers("--steps", steps)
-    where = device_of(device)
-    trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    names, counts = [word.strip() for word in samplers.split(",")], whole_numbers("--steps", steps)
+    if not all(names):
+        raise ValueError(f"--samplers must be words with commas between; got {samplers!r}")
+    where = named_device(device)
+    trained = trained_model(model)
     trained.unet.to(where, torch.float32)
     labels = labels_of(trained.classes, class_name, number, 0)
     shape = (number, *trained.image_shape)
@@ -102,20 +114,3 @@ def _caption(plan: Any, images: Any, exact: Any) -> str:
     if exact is None or any(row.uses("z") for row in plan):
         return told
     return f"{told}, {(images - exact).square().mean().sqrt().item():.3f}"
-
-
-def _words(name: str, text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise ValueError(f"{name} must be words with commas between; got {text!r}")
-    return words
-
-
-def _numbers(name: str, text: str) -> list[int]:
-    try:
-        numbers = [int(word) for word in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} must be whole numbers with commas between; got {text!r}") from None
-    if min(numbers) < 1:
-        raise ValueError(f"{name} must be at least 1; got {text!r}")
-    return numbers

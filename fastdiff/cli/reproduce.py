@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastdiff.checks import named_device
 from fastdiff.cli.app import command
 from fastdiff.cli.arguments import Quiet
 
@@ -35,10 +36,9 @@ def reproduce(
 
     The exit code is 0 where all pixels are the same, else 1.
     """
-    from fastdiff.cli.arguments import device_of
     from fastdiff.pictures.reproduce import reproduce as run
 
-    where = None if device is None else device_of(device)
+    where = None if device is None else named_device(device)
     made = run(picture, model, device=where, threads=threads, progress=not quiet)
     if not quiet:
         typer.echo(str(made))

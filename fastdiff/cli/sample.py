@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastdiff.checks import named_device
 from fastdiff.cli.app import command
 from fastdiff.cli.arguments import (
     SCHEDULES,
@@ -21,10 +22,10 @@ from fastdiff.cli.arguments import (
     Option,
     Quiet,
     Threads,
-    device_of,
     labels_of,
     options,
     schedule_of,
+    trained_model,
 )
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ def sample(
         name = "--gif shows" if gif is not None else "--interpolate draws"
         raise ValueError(f"{name} one batch: --number {count} must not exceed --batch-size {batch_size}")
 
-    where, kind = device_of(device), getattr(torch, dtype.value)
-    trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    where, kind = named_device(device), getattr(torch, dtype.value)
+    trained = trained_model(model)
     trained.unet.to(device=where, dtype=kind)
     labels = labels_of(trained.classes, class_name, count, sample_offset)
     if labels is None and guidance not in (None, 1.0):

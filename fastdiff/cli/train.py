@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastdiff.cli.app import command
-from fastdiff.cli.arguments import Device, Quiet, Threads
+from fastdiff.cli.arguments import Device, Quiet, Threads, whole_numbers
 
 
 @command
@@ -70,12 +70,7 @@ def train(
     from fastdiff.training.signals import Interrupted
     from fastdiff.training.unet import train_unet
 
-    levels = None
-    if channels is not None:
-        try:
-            levels = tuple(int(part) for part in channels.split(","))
-        except ValueError:
-            raise ValueError(f"--channels must be numbers with commas between; got {channels!r}") from None
+    levels = None if channels is None else tuple(whole_numbers("--channels", channels))
     try:
         with cpu_threads(threads):
             train_unet(

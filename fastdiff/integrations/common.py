@@ -11,6 +11,7 @@ from torch import Tensor
 from fastdiff.checks import DTYPES, check_device, check_shape
 from fastdiff.noise import INITIAL
 from fastdiff.ops.backend import choose
+from fastdiff.plan.plan import Plan
 from fastdiff.sampling.noise_source import NoiseFunction, resolve_noise_source
 
 SOURCES = ("seed", "seeds", "sample_offset", "generator", "noise_fn")
@@ -54,3 +55,12 @@ def run_from(
 def has_source(options: Mapping[str, Any]) -> bool:
     """Whether the options name a source of noise."""
     return any(options.get(name) is not None for name in SOURCES)
+
+
+def steps_of(plan: Plan) -> list[int]:
+    """The step that each row belongs to: it begins with churn, or else with a call that reads no anchor."""
+    steps: list[int] = []
+    for k, row in enumerate(plan):
+        begins = k == 0 or (plan[k - 1].calls_model and not row.uses("anchor"))
+        steps.append((steps[-1] if steps else -1) + begins)
+    return steps

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.integrations.common import has_source, initial, run_from
+from fastdiff.integrations.common import has_source, initial, run_from, steps_of
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import ddim, ddpm, heun
 from fastdiff.sampling.sample import sample as run
@@ -82,7 +82,10 @@ def sample(diffusion: Any, batch_size: int = 16, return_all_timesteps: bool = Fa
     arguments = run_from(x, shape, options)
     if elucidated and not has_source(options):
         arguments["noise_fn"] = _drawn_each_step(plan, x)
-    unnormalize: Callable[[Tensor], Tensor] = _to_unit if elucidated else diffusion.unnormalize
+
+    def unnormalize(x: Tensor) -> Tensor:
+        return (x.clamp(-1, 1) + 1) * 0.5 if elucidated else diffusion.unnormalize(x)
+
     if not (diffusion.self_condition or return_all_timesteps):
         return unnormalize(run(model, shape, sampler=plan, **arguments))
     states = list[Tensor]()
@@ -157,17 +160,9 @@ def _shape(diffusion: Any, batch_size: int) -> tuple[int, ...]:
     return (batch_size, channels, *(size if isinstance(size, (tuple, list)) else (size, size)))
 
 
-def _to_unit(x: Tensor) -> Tensor:
-    return (x.clamp(-1, 1) + 1) * 0.5
-
-
 def _drawn_each_step(plan: Plan, x: Tensor) -> Callable[[int, int, tuple[int, ...]], Tensor]:
     """torch.randn as ElucidatedDiffusion draws it: in every step, whether or not noise is then added."""
-    steps: list[int] = []  # of each row: a step begins with churn, or else with a call that reads no anchor
-    for k, row in enumerate(plan):
-        begins = k == 0 or (plan[k - 1].calls_model and not row.uses("anchor"))
-        steps.append((steps[-1] if steps else -1) + begins)
-    drawn = 0
+    steps, drawn = steps_of(plan), 0
 
     def noise(stream: int, row: int, shape: tuple[int, ...]) -> Tensor:
         nonlocal drawn

@@ -7,12 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float, extra: str = "plot") -> Any:
     """An empty ``matplotlib.figure.Figure`` of inches, which notebooks display; ImportError names the extra."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plots are drawn by matplotlib: pip install "fastdiff-torch[plot]"') from error
+        raise ImportError(f'plots are drawn by matplotlib: pip install "fastdiff-torch[{extra}]"') from error
     return _displayed(Figure)(figsize=(width, height), layout="constrained")
 
 

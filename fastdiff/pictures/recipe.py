@@ -225,18 +225,12 @@ def _batch(kept: Mapping[str, Any], begin: int, count: int, total: int, device: 
     for name, value in kept.items():
         value = _cut(from_plain(value), begin, count, total, device)
         arguments[name] = tuple(value) if name in _PAIRS and isinstance(value, list) else value
-    if count == total:
-        return _with_dtype(arguments)
-    if "seeds" in arguments:
-        arguments["seeds"] = arguments["seeds"][begin : begin + count]
-    else:
-        arguments["sample_offset"] = arguments.get("sample_offset", 0) + begin
-    return _with_dtype(arguments)
-
-
-def _with_dtype(arguments: dict[str, Any]) -> dict[str, Any]:
     if "model_dtype" in arguments:
         arguments["model_dtype"] = getattr(torch, arguments["model_dtype"])
+    if count < total and "seeds" in arguments:
+        arguments["seeds"] = arguments["seeds"][begin : begin + count]
+    elif count < total:
+        arguments["sample_offset"] = arguments.get("sample_offset", 0) + begin
     return arguments
 
 

@@ -60,24 +60,22 @@ class Reproduction:
     def __str__(self) -> str:
         if self.identical and self.same_bits:
             return f"{self.path}: identical, to the bit ({self.recipe})"
+        apart = (
+            f"{self.pixels:,} of {self.total:,} pixels differ, by at most {self.worst} of 255, by {self.mean:.2g} on "
+            "average over all"
+        )
         if self.identical:
             verdict = "the same pixels, but images that differ before they are rounded to bytes"
         elif self.same_bits:
-            verdict = f"the images are identical, to the bit, but the file was changed since: {self._apart()}"
+            verdict = f"the images are identical, to the bit, but the file was changed since: {apart}"
         else:
-            verdict = f"not identical: {self._apart()}"
+            verdict = f"not identical: {apart}"
         lines = [f"  {name}: {then} then, {now} now" for name, then, now in self.differences]
         if not self.same_bits and not lines:
             lines = ["  nothing that the recipe names differs"]
         return "\n".join([f"{self.path}: {verdict} ({self.recipe})", *lines])
 
     __repr__ = __str__
-
-    def _apart(self) -> str:
-        return (
-            f"{self.pixels:,} of {self.total:,} pixels differ, by at most {self.worst} of 255, by {self.mean:.2g} on "
-            "average over all"
-        )
 
 
 def reproduce(
@@ -168,13 +166,12 @@ def _made_again(
     network: Any, recipe: Recipe, layout: Layout, progress: bool
 ) -> tuple[Tensor, np.ndarray[Any, Any], str]:
     """The images, the pixels [frames, H, W, C] of their picture, and the images' SHA-256."""
-    mode = _mode(recipe)
     shown = {"columns": layout.columns, "scale": layout.scale, "gap": layout.gap}
     digest = hashlib.sha256()
     if layout.rows is None:
         images = recipe.sample(network, progress=progress)
         sha256_of(images, digest)
-        return images, _frames(make_grid(images, **shown), 1, mode), digest.hexdigest()
+        return images, _frames(make_grid(images, **shown), 1, recipe), digest.hexdigest()
     pictures, images = [], torch.empty(0)
     for state in recipe.states(network, progress=progress):
         if state.row in layout.rows:
@@ -184,7 +181,7 @@ def _made_again(
     file = io.BytesIO()
     write_gif(file, pictures, layout.duration, layout.hold)
     with Image.open(file, formats=("GIF",)) as gif:
-        return images, _frames(gif, len(pictures), mode), digest.hexdigest()
+        return images, _frames(gif, len(pictures), recipe), digest.hexdigest()
 
 
 def _pixels(path: Path, recipe: Recipe, layout: Layout) -> np.ndarray[Any, Any]:
@@ -198,21 +195,17 @@ def _pixels(path: Path, recipe: Recipe, layout: Layout) -> np.ndarray[Any, Any]:
             raise ValueError(f"{path} has {'×'.join(map(str, picture.size))} pixels, its recipe makes "
                              f"{'×'.join(map(str, size))}: it was cropped or resized")  # fmt: skip
         try:
-            return _frames(picture, 1 if layout.rows is None else len(layout.rows), _mode(recipe))
+            return _frames(picture, 1 if layout.rows is None else len(layout.rows), recipe)
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def _frames(picture: Image.Image, most: int, mode: str) -> np.ndarray[Any, Any]:
-    frames = []
+def _frames(picture: Image.Image, most: int, recipe: Recipe) -> np.ndarray[Any, Any]:
+    frames, mode = [], "L" if recipe.shape[1] == 1 else "RGB"
     for i in range(min(most, getattr(picture, "n_frames", 1))):
         picture.seek(i)
         frames.append(np.asarray(picture.convert(mode)).reshape(picture.height, picture.width, -1))
     return np.stack(frames)
-
-
-def _mode(recipe: Recipe) -> str:
-    return "L" if recipe.shape[1] == 1 else "RGB"
 
 
 def _differences(recipe: Recipe, now: Identity, device: torch.device) -> tuple[tuple[str, str, str], ...]:

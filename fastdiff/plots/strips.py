@@ -80,7 +80,6 @@ def labelled(
     height, line = size[1], SIZE + PAD
     left = max(_width(font, word) for word in rows) + (2 * PAD if any(rows) else PAD)
     cell_height = height + PAD + (line if captions else 0)
-    whole = left + len(columns) * (width + PAD)
     whole = max(left + len(columns) * (width + PAD), _width(font, note) + 2 * PAD)
     high = PAD + line + len(rows) * cell_height + (line if note else 0)
     picture = Image.new("RGB", (whole, high), "white")

@@ -7,6 +7,7 @@ from fastdiff.samplers.ddim import ddim
 from fastdiff.samplers.ddim_inverse import ddim_inverse
 from fastdiff.samplers.ddpm import ddpm
 from fastdiff.samplers.deis import deis
+from fastdiff.samplers.described import describe
 from fastdiff.samplers.dpm2 import dpm2, dpm2_ancestral
 from fastdiff.samplers.dpm_multistep import dpm_multistep
 from fastdiff.samplers.dpm_singlestep import dpm_singlestep
@@ -27,37 +28,16 @@ from fastdiff.samplers.tcd import tcd
 from fastdiff.samplers.unipc import unipc
 
 SAMPLERS: dict[str, Callable[..., Plan]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "ddim_inverse": ddim_inverse,
-    "euler": euler,
-    "euler_ancestral": euler_ancestral,
-    "heun": heun,
-    "dpm2": dpm2,
-    "dpm2_ancestral": dpm2_ancestral,
-    "lms": lms,
-    "pndm": pndm,
-    "ipndm": ipndm,
-    "dpm_multistep": dpm_multistep,
-    "dpm_singlestep": dpm_singlestep,
-    "dpm_solver_2": dpm_solver_2,
-    "dpm_solver_3": dpm_solver_3,
-    "dpmpp_1s": dpmpp_1s,
-    "dpmpp_2s": dpmpp_2s,
-    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
-    "dpmpp_sde": dpmpp_sde,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-    "dpmpp_3m": dpmpp_3m,
-    "dpmpp_3m_sde": dpmpp_3m_sde,
-    "deis": deis,
-    "unipc": unipc,
-    "sa_solver": sa_solver,
-    "lcm": lcm,
-    "tcd": tcd,
-    "restart": restart,
-    "repaint": repaint,
-}
+    sampler.__name__: sampler
+    for sampler in (
+        ddpm, ddim, ddim_inverse, euler, euler_ancestral, heun, dpm2, dpm2_ancestral, lms, pndm, ipndm,
+        dpm_multistep, dpm_singlestep, dpm_solver_2, dpm_solver_3, dpmpp_1s, dpmpp_2s, dpmpp_2s_ancestral,
+        dpmpp_sde, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, deis, unipc, sa_solver, lcm, tcd, restart,
+        repaint,
+    )
+}  # fmt: skip
+for sampler in SAMPLERS.values():
+    describe(sampler)
 
 __all__ = [
     "SAMPLERS", "ddim", "ddim_inverse", "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpm_multistep", "dpm_singlestep",

@@ -29,15 +29,9 @@ def ddim(
     that its authors' code lists as ``spacing="ddim_quadratic"``.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
         eta: 0 ≤ η ≤ 1.
         use_clipped_model_output: take ε from the clipped x̂_0, (x − α x̂_0)/σ, rather than from the network.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     check_number("eta", eta, 0, 1)
     bound = check_clip(clip)

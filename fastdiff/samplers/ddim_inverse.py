@@ -37,15 +37,10 @@ def ddim_inverse(
     ε is the network's (``schedules.level.epsilon_terms``) and not (x − α x̂_0)/σ, since σ is 0 at the start.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
         prediction: what the network predicts (``schedules.level.x0_terms``); "sample" names no noise in a clean image
             and needs ``Spacing(final="sigma_min")``; "edm" and "score" are scaled for one σ, and are refused.
         clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     bound = check_clip(clip)
     if prediction in ("edm", "score"):

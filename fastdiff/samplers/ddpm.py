@@ -31,16 +31,11 @@ def ddpm(
     Equation 22): x' is the row's of the scaled state, scaled back.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: how many timesteps to visit, all T of a NoiseSchedule by default.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
         variance: σ² = β̃ = (1 − ᾱ_p)/(1 − ᾱ)·β (fixed_small), β (fixed_large), or what the network says in a second
             half of its channels v: between the two (learned_range: Nichol & Dhariwal 2021, Equation 15), or exp(v)
             (learned, as the code of that paper has it; diffusers' "learned" is √v, which no negative v has).
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     if not isinstance(variance, str) or variance not in VARIANCES:
         raise ValueError(f"variance is {variance!r}; it must be one of {', '.join(VARIANCES)}")

@@ -27,18 +27,6 @@ def deis(
     so that the last network call moves nothing and that much noise stays in the picture.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: 1 to 3; the first rows, and one that leaves or reaches an infinite λ, have less.
-        lower_order_final: in fewer than 15 steps the last is first order and the one before it at most second.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
-    plan = dpm_multistep(
-        schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=order, algorithm="dpmsolver",
-        solver_type="exact", lower_order_final=lower_order_final,
-    )  # fmt: skip
-    return replace(plan, name="deis")
+    return replace(dpm_multistep(**locals(), algorithm="dpmsolver", solver_type="exact"), name="deis")

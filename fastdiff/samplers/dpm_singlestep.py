@@ -16,7 +16,6 @@ from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
 from fastdiff.samplers.dpm_multistep import ALGORITHMS, SOLVER_TYPES
 from fastdiff.samplers.exponential import (
-    Step,
     blend,
     data_step,
     first_step,
@@ -54,10 +53,7 @@ def dpm_singlestep(
     """Singlestep DPM-Solver(++) of any order; ``dpm_solver`` names its forms.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: the levels that ``spacing`` chooses; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: 1, 2 or 3 network calls a step.
         algorithm: "dpmsolver++" integrates x̂_0, "dpmsolver" ε, but for a step from a level without signal.
         solver_type: order 2's slope weighs half the step ("midpoint"), or is integrated ("heun", which is "exact"
@@ -184,7 +180,11 @@ def step_rows(
         if k == 2 and types[1] == "midpoint":
             taus = taus[:1]
         rule = types[0 if calls == 3 else 1] if k == 1 else "exact"
-        step = _step(start, there, len(taus), rule, noise_form, eta)
+        if noise_form:
+            step = noise_step(start, there, len(taus), rule)
+        else:
+            extra = grown_by(there.log_snr - start.log_snr, eta) if eta else 0.0
+            step = data_step(start, there, len(taus), rule, extra)
         first, *others = step.outputs(taus)
         parts = [(first, outputs[0])] if k == 0 else [(first, {"slot0": 1.0}), (others[0], outputs[k])]
         if len(others) == 2:
@@ -202,9 +202,3 @@ def step_rows(
             )
         )
     return rows
-
-
-def _step(start: Level, there: Level, count: int, rule: str, noise_form: bool, eta: float) -> Step:
-    if noise_form:
-        return noise_step(start, there, count, rule)
-    return data_step(start, there, count, rule, grown_by(there.log_snr - start.log_snr, eta) if eta else 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from fastdiff.checks import check_choice
 from fastdiff.plan.plan import Plan
@@ -29,35 +30,15 @@ def dpm_solver_2(
     """DPM-Solver-2 (Lu et al. 2022a, Algorithm 1), which integrates ε.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: network calls (multistep), or levels that a step leads from and to; None visits every timestep of a
             NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         method: "singlestep", 2 calls a step, or "multistep", which reads earlier outputs.
         solver_type: "midpoint" (as published), "heun" or "exact": how a slope enters (``dpm_multistep``,
             ``dpm_singlestep``).
         stages: for "singlestep": "inserted" (the default), inner calls between the levels, or "listed", at them.
         lower_order_final: the last steps fall in order where the number of steps asks for it.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
-    check_choice("method", method, METHODS)
-    if method == "multistep":
-        if stages is not None:
-            raise ValueError("stages goes with method='singlestep'; a multistep method has none")
-        plan = dpm_multistep(
-            schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=2, algorithm="dpmsolver",
-            solver_type=solver_type, lower_order_final=lower_order_final,
-        )  # fmt: skip
-    else:
-        plan = dpm_singlestep(
-            schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=2, algorithm="dpmsolver",
-            solver_type=solver_type, stages="inserted" if stages is None else stages,
-            lower_order_final=lower_order_final,
-        )  # fmt: skip
-    return replace(plan, name="dpm_solver_2")
+    return _dpm_solver(2, **locals())
 
 
 def dpm_solver_3(
@@ -75,32 +56,24 @@ def dpm_solver_3(
     """DPM-Solver-3 (Lu et al. 2022a, Algorithm 2), which integrates ε.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: network calls (multistep), or levels that a step leads from and to; None visits every timestep of a
             NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         method: "singlestep", 3 calls a step, or "multistep", which reads earlier outputs.
         solver_type: "midpoint" (as published), "heun" or "exact": how a slope enters (``dpm_multistep``,
             ``dpm_singlestep``).
         stages: for "singlestep": "inserted" (the default), inner calls between the levels, or "listed", at them.
         lower_order_final: the last steps fall in order where the number of steps asks for it.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
+    return _dpm_solver(3, **locals())
+
+
+def _dpm_solver(order: int, method: str, stages: str | None, **given: Any) -> Plan:
     check_choice("method", method, METHODS)
-    if method == "multistep":
-        if stages is not None:
-            raise ValueError("stages goes with method='singlestep'; a multistep method has none")
-        plan = dpm_multistep(
-            schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=3, algorithm="dpmsolver",
-            solver_type=solver_type, lower_order_final=lower_order_final,
-        )  # fmt: skip
+    given |= {"order": order, "algorithm": "dpmsolver"}
+    if method == "singlestep":
+        plan = dpm_singlestep(**given, stages="inserted" if stages is None else stages)
+    elif stages is not None:
+        raise ValueError("stages goes with method='singlestep'; a multistep method has none")
     else:
-        plan = dpm_singlestep(
-            schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=3, algorithm="dpmsolver",
-            solver_type=solver_type, stages="inserted" if stages is None else stages,
-            lower_order_final=lower_order_final,
-        )  # fmt: skip
-    return replace(plan, name="dpm_solver_3")
+        plan = dpm_multistep(**given)
+    return replace(plan, name=f"dpm_solver_{order}")

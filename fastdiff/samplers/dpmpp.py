@@ -27,21 +27,8 @@ def dpmpp_1s(
     clip: float | None = None,
     spacing: str | Spacing | None = None,
 ) -> Plan:
-    """DPM-Solver++(1), which is DDIM at η = 0 (Lu et al. 2022b, Section 4).
-
-    Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
-    """
-    plan = dpm_multistep(
-        schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=1,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_1s")
+    """DPM-Solver++(1), which is DDIM at η = 0 (Lu et al. 2022b, Section 4)."""
+    return replace(dpm_multistep(**locals(), order=1), name="dpmpp_1s")
 
 
 def dpmpp_2s(
@@ -58,22 +45,12 @@ def dpmpp_2s(
     """DPM-Solver++(2S), two calls a step (Lu et al. 2022b, Algorithm 1).
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: levels that a step leads from and to; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         solver_type: the slope weighs half the step ("midpoint", as published), or is integrated ("heun", "exact").
         stages: "inserted": the second call lies halfway in λ; "listed": the calls' levels are the spacing's.
         lower_order_final: for "listed": end with a step of one call, so that any number of levels will do.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
-    plan = dpm_singlestep(
-        schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=2, solver_type=solver_type,
-        lower_order_final=lower_order_final, stages=stages,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_2s")
+    return replace(dpm_singlestep(**locals(), order=2), name="dpmpp_2s")
 
 
 def dpmpp_2s_ancestral(
@@ -89,14 +66,8 @@ def dpmpp_2s_ancestral(
     """k-diffusion's: a step of DPM-Solver++(2S) down to σ_down, with its middle there, then noise up to σ'.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: levels that a step leads from and to; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         eta: 0 ≤ η ≤ 1, the share of noise. s_noise: a factor of the noise.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     check_number("eta", eta, 0, 1)
     check_number("s_noise", s_noise, 0)
@@ -125,26 +96,8 @@ def dpmpp_2m(
     lower_order_final: bool = True,
     euler_at_final: bool = False,
 ) -> Plan:
-    """DPM-Solver++(2M), which reads the last output, too (Lu et al. 2022b, Algorithm 2).
-
-    Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
-        solver_type: how the slope of order 2 enters: "midpoint" (half the step, as published), "heun" (integrated) or
-            "exact", which integrates order 3's parabola, too.
-        lower_order_final: in fewer than 15 steps the last is first order and the one before it at most second.
-        euler_at_final: the last step is first order in any number. It always is where it ends without noise.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
-    """
-    plan = dpm_multistep(
-        schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=2, solver_type=solver_type,
-        lower_order_final=lower_order_final, euler_at_final=euler_at_final,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_2m")
+    """DPM-Solver++(2M), which reads the last output, too (Lu et al. 2022b, Algorithm 2)."""
+    return replace(dpm_multistep(**locals(), order=2), name="dpmpp_2m")
 
 
 def dpmpp_3m(
@@ -158,23 +111,5 @@ def dpmpp_3m(
     lower_order_final: bool = True,
     euler_at_final: bool = False,
 ) -> Plan:
-    """DPM-Solver++(3M), which reads the last two outputs, too; of order 3 with solver_type="exact".
-
-    Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
-        solver_type: how the slope of order 2 enters: "midpoint" (half the step, as published), "heun" (integrated) or
-            "exact", which integrates order 3's parabola, too.
-        lower_order_final: in fewer than 15 steps the last is first order and the one before it at most second.
-        euler_at_final: the last step is first order in any number. It always is where it ends without noise.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
-    """
-    plan = dpm_multistep(
-        schedule, steps, prediction=prediction, clip=clip, spacing=spacing, order=3, solver_type=solver_type,
-        lower_order_final=lower_order_final, euler_at_final=euler_at_final,
-    )  # fmt: skip
-    return replace(plan, name="dpmpp_3m")
+    """DPM-Solver++(3M), which reads the last two outputs, too; of order 3 with solver_type="exact"."""
+    return replace(dpm_multistep(**locals(), order=3), name="dpmpp_3m")

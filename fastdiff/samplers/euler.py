@@ -31,16 +31,9 @@ def euler(
     first level, and z where ᾱ is 0 there. A FlowSchedule's are (1 − σ) x_0 + σ ε, where this is x + (σ' − σ) v.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         s_churn, s_tmin, s_tmax, s_noise: EDM's stochasticity: noise added before a step, in a row of its own, which
             makes no network call. The network then sees the noised state at its level, as Algorithm 2 has it
             (diffusers shows it the state before the noise).
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     bound, churn = check_clip(clip), Churn(s_churn, s_tmin, s_tmax, s_noise)
     schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize

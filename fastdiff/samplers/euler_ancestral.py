@@ -28,14 +28,7 @@ def euler_ancestral(
     Equation 16) on rescaled states; a flow's follow from the same equation. η = 0 is ``euler``.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         eta: 0 ≤ η ≤ 1. s_noise: a factor of the noise that is added, 0 or more.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     bound = check_clip(clip)
     check_number("eta", eta, 0, 1)

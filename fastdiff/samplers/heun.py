@@ -35,15 +35,9 @@ def heun(
     x_T are ``euler``'s.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: steps, not network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         s_churn, s_tmin, s_tmax, s_noise: EDM's stochasticity: where s_tmin ≤ σ ≤ s_tmax, noise s_noise·√(σ̂² − σ²) is
             added before a step, σ̂ = (1 + min(s_churn/steps, √2 − 1)) σ, in a row of its own without a network call.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     bound, churn = check_clip(clip), Churn(s_churn, s_tmin, s_tmax, s_noise)
     schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize

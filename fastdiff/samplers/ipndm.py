@@ -37,14 +37,7 @@ def ipndm(
     It is the rule of ComfyUI's and diffusers' iPNDM; diffusers' IPNDMScheduler walks a schedule of its own with it.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: 1 (DDIM) to 4.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     check_int("order", order, 1, 4)
     bound = check_clip(clip)

@@ -32,16 +32,9 @@ def lcm(
     were distilled on flows or EDM's σ bring their boundary along: there f is x̂_0 (as in diffusers' FlowMatchLCM).
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: network calls, of a NoiseSchedule at most original_inference_steps; None is all of them.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is the network's own timesteps.
-        original_inference_steps: the timesteps of a NoiseSchedule that the network was distilled on, of which some are
-            visited (``lcm.distilled_timesteps``), unless ``spacing`` says otherwise.
         timestep_scaling, sigma_data: of a NoiseSchedule's boundary condition, as the network was distilled.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     check_number("timestep_scaling", timestep_scaling, 0)
     check_number("sigma_data", sigma_data, 1e-6)

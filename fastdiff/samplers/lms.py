@@ -25,16 +25,9 @@ def lms(
     In k-diffusion's states x_0 + σ ε this is dx/dσ = ε, and ε their derivative d.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: 1 (Euler) to 4; row i has at most i + 1. A row that leaves a level without signal has 1, and no later row
             reads it.
         ve: k-diffusion's states; False has those of the schedule, with the same images.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     check_int("order", order, 1, 4)
     bound = check_clip(clip)

@@ -40,10 +40,8 @@ def pndm(
     left by a step of DDIM, and the start begins after it.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: None visits every timestep of a NoiseSchedule. PLMS makes one network call more than ``steps``,
             Runge–Kutta nine more; levels between two stops lie halfway in t, rounded down between two integers.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM. Latent
             diffusion ends at ``Spacing(final="sigma_min")``.
         skip_prk_steps: start with Heun's rule; False starts with Runge–Kutta's, as in the paper.

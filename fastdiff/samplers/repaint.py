@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from fastdiff.checks import check_int
 from fastdiff.plan.plan import Plan
-from fastdiff.plan.row import Row
 from fastdiff.samplers.ddim import ddim
 from fastdiff.samplers.ddpm import ddpm
+from fastdiff.samplers.stages import noised
 from fastdiff.schedules.level import Schedule
 from fastdiff.schedules.spacing import Spacing
 
@@ -29,15 +28,10 @@ def repaint(
     """DDPM, or DDIM where ``eta`` is given, with RePaint's jumps; ``sample`` has the mask and the known image.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: how many timesteps to visit, all T of a NoiseSchedule by default; the paper takes 250.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is leading, or the schedule's own where it has no table.
         jump_length, jump_n_sample: j and r of the paper (``resampled``).
         eta: DDIM's η; None takes DDPM, as the paper does, with ``variance``, by default "fixed_small".
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     if eta is None:
         variance = "fixed_small" if variance is None else variance
@@ -72,16 +66,8 @@ def resampled(plan: Plan, jump_length: int = 10, jump_n_sample: int = 10) -> Pla
     while level >= 0:
         if jumps.get(level, 0):
             jumps[level] -= 1
-            rows.append(_jump(plan[last - level], plan[last - level - jump_length]))
+            rows.append(noised(plan[last - level], plan[last - level - jump_length]))
             level += jump_length
         rows.append(plan[last - level])
         level -= 1
     return replace(plan, rows=tuple(rows))
-
-
-def _jump(low: Row, high: Row) -> Row:
-    """From the level at which ``low`` starts to the noisier one of ``high``."""
-    ratio = high.alpha / low.alpha
-    noise = math.sqrt(high.sigma**2 - (ratio * low.sigma) ** 2)
-    terms = {"x": ratio, "z": noise}
-    return Row(t=low.t, alpha=low.alpha, sigma=low.sigma, x=terms, c_in=low.c_in, calls_model=False)

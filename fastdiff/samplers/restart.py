@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 from fastdiff.checks import check_clip, check_int, check_number
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
-from fastdiff.samplers.stages import heun_rows, rounded, timed
+from fastdiff.samplers.stages import heun_rows, noised, rounded, timed
 from fastdiff.schedules.level import Level, Schedule, check_schedule
 from fastdiff.schedules.spacing import Spacing, levels
 
@@ -37,19 +36,15 @@ def restart(
     one is ``heun``'s. n steps are 2n − 1 network calls, and 2·steps more for each restart.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
         steps: steps, not network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         intervals: (t_min, t_max, steps, K) of each, t in σ/α; steps None is as many as the walk itself has there. The
             default is the paper's for CIFAR-10, whose code counts levels in place of steps, one more.
         s_noise: a factor of the noise, 0 or more.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     check_number("s_noise", s_noise, 0)
-    bound, wanted = check_clip(clip), [_interval(i, given) for i, given in enumerate(_sequence(intervals))]
+    if isinstance(intervals, str) or not isinstance(intervals, Sequence):
+        raise TypeError(f"intervals must be a sequence of (t_min, t_max, steps, K); got {type(intervals).__name__}")
+    bound, wanted = check_clip(clip), [_interval(i, given) for i, given in enumerate(intervals)]
     schedule, quantize = check_schedule(schedule).as_ve(), Spacing.of(spacing).quantize
     stops = timed(levels(schedule, steps, spacing), quantize)
     begins: dict[int, list[Interval]] = {}
@@ -66,7 +61,7 @@ def restart(
                 count = 1 + sum(there.ratio < stop.ratio < high for stop in stops)
             walk = _between(schedule, there, high, count, quantize)
             for _ in range(times):
-                rows.append(_noised(there, walk[0], s_noise))
+                rows.append(noised(there, walk[0], s_noise))
                 for a, b in pairwise(walk):
                     rows += heun_rows(a, b, prediction, bound)
     return Plan(tuple(rows), name="restart", init_sigma=stops[0].sigma)
@@ -77,19 +72,6 @@ def _between(schedule: Schedule, low: Level, high: float, count: int, quantize: 
     a, b = high ** (1 / 7), low.ratio ** (1 / 7)
     inner = [(a + i / count * (b - a)) ** 7 for i in range(1, count)]
     return [*(rounded(schedule.at_ratio(ratio), quantize) for ratio in (high, *inner)), low]
-
-
-def _noised(low: Level, high: Level, s_noise: float) -> Row:
-    """The row from a level to a noisier one."""
-    ratio = high.alpha / low.alpha
-    noise = s_noise * math.sqrt(high.sigma**2 - (ratio * low.sigma) ** 2)
-    return Row(t=low.t, alpha=low.alpha, sigma=low.sigma, c_in=low.c_in, x={"x": ratio, "z": noise}, calls_model=False)
-
-
-def _sequence(intervals: Sequence[Interval]) -> Sequence[Interval]:
-    if isinstance(intervals, str) or not isinstance(intervals, Sequence):
-        raise TypeError(f"intervals must be a sequence of (t_min, t_max, steps, K); got {type(intervals).__name__}")
-    return intervals
 
 
 def _interval(i: int, given: Interval) -> Interval:

@@ -36,19 +36,12 @@ def sa_solver(
     probability-flow ODE; τ = 1 and predictor_order=1 without a corrector is DDIM at η = 1.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         tau: τ ≥ 0, the amount of noise, in steps that start at s_tmin ≤ σ/α ≤ s_tmax; 0 elsewhere. The paper takes
             τ = 1 between 0.05 and 1 for CIFAR-10, and everywhere in latent space.
         s_noise: a factor of the noise, which is drawn by (stream, row).
         predictor_order: 1 to 3 outputs. corrector_order: 1 to 3 outputs, the new one among them; 0 is no corrector. The
             first rows, and one that leaves or reaches an infinite λ, have less.
         lower_order_final: the last steps fall in order to 1. The very last has 1 where it ends without noise.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     check_number("tau", tau, 0)
     check_number("s_tmin", s_tmin, 0)

@@ -58,6 +58,13 @@ def heun_rows(here: Level, there: Level, prediction: str, clip: float) -> list[R
     return [call(here, prediction, clip, first, anchor), call(there, prediction, clip, second)]
 
 
+def noised(low: Level | Row, high: Level | Row, s_noise: float = 1.0) -> Row:
+    """The row, without a network call, from a level (or the one that a row starts at) to a noisier one."""
+    ratio = high.alpha / low.alpha
+    noise = s_noise * math.sqrt(high.sigma**2 - (ratio * low.sigma) ** 2)
+    return Row(t=low.t, alpha=low.alpha, sigma=low.sigma, c_in=low.c_in, x={"x": ratio, "z": noise}, calls_model=False)
+
+
 @dataclass(frozen=True)
 class Churn:
     """Noise added before a step (Karras et al. 2022, Algorithm 2, lines 4 to 6), in σ/α, for a flow too.

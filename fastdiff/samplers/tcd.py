@@ -33,14 +33,8 @@ def tcd(
     Args:
         schedule: a NoiseSchedule or FlowSchedule. EDM's t is ¼ ln σ, of which s is no share.
         steps: network calls, of a NoiseSchedule at most original_inference_steps; None is all of them.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
         spacing: where to stop, a name or a ``Spacing``; None is the network's own timesteps.
         eta: γ, 0 ≤ γ ≤ 1.
-        original_inference_steps: the timesteps of a NoiseSchedule that the network was distilled on, of which some are
-            visited (``lcm.distilled_timesteps``), unless ``spacing`` says otherwise.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     check_number("eta", eta, 0, 1)
     bound = check_clip(clip)

@@ -45,19 +45,12 @@ def unipc(
     B(h)/2, B = h (bh1) or e^h − 1 (bh2) with h's sign changed for x̂_0; elsewhere B cancels.
 
     Args:
-        schedule: a NoiseSchedule, EDMSchedule or FlowSchedule.
-        steps: network calls; None visits every timestep of a NoiseSchedule.
-        prediction: what the network predicts (``schedules.level.x0_terms``). clip: the bound of |x̂_0|, None for none.
-        spacing: where to stop, a name or a ``Spacing``; None is the schedule's own: trailing, or karras for EDM.
         order: p, 1 to 3; the corrected method is of order p + 1. The first rows have less.
         solver_type: "bh1" or "bh2".
         predict_x0: integrate x̂_0 rather than ε. A row that leaves a level without signal is of first order in x̂_0
             either way, and is not corrected where that would need ε or bh1's infinite B.
         lower_order_final: the last p steps fall in order to 1. The very last has 1 where it ends without noise.
         disable_corrector: the numbers of the steps that are left uncorrected.
-
-    Raises:
-        TypeError, ValueError: for arguments outside these.
     """
     check_int("order", order, 1, 3)
     check_choice("solver_type", solver_type, SOLVER_TYPES)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from fastdiff.files import read_json_object
 
 # Classes whose process is a table of β, with what their constructors take for keys that a config leaves out.
 _PLAIN = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -53,14 +54,9 @@ def read(scheduler: Any) -> dict[str, Any]:
     if path.is_dir() and not file.exists() and (path / "scheduler" / file.name).exists():
         file = path / "scheduler" / file.name  # a pipeline's folder
     try:
-        config = json.loads(file.read_text())
+        return read_json_object(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"no scheduler_config.json at {path}") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable scheduler config: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold a JSON object")
-    return config
 
 
 def class_of(config: Mapping[str, Any]) -> str:

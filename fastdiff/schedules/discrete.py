@@ -332,13 +332,6 @@ def _indexed(schedule: Schedule, table: NoiseSchedule, spacing: str, count: int,
     return [schedule.level(t) if t.is_integer() else schedule.at(table.log_sigma_at(t)) for t in times]
 
 
-def check_table(schedule: object) -> NoiseSchedule:
-    """The schedule, or TypeError for one that is no table of ᾱ."""
-    if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
-    return schedule
-
-
 def _scale(ratio: float) -> float:
     return 1 / math.sqrt(1 + ratio**2) if math.isfinite(ratio) else 0.0
 

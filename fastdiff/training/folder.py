@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastdiff.files import atomic_write, check_writable, remove_leftovers
 from fastdiff.images import make_grid
 from fastdiff.models.checkpoint import CONFIG, PICKLE, SAFETENSORS
+from fastdiff.pictures.figure import new_figure
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"  # the averaged weights of a network that has no format of its own
@@ -111,12 +112,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def plot_loss(path: Path, steps: list[int], losses: list[float]) -> None:
     """The curve as a PNG. Raises ImportError with the command that helps where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('the loss curve is drawn by matplotlib: pip install "fastdiff-torch[train]"') from error
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4, "train")
     axes = figure.subplots()
     axes.semilogy(steps, losses)
     axes.set(xlabel="step", ylabel="mean squared error")

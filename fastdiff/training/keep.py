@@ -14,7 +14,7 @@ from fastdiff.models import UNet
 from fastdiff.sampling.sample import sample
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.training.folder import WEIGHTS, plot_loss, read_checkpoint, save_samples, write_json, write_torch
-from fastdiff.training.settings import RunSettings, scheduler_config
+from fastdiff.training.settings import scheduler_config
 from fastdiff.version import __version__
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def state_of(run: Run) -> dict[str, Any]:
 def load_into(run: Run, path: Path) -> None:
     """Put a run where a checkpoint left off; ValueError where that is another run's."""
     state = read_checkpoint(path, run.device)
-    now, then = asdict(run.settings), _defaults(run.settings) | state["settings"]
+    # What settings were that a checkpoint of an earlier version does not name.
+    defaults = {field.name: field.default for field in fields(run.settings) if field.default is not MISSING}
+    now, then = asdict(run.settings), defaults | state["settings"]
     changed = [name for name in now if name not in _FREE_TO_CHANGE and now[name] != then.get(name)]
     if changed:
         told = ", ".join(f"{name} {then.get(name)} (now {now[name]})" for name in changed)
@@ -149,11 +151,6 @@ def write_samples(run: Run, out: Path) -> None:
         )  # fmt: skip
     path = out / "samples" / f"step-{run.step:06d}.png"
     save_samples(path, images, _GRID_EACH if names else 8, names)
-
-
-def _defaults(settings: RunSettings) -> dict[str, Any]:
-    """What settings were that a checkpoint of an earlier version does not name."""
-    return {field.name: field.default for field in fields(settings) if field.default is not MISSING}
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -193,16 +193,6 @@ def scheduler_config(schedule: NoiseSchedule, prediction: str = "epsilon") -> di
     }
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that `Settings.device` names; ValueError where torch cannot use it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises each of these, by name and by build
-        raise ValueError(f"device {name!r} cannot be used: {error}") from error
-
-
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype that `Settings.dtype` means on a device."""
     if name != "auto":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.acceleration.network import networks_in
+from fastdiff.checks import named_device
 from fastdiff.models import UNet
 from fastdiff.models.checkpoint import read_weights
 from fastdiff.schedules.discrete import NoiseSchedule
@@ -20,7 +21,7 @@ from fastdiff.training import data as training_data
 from fastdiff.training.folder import CHECKPOINT, WEIGHTS, check_folder, read_torch, weights_in
 from fastdiff.training.keep import GRID_STEPS
 from fastdiff.training.run import Run, own_defaults
-from fastdiff.training.settings import RunSettings, resolve_device
+from fastdiff.training.settings import RunSettings
 
 
 def train(
@@ -78,8 +79,12 @@ def train(
         OSError: the checkpoint cannot be written; names the file.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; the step that was being done is kept, and the message says where.
     """
+    if isinstance(model, type):
+        raise TypeError(
+            f"model must be a torch.nn.Module; got the class {model.__name__}: make one, {model.__name__}(…)"
+        )
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {_what(model)}")
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     table = resolve_table(schedule)
     chosen = RunSettings(**settings)
     parameters = list(model.parameters())
@@ -87,10 +92,11 @@ def train(
         raise ValueError("model has no parameter that requires a gradient: there is nothing to train")
     dtypes = {p.dtype for p in parameters if p.is_floating_point()}
     if dtypes != {torch.float32}:
-        raise ValueError(f"model must have float32 parameters (dtype='bfloat16' is autocast); got {_names(dtypes)}")
+        got = ", ".join(sorted(map(str, dtypes))) or "none of floating point"
+        raise ValueError(f"model must have float32 parameters (dtype='bfloat16' is autocast); got {got}")
     if networks_in(model):
         raise ValueError("model is accelerated, which training does without; fastdiff.restore(model) first")
-    device = parameters[0].device if chosen.device == "auto" else resolve_device(chosen.device)
+    device = parameters[0].device if chosen.device == "auto" else named_device(chosen.device)
     folder = None if out is None else Path(out)
     if folder is None and (resume or overwrite):
         raise ValueError("resume and overwrite are about a folder; give out")
@@ -118,18 +124,6 @@ def train(
     for averaged, trained in zip(network.parameters(), model.parameters(), strict=True):
         averaged.requires_grad_(trained.requires_grad)
     return network
-
-
-def _what(model: Any) -> str:
-    return (
-        f"the class {model.__name__}: make one, {model.__name__}(…)"
-        if isinstance(model, type)
-        else type(model).__name__
-    )
-
-
-def _names(dtypes: set[torch.dtype]) -> str:
-    return ", ".join(sorted(map(str, dtypes))) or "none of floating point"
 
 
 def _check_range(first: Tensor) -> float | None:

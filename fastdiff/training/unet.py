@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from fastdiff.checks import named_device
 from fastdiff.models import UNet
 from fastdiff.models.config import UNetConfig
 from fastdiff.models.trained import load
 from fastdiff.training import data as image_data
 from fastdiff.training.folder import CHECKPOINT, check_folder
 from fastdiff.training.run import Run, own_defaults
-from fastdiff.training.settings import Settings, resolve_device, unet_config
+from fastdiff.training.settings import Settings, unet_config
 
 
 def train_unet(
@@ -35,26 +36,25 @@ def train_unet(
         training.json (settings, versions, classes, loss curve), loss.png, samples/step-N.png, and checkpoint.pt,
         which is needed only to resume. Each file appears whole or not at all, the checkpoint first, so a run may be
         killed at any time. Ctrl-C and SIGTERM end the step that is being done, keep it, and raise Interrupted.
-    resume: go on from the checkpoint in `out`, with the same settings and data; `steps` may be larger, `lr` and what
-        concerns sampling another. On a CPU, with as many threads and the same versions, the result has the bits of a
-        run that was never interrupted. A folder that holds a model but no checkpoint starts again from its weights.
-    overwrite: start anew in a folder that holds a run; what that wrote is removed.
-    progress: a bar with the loss. **settings: the other fields of `Settings`.
+    resume: as for `fastdiff.train`; what concerns sampling may be another, too. overwrite, progress: likewise.
+    **settings: the other fields of `Settings`.
 
     Raises before any work TypeError or ValueError for a bad setting, FileExistsError where `out` holds a checkpoint or
     a model's weights and neither resume nor overwrite is set, FileNotFoundError for missing data or nothing to resume,
     ImportError with the command that helps where scikit-learn is missing; later FloatingPointError where the loss is
     no longer finite, and OSError where the disk is full, the file named.
     """
+    if not isinstance(data, (str, os.PathLike)):
+        raise TypeError(f'data must be "digits" or a folder; got {type(data).__name__}')
     with own_defaults():
-        run = _run(Settings(data=_check_data_name(data), **settings), Path(out), resume, overwrite, progress)
+        run = _run(Settings(data=os.fspath(data), **settings), Path(out), resume, overwrite, progress)
         run.loop(progress=progress)
     return Path(out)
 
 
 def _run(settings: Settings, out: Path, resume: bool = False, overwrite: bool = False, progress: bool = False) -> Run:
     """The run that the settings ask for, at its first step or where its checkpoint is."""
-    device = resolve_device(settings.device)
+    device = named_device(settings.device)
     check_folder(out, resume=resume, overwrite=overwrite)
     again = resume and not (out / CHECKPOINT).exists()
     if again:
@@ -127,9 +127,3 @@ def _check_initial(unet: UNet, folder: str, data: image_data.ImageData) -> None:
         raise ValueError(
             f"init: the classes of {folder} are {told}; those of the data are {', '.join(data.classes) or 'none'}"
         )
-
-
-def _check_data_name(data: object) -> str:
-    if not isinstance(data, (str, os.PathLike)):
-        raise TypeError(f'data must be "digits" or a folder; got {type(data).__name__}')
-    return os.fspath(data)

@@ -101,6 +101,7 @@ def test_signatures():
         parameters = inspect.signature(sampler).parameters.values()
         assert not any(p.kind == p.VAR_KEYWORD for p in parameters), name
         assert "Args:" in sampler.__doc__
+        assert all(p.name in sampler.__doc__ for p in parameters), name
         assert "spacing" in {p.name for p in parameters}
     with pytest.raises(TypeError, match=r"heun\(\).*spaceing"):
         fastdiff.samplers.heun(fastdiff.NoiseSchedule.linear(), 5, spaceing="karras")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fastdiff.integrations.diffusers.base import Stepping, all_apart, last_apart, mix, spread
+from fastdiff.schedules.continuous import EDMSchedule
 from fastdiff.schedules.spacing import Spacing
 
 logger = logging.getLogger(__name__)
@@ -58,11 +59,40 @@ class SigmaList(Stepping):
             indices = [at] * timesteps.shape[0]
         return spread([sigmas[i] for i in indices], like)
 
+    def _gamma(self, sigma: float, s_churn: float, s_tmin: float, s_tmax: float, *_: float) -> float:
+        """EDM's γ, by which σ is raised before a step."""
+        inside = s_tmin <= sigma <= s_tmax
+        return min(s_churn / (len(self._steps.sigmas) - 1), math.sqrt(2) - 1) if inside else 0.0
+
     def _check_timestep(self, timestep: Any) -> None:
         if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
             raise ValueError(
                 f"timestep must be one of scheduler.timesteps, which are floating point; got the integer {timestep}"
             )
+
+
+class Pairs(SigmaList):
+    """Those that make two calls a step, one after the other in the list; runs begin with a first one."""
+
+    _has_history = True
+
+    @property
+    def state_in_first_order(self) -> bool:
+        """Whether the next call is the first of its two."""
+        return self._step_index is None or (self._step_index - (self._steps.start or 0)) % 2 == 0
+
+    def _first_place(self, timestep: Any) -> int:
+        place = super()._first_place(timestep)
+        return place + place % 2
+
+
+class FlowStepping(SigmaList):
+    """Those whose states are (1 − σ) x_0 + σ ε, and that noise images by scale_noise."""
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """(1 − σ) x_0 + σ ε at each timestep (or at the run's step), in float32 whatever the sample's dtype."""
+        sigma = self._sigmas_at(timestep, sample)
+        return mix(1 - sigma, sample, sigma, noise)
 
 
 class SigmaStepping(SigmaList):
@@ -98,3 +128,13 @@ class ScaledStepping(SigmaStepping):
         if not self.is_scale_input_called:
             self.is_scale_input_called = True  # say it once
             logger.warning("scale_model_input was not called before step: the network must be shown the scaled state")
+
+
+class EDMStepping(ScaledStepping):
+    """Those whose network has EDM's preconditioning."""
+
+    def _schedule(self) -> EDMSchedule:
+        return EDMSchedule(sigma_data=self.config.sigma_data)
+
+    def _size(self, sigma: float) -> float:
+        return math.hypot(sigma, self.config.sigma_data)

@@ -17,7 +17,6 @@ from diffusers import schedulers as theirs
 from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler, DPMSolverSDESchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import result
 from fastdiff.integrations.diffusers.scheduling_edm_solver import EDMSolverStepping
 from fastdiff.integrations.diffusers.scheduling_midpoint import TwoCallStepping
 from fastdiff.plan.plan import Row
@@ -32,6 +31,8 @@ class DPMSolverSDEScheduler(TwoCallStepping, theirs.DPMSolverSDEScheduler):
     It differs in this: prediction_type "sample" is served too; half-precision samples are stepped, and noised by
     ``add_noise``, in float32. A run begins with the first of a step's two calls; ``s_noise`` stays the same in it.
     """
+
+    _output_class = DPMSolverSDESchedulerOutput
 
     noise_sampler: Any
     noise_sampler_seed: int | None
@@ -73,9 +74,7 @@ class DPMSolverSDEScheduler(TwoCallStepping, theirs.DPMSolverSDEScheduler):
         rows = self._rows(index, s_noise)
         if self._steps.key is None:
             noise = self._increment(index, sample)
-        x, x0 = self._advance(rows, index, model_output, sample, noise)
-        self._step_index = index + 1
-        return result(DPMSolverSDESchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._next(rows, index, model_output, sample, noise, return_dict)
 
 
 class CosineDPMSolverMultistepScheduler(EDMSolverStepping, theirs.CosineDPMSolverMultistepScheduler):
@@ -91,8 +90,7 @@ class CosineDPMSolverMultistepScheduler(EDMSolverStepping, theirs.CosineDPMSolve
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
     ) -> Any:
         """x at the list's next σ; arguments and results are diffusers'."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        self._check_listed()
         index, noise = self._index(timestep), None
         if self._steps.key is None:
             if self.noise_sampler is None:
@@ -101,4 +99,4 @@ class CosineDPMSolverMultistepScheduler(EDMSolverStepping, theirs.CosineDPMSolve
                 like = model_output.to(torch.promote_types(sample.dtype, model_output.dtype))
                 self.noise_sampler = BrownianTreeNoiseSampler(like, self.config.sigma_min, self.config.sigma_max, seed)
             noise = self.noise_sampler(self.sigmas[index], self.sigmas[index + 1]).to(model_output.device)
-        return self._solve(index, model_output, sample, noise, return_dict)
+        return self._next(self._rows(index), index, model_output, sample, noise, return_dict)

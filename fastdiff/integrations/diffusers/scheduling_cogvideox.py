@@ -12,7 +12,6 @@ from diffusers.schedulers.scheduling_ddim_cogvideox import DDIMSchedulerOutput a
 from diffusers.schedulers.scheduling_dpm_cogvideox import DDIMSchedulerOutput as DPMOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import result
 from fastdiff.integrations.diffusers.scheduling_vp import TableStepping
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import ddim
@@ -26,6 +25,8 @@ class CogVideoXDDIMScheduler(TableStepping, theirs.CogVideoXDDIMScheduler):
     It differs as DDIMScheduler does: the previous timestep is the next entry of the list. clip_sample and eta do
     nothing, as in diffusers.
     """
+
+    _output_class = DDIMOutput
 
     def _plan(self, start: int, *options: Any) -> Plan:
         (timestep,) = options
@@ -45,11 +46,9 @@ class CogVideoXDDIMScheduler(TableStepping, theirs.CogVideoXDDIMScheduler):
         return_dict: bool = True,
     ) -> Any:
         """x at the list's next timestep; arguments and results are diffusers', of which eta … do nothing there too."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
         index, listed = self._place_or_pair(timestep)
         x, x0 = self._advance(self._rows(index, listed), index, model_output, sample)
-        return result(DDIMOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._results(return_dict, x, x0)
 
 
 class CogVideoXDPMScheduler(TableStepping, theirs.CogVideoXDPMScheduler):
@@ -59,6 +58,7 @@ class CogVideoXDPMScheduler(TableStepping, theirs.CogVideoXDPMScheduler):
     list and ``timestep_back`` be the entry before it. clip_sample and eta do nothing, as in diffusers.
     """
 
+    _output_class = DPMOutput
     _has_history = True
     _returned: tuple[Tensor, int] | None = None  # the last x̂_0, which a slot holds too, and its version
 
@@ -96,8 +96,7 @@ class CogVideoXDPMScheduler(TableStepping, theirs.CogVideoXDPMScheduler):
         return_dict: bool = False,
     ) -> Any:
         """x at the list's next timestep and x̂_0; arguments and results are diffusers', of which eta … do nothing."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        self._check_listed()
         steps, old = self._list(), old_pred_original_sample
         value = self._value(timestep)
         index = steps.places[value] if value in steps.places else self._missing(value, steps.times)
@@ -112,9 +111,8 @@ class CogVideoXDPMScheduler(TableStepping, theirs.CogVideoXDPMScheduler):
         x, x0 = self._advance(rows, index, model_output, sample, noise)
         assert x0 is not None
         self._returned = None if x0.is_inference() else (x0, x0._version)
-        if not (return_dict and second_order):  # diffusers' first-order steps return a tuple whatever is asked
-            return x, x0
-        return result(DPMOutput, prev_sample=x, pred_original_sample=x0)
+        # diffusers' first-order steps return a tuple whatever is asked.
+        return self._results(return_dict and second_order, x, x0)
 
     def _take(self, old: Tensor, timestep_back: Any, index: int) -> None:
         """Go on with the x̂_0 that the caller kept: as a rule what the last step returned, which stands in its slot."""

@@ -11,7 +11,6 @@ from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_tcd import TCDSchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import result
 from fastdiff.integrations.diffusers.scheduling_vp import TableStepping
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import lcm, tcd
@@ -26,6 +25,8 @@ class LCMScheduler(TableStepping, theirs.LCMScheduler):
     ``strength`` (the generator is drawn from all the same); half-precision samples are stepped, and noised by
     ``add_noise``, in float32.
     """
+
+    _output_class = LCMSchedulerOutput
 
     def _plan(self, start: int, *options: Any) -> Plan:
         scaling = self.config.timestep_scaling
@@ -43,14 +44,11 @@ class LCMScheduler(TableStepping, theirs.LCMScheduler):
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
     ) -> Any:
         """x at the list's next timestep, and the denoised image; arguments and results are diffusers'."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        last = self._check_listed() - 1
         index, noise = self._index(timestep), None
-        if index != self.num_inference_steps - 1:
+        if index != last:
             noise = self._draw(generator, sample, self._result_dtype(sample.dtype, model_output.dtype))
-        x, denoised = self._advance(self._rows(index), index, model_output, sample, noise)
-        self._step_index = index + 1
-        return result(LCMSchedulerOutput, prev_sample=x, denoised=denoised) if return_dict else (x, denoised)
+        return self._next(self._rows(index), index, model_output, sample, noise, return_dict)
 
 
 class TCDScheduler(TableStepping, theirs.TCDScheduler):
@@ -59,6 +57,7 @@ class TCDScheduler(TableStepping, theirs.TCDScheduler):
     It differs as LCMScheduler does. clip_sample and thresholding do nothing, as in diffusers.
     """
 
+    _output_class = TCDSchedulerOutput
     _clip = None
 
     def _check_config(self) -> None:
@@ -87,12 +86,9 @@ class TCDScheduler(TableStepping, theirs.TCDScheduler):
         return_dict: bool = True,
     ) -> Any:
         """x at the list's next timestep, and x_s before its noise; arguments and results are diffusers'."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        last = self._check_listed() - 1
         index, noise = self._index(timestep), None
         rows = self._rows(index, eta)
-        if eta > 0 and index != self.num_inference_steps - 1:
+        if eta > 0 and index != last:
             noise = self._draw(generator, sample, self._result_dtype(sample.dtype, model_output.dtype))
-        x, noised = self._advance(rows, index, model_output, sample, noise)
-        self._step_index = index + 1
-        return result(TCDSchedulerOutput, prev_sample=x, pred_noised_sample=noised) if return_dict else (x, noised)
+        return self._next(rows, index, model_output, sample, noise, return_dict)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import schedulers as theirs
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import result
-from fastdiff.integrations.diffusers.base_sigmas import ScaledStepping
+from fastdiff.integrations.diffusers.base_sigmas import EDMStepping
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import dpm_multistep
-from fastdiff.schedules.continuous import EDMSchedule
 from fastdiff.schedules.spacing import Spacing
 
 
-class EDMSolverStepping(ScaledStepping):
+class EDMSolverStepping(EDMStepping):
     """What they share: EDM's preconditioning, and a history of x̂_0."""
 
     _second = None
@@ -31,12 +27,6 @@ class EDMSolverStepping(ScaledStepping):
         super()._check_config()
         if self.config.solver_order not in (1, 2, 3):
             self._refuse("solver_order", "must be 1, 2 or 3")
-
-    def _schedule(self) -> EDMSchedule:
-        return EDMSchedule(sigma_data=self.config.sigma_data)
-
-    def _size(self, sigma: float) -> float:
-        return math.hypot(sigma, self.config.sigma_data)
 
     def _missing(self, value: float, times: list[float]) -> int:
         return len(times) - 1  # as diffusers
@@ -62,11 +52,6 @@ class EDMSolverStepping(ScaledStepping):
         # diffusers' v is EDM's F with its sign changed.
         return replace(plan, rows=tuple(replace(row, q=-row.q) for row in plan))
 
-    def _solve(self, index: int, model_output: Tensor, sample: Tensor, noise: Tensor | None, return_dict: bool) -> Any:
-        x, _ = self._advance(self._rows(index), index, model_output, sample, noise)
-        self._step_index = index + 1
-        return result(SchedulerOutput, prev_sample=x) if return_dict else (x,)
-
 
 class EDMDPMSolverMultistepScheduler(EDMSolverStepping, theirs.EDMDPMSolverMultistepScheduler):
     """diffusers' EDMDPMSolverMultistepScheduler, a step of which is one fused update (``samplers.dpm_multistep``).
@@ -78,9 +63,8 @@ class EDMDPMSolverMultistepScheduler(EDMSolverStepping, theirs.EDMDPMSolverMulti
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
     ) -> Any:
         """x at the list's next σ; arguments and results are diffusers'."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        self._check_listed()
         index, noise = self._index(timestep), None
         if self._adds_noise:
             noise = self._draw(generator, model_output, torch.promote_types(sample.dtype, model_output.dtype))
-        return self._solve(index, model_output, sample, noise, return_dict)
+        return self._next(self._rows(index), index, model_output, sample, noise, return_dict)

@@ -11,8 +11,8 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 from diffusers.schedulers.scheduling_flow_match_lcm import FlowMatchLCMSchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import mix, result, spread
-from fastdiff.integrations.diffusers.base_sigmas import SigmaList
+from fastdiff.integrations.diffusers.base import mix, spread
+from fastdiff.integrations.diffusers.base_sigmas import FlowStepping
 from fastdiff.integrations.diffusers.scheduling_midpoint import TwoCalls
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.stages import Churn
@@ -25,12 +25,9 @@ class FlowMatchHeunDiscreteScheduler(TwoCalls, theirs.FlowMatchHeunDiscreteSched
     too); s_churn and its limits stay the same within a run, which begins with the first of a step's two calls.
     """
 
+    _output_class = FlowMatchHeunDiscreteSchedulerOutput
     _second = None
     _dtype_from = "output"
-
-    def _gamma(self, sigma: float, s_churn: float, s_tmin: float, s_tmax: float, *_: float) -> float:
-        inside = s_tmin <= sigma <= s_tmax
-        return min(s_churn / (len(self._steps.sigmas) - 1), math.sqrt(2) - 1) if inside else 0.0
 
     def _plan(self, start: int, *churn: float) -> Plan:
         """Heun's step from σ̂ = (1 + γ) σ, where diffusers' slope is m σ/σ̂, the network having been shown σ."""
@@ -68,9 +65,7 @@ class FlowMatchHeunDiscreteScheduler(TwoCalls, theirs.FlowMatchHeunDiscreteSched
         # Drawn in both of a step's calls, as there, though the second has no use for it.
         if self._gamma(self._steps.sigmas[index - (not self.state_in_first_order)], *churn) > 0:
             noise = self._draw(generator, model_output, model_output.dtype)
-        x, _ = self._advance(rows, index, model_output, sample, noise)
-        self._step_index = index + 1
-        return result(FlowMatchHeunDiscreteSchedulerOutput, prev_sample=x) if return_dict else (x,)
+        return self._next(rows, index, model_output, sample, noise, return_dict)
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
         """(1 − σ) x_0 + σ ε at the run's step, in float32 whatever the sample's dtype."""
@@ -78,13 +73,14 @@ class FlowMatchHeunDiscreteScheduler(TwoCalls, theirs.FlowMatchHeunDiscreteSched
         return mix(1 - sigma, sample, sigma, noise)
 
 
-class FlowMatchLCMScheduler(SigmaList, theirs.FlowMatchLCMScheduler):
+class FlowMatchLCMScheduler(FlowStepping, theirs.FlowMatchLCMScheduler):
     """diffusers' FlowMatchLCMScheduler, a step of which is one fused update: x̂_0 noised anew to the next σ.
 
     It differs in this: half-precision samples are noised by ``scale_noise`` in float32 (they are stepped so there
     too). Where ``scale_factors`` enlarge x̂_0, that is done before the update.
     """
 
+    _output_class = FlowMatchLCMSchedulerOutput
     _second = None
     _dtype_from = "output"
     _scale_factors: Any
@@ -123,9 +119,4 @@ class FlowMatchLCMScheduler(SigmaList, theirs.FlowMatchLCMScheduler):
         noise = self._draw(generator, sample, torch.float64 if dtype == torch.float64 else torch.float32)
         x, _ = self._advance(rows, index, model_output, sample, noise)
         self._step_index, x = index + 1, x.to(dtype)
-        return result(FlowMatchLCMSchedulerOutput, prev_sample=x) if return_dict else (x,)
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """(1 − σ) x_0 + σ ε at each timestep (or at the run's step), in float32 whatever the sample's dtype."""
-        sigma = self._sigmas_at(timestep, sample)
-        return mix(1 - sigma, sample, sigma, noise)
+        return self._results(return_dict, x)

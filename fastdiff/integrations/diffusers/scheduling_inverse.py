@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 from diffusers import schedulers as theirs
@@ -12,16 +11,7 @@ from torch import Tensor
 
 from fastdiff.integrations.diffusers.scheduling_solvers import SolverStepping
 from fastdiff.plan.plan import Plan
-from fastdiff.samplers.exponential import (
-    blend,
-    data_step,
-    history,
-    make_row,
-    model_terms,
-    node,
-    noise_step,
-    past,
-)
+from fastdiff.samplers.dpm_multistep import multistep_rows
 
 
 class DPMSolverMultistepInverseScheduler(SolverStepping, theirs.DPMSolverMultistepInverseScheduler):
@@ -40,31 +30,18 @@ class DPMSolverMultistepInverseScheduler(SolverStepping, theirs.DPMSolverMultist
             self._refuse("algorithm_type", "is not served: towards noise, its noise would have a negative variance")
 
     def _plan(self, start: int, *options: Any) -> Plan:
-        config, schedule = self.config, self._schedule()
-        prediction, noise_form = config.prediction_type, config.algorithm_type == "dpmsolver"
+        config, schedule, noise_form = self.config, self._schedule(), self.config.algorithm_type == "dpmsolver"
         bound = 1.0 if self._thresholds else math.inf  # a bound of each sample takes its place
         times, sigmas = self._steps.times[start:], self._steps.sigmas[start : len(self._steps.times) + 1]
         stops = [replace(schedule.at(s), t=t) for s, t in zip(sigmas, [*times, times[-1]], strict=True)]
-        count, rows = len(times), []
+        count = len(times)
         orders = [min(config.solver_order, i + 1) for i in range(count)]
         if config.lower_order_final and len(self._steps.times) < 15:
             orders = [min(order, count - i) for i, order in enumerate(orders)]
         if config.euler_at_final:
             orders[-1] = 1
-        for i, (reads, write) in enumerate(history([order - 1 for order in orders])):
-            here, there, used = stops[i], stops[i + 1], orders[i] - 1
-            rule = "published" if used == 2 else config.solver_type
-            output = model_terms(noise_form, prediction, here, bound)
-            if there.ratio == here.ratio:
-                x = {"x": 1.0}
-            else:
-                if any(a.ratio == b.ratio for a, b in pairwise(stops[i - used : i + 1])):
-                    used = 0  # no slope between two outputs at one σ
-                step = noise_step(here, there, used, rule) if noise_form else data_step(here, there, used, rule)
-                now, *before = step.outputs([node(stops[i - k], here, there) for k in range(1, used + 1)])
-                x = blend((step.keep, {"x": 1.0}), (now, output), *past(before))
-            rows.append(make_row(here, prediction, bound, x, slot=output, reads=reads, write=write))
-        return Plan(tuple(rows), name="dpm_multistep_inverse")
+        rows = multistep_rows(stops, orders, config.prediction_type, bound, noise_form, config.solver_type)
+        return Plan(rows, name="dpm_multistep_inverse")
 
     def step(
         self,

@@ -12,31 +12,19 @@ from diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import KDPM2Ance
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteSchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import result
-from fastdiff.integrations.diffusers.base_sigmas import ScaledStepping, SigmaList
+from fastdiff.integrations.diffusers.base_sigmas import Pairs, ScaledStepping
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.stages import call, moved
 from fastdiff.schedules.level import Level
 
 
-class TwoCalls(SigmaList):
-    """A list in which each step's second call stands after its first; runs begin with a first one."""
-
-    _has_history = True
-
-    @property
-    def state_in_first_order(self) -> bool:
-        """Whether the next call is the first of its two."""
-        return self._step_index is None or (self._step_index - (self._steps.start or 0)) % 2 == 0
+class TwoCalls(Pairs):
+    """Those whose lists have the first call of a step and then its second."""
 
     def _first_calls(self, start: int) -> range:
         if start % 2:
             raise ValueError(f"a run begins with the first of a step's two calls, an even number; got step {start}")
         return range(start, len(self._steps.times), 2)
-
-    def _first_place(self, timestep: Any) -> int:
-        place = super()._first_place(timestep)
-        return place + place % 2
 
     def _mend_list(self) -> None:
         """The timestep −1 with which diffusers ends some "trailing" lists is dropped, and the call before it."""
@@ -92,6 +80,7 @@ class KDPM2DiscreteScheduler(TwoCallStepping, theirs.KDPM2DiscreteScheduler):
     ``add_noise``, in float32. A run begins with the first of a step's two calls.
     """
 
+    _output_class = KDPM2DiscreteSchedulerOutput
     _reads = ("timesteps", "sigmas", "sigmas_interpol")  # diffusers' own, as the timesteps told to the network are
     sigmas_interpol: Tensor
 
@@ -111,9 +100,7 @@ class KDPM2DiscreteScheduler(TwoCallStepping, theirs.KDPM2DiscreteScheduler):
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at the σ half-way, or at the list's next; arguments and results are diffusers'."""
         index = self._index(timestep)
-        x, x0 = self._advance(self._rows(index), index, model_output, sample)
-        self._step_index = index + 1
-        return result(KDPM2DiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._next(self._rows(index), index, model_output, sample, None, return_dict)
 
 
 class KDPM2AncestralDiscreteScheduler(TwoCallStepping, theirs.KDPM2AncestralDiscreteScheduler):
@@ -122,6 +109,7 @@ class KDPM2AncestralDiscreteScheduler(TwoCallStepping, theirs.KDPM2AncestralDisc
     It differs as KDPM2DiscreteScheduler does.
     """
 
+    _output_class = KDPM2AncestralDiscreteSchedulerOutput
     _reads = ("timesteps", "sigmas", "sigmas_interpol", "sigmas_down", "sigmas_up")
     sigmas_interpol: Tensor
     sigmas_down: Tensor
@@ -150,11 +138,7 @@ class KDPM2AncestralDiscreteScheduler(TwoCallStepping, theirs.KDPM2AncestralDisc
         rows = self._rows(index)
         if not self.state_in_first_order:
             noise = self._draw(generator, model_output, model_output.dtype)
-        x, x0 = self._advance(rows, index, model_output, sample, noise)
-        self._step_index = index + 1
-        if not return_dict:
-            return x, x0
-        return result(KDPM2AncestralDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0)
+        return self._next(rows, index, model_output, sample, noise, return_dict)
 
 
 def midpoint(here: Level, middle: Level, down: float, up: float, prediction: str) -> tuple[Row, Row]:

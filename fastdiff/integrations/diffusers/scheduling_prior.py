@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_ddpm_wuerstchen import DDPMWuerstchenSchedu
 from diffusers.schedulers.scheduling_unclip import UnCLIPSchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import Stepping, mix, result
+from fastdiff.integrations.diffusers.base import Stepping, mix
 from fastdiff.integrations.diffusers.scheduling_vp import TableStepping
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.schedules.level import Level, x0_terms
@@ -25,6 +25,7 @@ class UnCLIPScheduler(TableStepping, theirs.UnCLIPScheduler):
     samples are stepped, and noised by ``add_noise``, in float32.
     """
 
+    _output_class = UnCLIPSchedulerOutput
     _reads = ("timesteps", "alphas_cumprod", "betas")
     _predictions = ("epsilon", "sample")
     betas: Tensor
@@ -84,7 +85,7 @@ class UnCLIPScheduler(TableStepping, theirs.UnCLIPScheduler):
         if value > 0:
             noise = self._draw(generator, sample, model_output.dtype)
         x, x0 = self._advance(rows, index, model_output, sample, noise)
-        return result(UnCLIPSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._results(return_dict, x, x0)
 
 
 class DDPMWuerstchenScheduler(Stepping, theirs.DDPMWuerstchenScheduler):
@@ -95,6 +96,7 @@ class DDPMWuerstchenScheduler(Stepping, theirs.DDPMWuerstchenScheduler):
     for the device, as theirs does.
     """
 
+    _output_class = DDPMWuerstchenSchedulerOutput
     _second = None
     _dtype_from = "output"
     _alpha_cumprod: Callable[[Tensor, torch.device], Tensor]
@@ -140,7 +142,7 @@ class DDPMWuerstchenScheduler(Stepping, theirs.DDPMWuerstchenScheduler):
         noise = self._draw(generator, sample, model_output.dtype)
         x, _ = self._advance(rows, index, model_output, sample, noise)
         x = x.to(model_output.dtype)
-        return result(DDPMWuerstchenSchedulerOutput, prev_sample=x) if return_dict else (x,)
+        return self._results(return_dict, x)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """√ᾱ x_0 + √(1 − ᾱ) ε at each sample's t, in float32 whatever the samples' dtype."""

@@ -17,12 +17,10 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerO
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import mix, result
-from fastdiff.integrations.diffusers.base_sigmas import ScaledStepping, SigmaList
+from fastdiff.integrations.diffusers.base_sigmas import EDMStepping, FlowStepping, Pairs, ScaledStepping
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers import euler, euler_ancestral, heun, lms
 from fastdiff.samplers.stages import Churn
-from fastdiff.schedules.continuous import EDMSchedule
 from fastdiff.schedules.level import x0_terms
 
 
@@ -32,14 +30,9 @@ class ChurningStepping(ScaledStepping):
     _may_stay = True
     _second_is_float32 = True
     _dtype_from = "output"
-    _output: Any
 
     # Each has its own: _x0_terms(σ, σ̂) are (p, q) of x̂_0 = p x̂ + q m, the network having been shown σ.
     _x0_terms: Callable[[float, float], tuple[float, float]]
-
-    def _gamma(self, sigma: float, s_churn: float, s_tmin: float, s_tmax: float) -> float:
-        inside = s_tmin <= sigma <= s_tmax
-        return min(s_churn / (len(self._steps.sigmas) - 1), math.sqrt(2) - 1) if inside else 0.0
 
     def _churned(self, plan: Plan, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> Plan:
         """The plan with the noise in its rows: x̂ = x + s_noise √(σ̂² − σ²) z, then Euler's step from σ̂.
@@ -72,9 +65,7 @@ class ChurningStepping(ScaledStepping):
                 noise = self._draw(generator, model_output, model_output.dtype)
         else:
             rows = self._rows(index, None, *options)
-        x, x0 = self._advance(rows, index, model_output, sample, noise)
-        self._step_index = index + 1
-        return result(self._output, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._next(rows, index, model_output, sample, noise, return_dict)
 
 
 class EulerDiscreteScheduler(ChurningStepping, theirs.EulerDiscreteScheduler):
@@ -85,7 +76,7 @@ class EulerDiscreteScheduler(ChurningStepping, theirs.EulerDiscreteScheduler):
     """
 
     _predictions = ("epsilon", "sample", "original_sample", "v_prediction")
-    _output = EulerDiscreteSchedulerOutput
+    _output_class = EulerDiscreteSchedulerOutput
 
     @property
     def _prediction(self) -> str:
@@ -117,20 +108,14 @@ class EulerDiscreteScheduler(ChurningStepping, theirs.EulerDiscreteScheduler):
         return self._churning_step(model_output, timestep, sample, churn, generator, return_dict)
 
 
-class EDMEulerScheduler(ChurningStepping, theirs.EDMEulerScheduler):
+class EDMEulerScheduler(EDMStepping, ChurningStepping, theirs.EDMEulerScheduler):
     """diffusers' EDMEulerScheduler, a step of which is one fused update (``samplers.euler`` on an EDMSchedule).
 
     It differs as EulerDiscreteScheduler does.
     """
 
     _predictions = ("epsilon", "v_prediction")
-    _output = EDMEulerSchedulerOutput
-
-    def _schedule(self) -> EDMSchedule:
-        return EDMSchedule(sigma_data=self.config.sigma_data)
-
-    def _size(self, sigma: float) -> float:
-        return math.hypot(sigma, self.config.sigma_data)
+    _output_class = EDMEulerSchedulerOutput
 
     def _plan(self, start: int, *options: Any) -> Plan:
         churn, prediction = options
@@ -179,6 +164,7 @@ class EulerAncestralDiscreteScheduler(ScaledStepping, theirs.EulerAncestralDiscr
     It differs as EulerDiscreteScheduler does, and prediction_type "sample" is served too.
     """
 
+    _output_class = EulerAncestralDiscreteSchedulerOutput
     _may_stay = True
     _second_is_float32 = True
     _dtype_from = "output"
@@ -194,28 +180,19 @@ class EulerAncestralDiscreteScheduler(ScaledStepping, theirs.EulerAncestralDiscr
         self._check_scaled()
         index = self._index(timestep)
         noise = self._draw(generator, model_output, model_output.dtype)
-        x, x0 = self._advance(self._rows(index), index, model_output, sample, noise)
-        self._step_index = index + 1
-        if not return_dict:
-            return x, x0
-        return result(EulerAncestralDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0)
+        return self._next(self._rows(index), index, model_output, sample, noise, return_dict)
 
 
-class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
+class HeunDiscreteScheduler(Pairs, ScaledStepping, theirs.HeunDiscreteScheduler):
     """diffusers' HeunDiscreteScheduler, a step of which is one fused update (``samplers.heun``).
 
     It differs in this: half-precision samples are stepped, and noised by ``add_noise``, in float32; lists in which σ
     rises by more than float32's rounding are refused.
     """
 
-    _has_history = True
+    _output_class = HeunDiscreteSchedulerOutput
     _may_stay = True
     is_scale_input_called = True  # here diffusers does not ask
-
-    @property
-    def state_in_first_order(self) -> bool:
-        """Whether the next step is the first of its two."""
-        return self._step_index is None or (self._step_index - (self._steps.start or 0)) % 2 == 0
 
     def _plan(self, start: int, *options: Any) -> Plan:
         if start % 2:
@@ -235,16 +212,10 @@ class HeunDiscreteScheduler(ScaledStepping, theirs.HeunDiscreteScheduler):
         )
         return replace(plan, rows=rows)
 
-    def _first_place(self, timestep: Any) -> int:
-        place = super()._first_place(timestep)
-        return place + place % 2  # the first of a level's two steps
-
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at the list's next σ, tried or mended; arguments and results are diffusers'."""
         index = self._index(timestep)
-        x, x0 = self._advance(self._rows(index), index, model_output, sample)
-        self._step_index = index + 1
-        return result(HeunDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._next(self._rows(index), index, model_output, sample, None, return_dict)
 
 
 def _with_output(terms: Mapping[str, float], row: Row) -> dict[str, float]:
@@ -263,6 +234,7 @@ class LMSDiscreteScheduler(ScaledStepping, theirs.LMSDiscreteScheduler):
     does not fall are refused. ``order`` must be in 1 … 4 and stay the same within a run.
     """
 
+    _output_class = LMSDiscreteSchedulerOutput
     _has_history = True
 
     def _plan(self, start: int, *options: Any) -> Plan:
@@ -276,12 +248,10 @@ class LMSDiscreteScheduler(ScaledStepping, theirs.LMSDiscreteScheduler):
         """x at the list's next σ; arguments and results are diffusers'."""
         self._check_scaled()
         index = self._index(timestep)
-        x, x0 = self._advance(self._rows(index, order), index, model_output, sample)
-        self._step_index = index + 1
-        return result(LMSDiscreteSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._next(self._rows(index, order), index, model_output, sample, None, return_dict)
 
 
-class FlowMatchEulerDiscreteScheduler(SigmaList, theirs.FlowMatchEulerDiscreteScheduler):
+class FlowMatchEulerDiscreteScheduler(FlowStepping, theirs.FlowMatchEulerDiscreteScheduler):
     """diffusers' FlowMatchEulerDiscreteScheduler, a step of which is one fused update.
 
     It differs in this: half-precision samples are noised by ``scale_noise`` in float32 (they are stepped so there
@@ -289,6 +259,7 @@ class FlowMatchEulerDiscreteScheduler(SigmaList, theirs.FlowMatchEulerDiscreteSc
     ``per_token_timesteps`` is diffusers' own.
     """
 
+    _output_class = FlowMatchEulerDiscreteSchedulerOutput
     _second = None
     _dtype_from = "output"
 
@@ -332,11 +303,4 @@ class FlowMatchEulerDiscreteScheduler(SigmaList, theirs.FlowMatchEulerDiscreteSc
         index, noise = self._index(timestep), None
         if self.config.stochastic_sampling:
             noise = self._draw(generator, sample, torch.float32)
-        x, _ = self._advance(self._rows(index), index, model_output, sample, noise)
-        self._step_index = index + 1
-        return result(FlowMatchEulerDiscreteSchedulerOutput, prev_sample=x) if return_dict else (x,)
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """(1 − σ) x_0 + σ ε at each timestep (or at the run's step), in float32 whatever the sample's dtype."""
-        sigma = self._sigmas_at(timestep, sample)
-        return mix(1 - sigma, sample, sigma, noise)
+        return self._next(self._rows(index), index, model_output, sample, noise, return_dict)

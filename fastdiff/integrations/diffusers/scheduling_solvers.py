@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import schedulers as theirs
-from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import result
 from fastdiff.integrations.diffusers.base_sigmas import SigmaStepping
 from fastdiff.plan.plan import Plan
 from fastdiff.samplers import deis, dpm_multistep, dpm_singlestep, unipc
@@ -67,14 +66,11 @@ class SolverStepping(SigmaStepping):
         self, model_output: Tensor, timestep: Any, sample: Tensor, noise: Tensor | None, return_dict: bool
     ) -> Any:
         index = self._index(timestep)
-        x, _ = self._advance(self._rows(index), index, model_output, sample, noise)
-        self._step_index = index + 1
-        return result(SchedulerOutput, prev_sample=x) if return_dict else (x,)
+        return self._next(self._rows(index), index, model_output, sample, noise, return_dict)
 
     def _output(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """The half of a network's output that is not its variance."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        self._check_listed()
         if self.config.get("variance_type") in ("learned", "learned_range"):
             return model_output[:, : sample.shape[1]]
         return model_output

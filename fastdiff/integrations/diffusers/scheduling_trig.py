@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from diffusers import schedulers as theirs
 from diffusers.schedulers.scheduling_scm import SCMSchedulerOutput
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from fastdiff.integrations.diffusers.base import Stepping, result
+from fastdiff.integrations.diffusers.base import Stepping
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers.exponential import blend, history, past
-
-ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+from fastdiff.samplers.pndm import ADAMS_BASHFORTH
 
 
 class SCMScheduler(Stepping, theirs.SCMScheduler):
@@ -25,6 +23,7 @@ class SCMScheduler(Stepping, theirs.SCMScheduler):
     It differs in this: half-precision samples are stepped in float32.
     """
 
+    _output_class = SCMSchedulerOutput
     _predictions = ("trigflow",)
 
     def _plan(self, start: int, *options: Any) -> Plan:
@@ -43,8 +42,7 @@ class SCMScheduler(Stepping, theirs.SCMScheduler):
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
     ) -> Any:
         """x at the list's next angle; arguments and results are diffusers'."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        self._check_listed()
         index = self._index(timestep)
         noise = self._draw(generator, model_output, torch.float32)
         x, x0 = self._advance(self._rows(index), index, model_output, sample, noise)
@@ -52,7 +50,7 @@ class SCMScheduler(Stepping, theirs.SCMScheduler):
         assert x0 is not None
         x, x0 = x.to(torch.promote_types(dtype, torch.float32)), x0.to(dtype)
         self._step_index = index + 1
-        return result(SCMSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._results(return_dict, x, x0)
 
 
 class IPNDMScheduler(Stepping, theirs.IPNDMScheduler):
@@ -86,9 +84,6 @@ class IPNDMScheduler(Stepping, theirs.IPNDMScheduler):
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at the list's next level; arguments and results are diffusers'."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        self._check_listed()
         index = self._index(timestep)
-        x, _ = self._advance(self._rows(index), index, model_output, sample)
-        self._step_index = index + 1
-        return result(SchedulerOutput, prev_sample=x) if return_dict else (x,)
+        return self._next(self._rows(index), index, model_output, sample, None, return_dict)

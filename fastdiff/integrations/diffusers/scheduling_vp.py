@@ -14,11 +14,10 @@ from diffusers import schedulers as theirs
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_ddim_inverse import DDIMSchedulerOutput as DDIMInverseSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from fastdiff.checks import DTYPES
-from fastdiff.integrations.diffusers.base import Stepping, last_apart, mix, result
+from fastdiff.integrations.diffusers.base import Stepping, last_apart, mix
 from fastdiff.ops import add_noise
 from fastdiff.plan.plan import Plan, Row
 from fastdiff.samplers import ddim, ddim_inverse, ddpm, pndm
@@ -54,6 +53,7 @@ class TableStepping(Stepping):
 
     def _place_or_pair(self, timestep: Any) -> tuple[int, float | None]:
         """The step's number in the list and None; or 0 and the timestep where that is not in the list."""
+        self._check_listed()
         steps = self._list()
         value = self._value(timestep)
         index = steps.places.get(value)
@@ -110,6 +110,8 @@ class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
     logarithm.
     """
 
+    _output_class = DDPMSchedulerOutput
+
     # None is in configs of other schedulers, from which this one may be made.
     _variances: ClassVar = {
         None: "fixed_small",
@@ -143,7 +145,7 @@ class DDPMScheduler(TableStepping, theirs.DDPMScheduler):
         if value > 0:
             noise = self._draw(generator, sample, model_output.dtype)
         x, x0 = self._advance(rows, index, model_output, sample, noise)
-        return result(DDPMSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._results(return_dict, x, x0)
 
 
 class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
@@ -154,6 +156,8 @@ class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
     the list is stepped as theirs.) Half-precision samples are stepped, and noised by ``add_noise``, in float32.
     ``eta`` must be in [0, 1].
     """
+
+    _output_class = DDIMSchedulerOutput
 
     def _plan(self, start: int, *options: Any) -> Plan:
         timestep, eta, use_clipped = options
@@ -176,8 +180,6 @@ class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
         return_dict: bool = True,
     ) -> Any:
         """x at the list's next timestep; arguments and results are diffusers'."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
         index, listed = self._place_or_pair(timestep)
         rows = self._rows(index, listed, eta, use_clipped_model_output)
         if eta > 0:
@@ -186,7 +188,7 @@ class DDIMScheduler(TableStepping, theirs.DDIMScheduler):
             elif generator is not None:
                 raise ValueError("give generator or variance_noise, not both")
         x, x0 = self._advance(rows, index, model_output, sample, variance_noise)
-        return result(DDIMSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._results(return_dict, x, x0)
 
 
 class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
@@ -195,6 +197,8 @@ class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
     It differs as DDIMScheduler does: the level that a step leaves is the entry of the list before it. prediction_type
     "sample" needs set_alpha_to_one=False: it says nothing of the noise of a clean image, where theirs divides by 0.
     """
+
+    _output_class = DDIMInverseSchedulerOutput
 
     initial_alpha_cumprod: Tensor
 
@@ -211,11 +215,9 @@ class DDIMInverseScheduler(TableStepping, theirs.DDIMInverseScheduler):
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at this timestep, from the one before it; arguments and results are diffusers'."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
         index, listed = self._place_or_pair(timestep)
         x, x0 = self._advance(self._rows(index, listed), index, model_output, sample)
-        return result(DDIMInverseSchedulerOutput, prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return self._results(return_dict, x, x0)
 
 
 class PNDMScheduler(TableStepping, theirs.PNDMScheduler):
@@ -256,8 +258,7 @@ class PNDMScheduler(TableStepping, theirs.PNDMScheduler):
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """x at the list's next timestep; arguments and results are diffusers'."""
-        if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps is None: call set_timesteps before step")
+        self._check_listed()
         steps = self._list()
         if steps.start is None:
             place = self._place(timestep)
@@ -265,7 +266,7 @@ class PNDMScheduler(TableStepping, theirs.PNDMScheduler):
         index = steps.start + self.counter
         x, _ = self._advance(self._rows(index), index, model_output, sample)
         self.counter += 1
-        return result(SchedulerOutput, prev_sample=x) if return_dict else (x,)
+        return self._results(return_dict, x)
 
     def step_prk(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """The same as ``step``, which knows whether it is in the Runge–Kutta start."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fastdiff import samplers
-from fastdiff.integrations.common import has_source, run_from
+from fastdiff.integrations.common import has_source, run_from, steps_of
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
-from fastdiff.samplers.stages import Churn, call, moved
+from fastdiff.samplers.stages import Churn, call, heun_rows, moved
 from fastdiff.sampling.noise_source import NoiseFunction
 from fastdiff.sampling.sample import sample, sample_iter
 from fastdiff.schedules.continuous import EDMSchedule
@@ -64,11 +64,7 @@ def in_any_order(sampler: Callable[..., Plan], sigmas: Sequence[float], churn: C
         if sampler is samplers.euler or there.sigma == 0:
             rows.append(call(here, "sample", math.inf, moved(here, 1.0, there.sigma)))
         elif sampler is samplers.heun:
-            half = (there.sigma - here.sigma) / 2
-            anchor = {"x": 1 + half / here.sigma, "x0": -half / here.sigma}
-            second = {"anchor": 1.0, "x": half / there.sigma, "x0": -half / there.sigma}
-            rows.append(call(here, "sample", math.inf, moved(here, 1.0, there.sigma), anchor))
-            rows.append(call(there, "sample", math.inf, second))
+            rows += heun_rows(here, there, "sample", math.inf)
         else:
             middle = schedule.at(math.sqrt(here.sigma * there.sigma))
             slope = (there.sigma - here.sigma) / middle.sigma
@@ -100,7 +96,7 @@ def run(
 ) -> Tensor:  # fmt: skip
     """Run a plan of steps from each of ``sigmas`` to the next; ``info`` adds to what ``callback`` gets of a step."""
     denoise, plan = denoiser(model), shown(plan)
-    steps = _steps(plan)
+    steps = steps_of(plan)
     noise = _noise(plan, steps, x, sigmas, noise_sampler)
     if noise_sampler is not None:
         if has_source(options):
@@ -120,15 +116,6 @@ def run(
             callback({"x": before, "i": i, "sigma": sigmas[i], "sigma_hat": hat, "denoised": state.x0, **more})
         before = state.x
     return before.to(x.dtype)
-
-
-def _steps(plan: Plan) -> list[int]:
-    """The step that each row belongs to: it begins with churn, or else with a call that reads no anchor."""
-    steps: list[int] = []
-    for k, row in enumerate(plan):
-        begins = k == 0 or (plan[k - 1].calls_model and not row.uses("anchor"))
-        steps.append((steps[-1] if steps else -1) + begins)
-    return steps
 
 
 def _noise(plan: Plan, steps: list[int], x: Tensor, sigmas: Tensor, noise_sampler: Noise) -> NoiseFunction:
