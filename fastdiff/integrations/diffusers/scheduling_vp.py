@@ -234,6 +234,12 @@ class PNDMScheduler(TableStepping, theirs.PNDMScheduler):
     _timesteps: Any
     counter: int
 
+    def _mend_list(self) -> None:
+        super()._mend_list()
+        if self.config.timestep_spacing == "trailing":
+            self._timesteps = self._timesteps[self._timesteps != -1]
+            self.plms_timesteps = self.plms_timesteps[self.plms_timesteps != -1]
+
     def _levels(self) -> list[float]:
         """The list without the calls that its start adds."""
         return [float(t) for t in self._timesteps[::-1]]
