@@ -164,8 +164,7 @@ def sample(
         changes["schedule"], prediction = schedule_of(schedule)
         if prediction is not None:
             changes["prediction"] = prediction
-    if "sampler_options" in changes:
-        changes["sampler_options"] = trained.sampling.get("sampler_options", {}) | changes["sampler_options"]
+    more = changes.pop("sampler_options", {})  # beside the folder's
     begins: dict[str, Any] = {}  # where the images start from, [1, C, H, W]
     if image is not None:
         begins["known" if mask is not None else "x_init"] = _picture(image, trained).to(where)
@@ -178,6 +177,8 @@ def sample(
 
     def arguments(count: int) -> dict[str, Any]:
         told = trained.arguments(None if labels is None else labels.to(where), guidance, **changes)
+        if more:
+            told["sampler_options"] = told.get("sampler_options", {}) | more
         starts = {name: value.expand(count, -1, -1, -1) if name != "strength" else value
                   for name, value in begins.items()}  # fmt: skip
         return {**told, **starts, "seed": seed, "sample_offset": sample_offset}

@@ -75,6 +75,13 @@ class TrainedModel:
             arguments.pop("eta", None)
         if sampler in ("lcm", "tcd"):
             arguments.pop("spacing", None)  # they walk the timesteps that networks were distilled on
+        walk, spacing = dict(arguments.pop("sampler_options", {})), changes.get("spacing", arguments.get("spacing"))
+        if spacing != "leading":
+            walk.pop("steps_offset", None)  # it belongs to the folder's spacing
+        if spacing not in ("leading", "trailing"):
+            walk.pop("final", None)  # others end at index 0, from where no step leads to σ_min, or are no index's
+        if walk:
+            arguments["sampler_options"] = walk
         arguments |= changes
         if labels is None:
             return arguments
@@ -92,7 +99,8 @@ def load(folder: str | os.PathLike[str]) -> TrainedModel:
     """A folder that ``fastdiff train`` or diffusers wrote: a model's, or a DDPM pipeline's.
 
     Its schedule is what scheduler_config.json describes (``schedules.from_diffusers``): a table of betas, a flow or
-    EDM's. What the file does not say is not invented: no clip where its class has none.
+    EDM's. What the file does not say is not invented: no clip where its class has none. A network that returns twice
+    its channels has a learned variance, unless the scheduler is a DDPMScheduler, which says which.
 
     Raises FileNotFoundError or ValueError, naming the path and what is wrong.
     """
@@ -103,6 +111,8 @@ def load(folder: str | os.PathLike[str]) -> TrainedModel:
         if place.exists():
             sampling = _scheduler(place)
             break
+    if unet.config.out_channels == 2 * unet.config.in_channels:
+        sampling.setdefault("variance", "learned_range")  # whatever the scheduler's class; PixArt's has no word for it
     trained = TrainedModel(unet, sampling)
     record = root / "training.json"
     if record.exists():

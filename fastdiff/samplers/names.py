@@ -41,10 +41,13 @@ SCHEDULERS = {
     "LCMScheduler": "'lcm'",
     "TCDScheduler": "'tcd'",
     "RePaintScheduler": "'repaint'",
-    "EDMEulerScheduler": "'euler' with schedule='edm'",
-    "EDMDPMSolverMultistepScheduler": "'dpmpp_2m' with schedule='edm'",
-    "FlowMatchEulerDiscreteScheduler": "'euler' with schedule='flow'",
-    "FlowMatchHeunDiscreteScheduler": "'heun' with schedule='flow'",
+    "CogVideoXDDIMScheduler": "'ddim'",
+    "CogVideoXDPMScheduler": "'dpmpp_2m_sde'",
+    "EDMEulerScheduler": "'euler' with schedule='edm', prediction='edm'",
+    "EDMDPMSolverMultistepScheduler": "'dpmpp_2m' with schedule='edm', prediction='edm'",
+    "FlowMatchLCMScheduler": "'lcm' with schedule='flow', prediction='flow_prediction'",
+    "FlowMatchEulerDiscreteScheduler": "'euler' with schedule='flow', prediction='flow_prediction'",
+    "FlowMatchHeunDiscreteScheduler": "'heun' with schedule='flow', prediction='flow_prediction'",
 }
 
 

@@ -98,7 +98,7 @@ class Schedule(ABC):
         """The ``count`` levels of an index spacing; ValueError where the schedule has none of that name."""
         raise ValueError(
             f"spacing {spacing!r} needs a schedule with a table; take karras, exponential, logsnr, polyexponential, "
-            "beta or kl_optimal"
+            "beta, kl_optimal, simple or sgm_uniform"
         )
 
     def as_ve(self) -> Schedule:
@@ -122,6 +122,12 @@ def check_schedule(schedule: object) -> Schedule:
     return schedule
 
 
+_SILENT = (
+    "says nothing of x_0 where ᾱ is 0, as at a flow's σ = 1; take what the network predicts: "
+    "prediction='flow_prediction', 'v_prediction' or 'sample'"
+)
+
+
 def x0_terms(prediction: str, level: Level) -> tuple[float, float]:
     """(p, q) of x̂_0 = p·x + q·m for a network's output m at a level.
 
@@ -132,7 +138,7 @@ def x0_terms(prediction: str, level: Level) -> tuple[float, float]:
     alpha, sigma = level.alpha, level.sigma
     if prediction == "epsilon":
         if alpha == 0:
-            raise ValueError("epsilon says nothing of x_0 where ᾱ is 0; take prediction='v_prediction' or 'sample'")
+            raise ValueError(f"epsilon {_SILENT}")
         return 1 / alpha, -sigma / alpha
     if prediction == "v_prediction":
         square = alpha**2 + sigma**2
@@ -148,7 +154,7 @@ def x0_terms(prediction: str, level: Level) -> tuple[float, float]:
         return data**2 / square / alpha, level.ratio * data / math.sqrt(square)
     if prediction == "score":
         if alpha == 0:
-            raise ValueError("a score says nothing of x_0 where ᾱ is 0; take prediction='v_prediction' or 'sample'")
+            raise ValueError(f"a score {_SILENT}")
         return 1 / alpha, level.c_in * sigma**2 / alpha
     raise ValueError(f"prediction is {prediction!r}" + nearest(prediction, PREDICTIONS))
 

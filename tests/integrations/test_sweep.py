@@ -25,6 +25,11 @@ def test_a_new_difference_is_red(monkeypatch, capsys):
     assert "NEW KIND: differ: case" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ours.SCHEDULERS)
+def test_every_class_runs(name):
+    assert sweep.sweep(1, 2, [name]) == 0
+
+
 def test_lists_nan_and_errors_are_told_apart(monkeypatch):
     case = sweep.draw("EulerDiscreteScheduler", 1, 3)
     case.config, case.lists, case.begin, case.options = {}, {"num_inference_steps": 5}, 0, {}

@@ -234,7 +234,14 @@ class PNDMScheduler(TableStepping, theirs.PNDMScheduler):
     _predictions = ("epsilon", "v_prediction")
     _has_history = True
     _timesteps: Any
+    plms_timesteps: Any
     counter: int
+
+    def _mend_list(self) -> None:
+        super()._mend_list()
+        if self.config.timestep_spacing == "trailing":
+            self._timesteps = self._timesteps[self._timesteps != -1]
+            self.plms_timesteps = self.plms_timesteps[self.plms_timesteps != -1]
 
     def _levels(self) -> list[float]:
         """The list without the calls that its start adds."""
