@@ -43,7 +43,7 @@ def compare(
     from tqdm.auto import tqdm
 
     import fastdiff
-    from fastdiff.cli.arguments import device_of, labels_of
+    from fastdiff.cli.arguments import check_pictures, device_of, labels_of
     from fastdiff.files import atomic_write, check_writable
     from fastdiff.images import make_grid
     from fastdiff.ops.native import cpu_threads
@@ -55,6 +55,7 @@ def compare(
     names, counts = _words("--samplers", samplers), _numbers("--steps", steps)
     where = device_of(device)
     trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    check_pictures(trained.image_shape, model)
     trained.unet.to(where, torch.float32)
     labels = labels_of(trained.classes, class_name, number, 0)
     shape = (number, *trained.image_shape)

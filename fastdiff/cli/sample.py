@@ -21,6 +21,7 @@ from fastdiff.cli.arguments import (
     Option,
     Quiet,
     Threads,
+    check_pictures,
     device_of,
     labels_of,
     options,
@@ -153,6 +154,7 @@ def sample(
 
     where, kind = device_of(device), getattr(torch, dtype.value)
     trained = fastdiff.models.digits() if model is None else fastdiff.models.load(model)
+    check_pictures(trained.image_shape, model)
     trained.unet.to(device=where, dtype=kind)
     labels = labels_of(trained.classes, class_name, count, sample_offset)
     if labels is None and guidance not in (None, 1.0):
@@ -253,8 +255,6 @@ def _picture(path: Path, trained: TrainedModel, *, grey: bool = False) -> Tensor
     from fastdiff.training.pictures import read_picture
 
     channels, height, width = trained.image_shape
-    if channels not in (1, 3):
-        raise ValueError(f"{path}: the model's images have {channels} channels, which no picture has")
     pixels = read_picture(path, (height, width), grey=grey or channels == 1)
     return pixels.float().expand(1 if grey else channels, -1, -1)[None] / 127.5 - 1
 

@@ -99,7 +99,8 @@ def _phases(
             return convolve(x, kept, offset, *TRANSPOSED, 1, "none", [], "")
 
     else:
-        plain = packed.setdefault(("summed", x.dtype), summed)
+        plain = packed[("summed", x.dtype)] if ("summed", x.dtype) in packed else summed
+        packed[("summed", x.dtype)] = plain
 
         def run(x: Tensor) -> Tensor:
             return F.conv_transpose2d(x, plain, offset, stride=2, padding=1)
