@@ -99,7 +99,7 @@ def _phases(
             return convolve(x, kept, offset, *TRANSPOSED, 1, "none", [], "")
 
     else:
-        plain = packed[("summed", x.dtype)] if ("summed", x.dtype) in packed else summed
+        plain = packed.get(("summed", x.dtype), summed)
         packed[("summed", x.dtype)] = plain
 
         def run(x: Tensor) -> Tensor:
