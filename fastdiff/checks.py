@@ -30,9 +30,14 @@ def check_finite_number(name: str, value: Any) -> float:
     return value
 
 
+def is_real(value: Any) -> bool:
+    """Whether a value is a number; numpy's kinds are, too."""
+    return type(value) is float or (isinstance(value, Real) and not isinstance(value, bool))
+
+
 def check_real(name: str, value: Any) -> None:
-    """Raises TypeError for what is no number; numpy's kinds are, too."""
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+    """Raises TypeError for what is no number."""
+    if not is_real(value):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
 
 
@@ -101,8 +106,7 @@ def check_int(name: str, value: object, low: int, high: int) -> int:
 
 def check_number(name: str, value: float, low: float, high: float | None = None) -> float:
     """``value`` as a float in [low, high], or finite and at least low; else TypeError or ValueError naming it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    check_real(name, value)
     if high is None and not (is_finite(value) and low <= value):
         raise ValueError(f"{name} must be finite and at least {low:g}; got {shown(value)}")
     if high is not None and not (low <= value <= high and (value == math.inf or is_finite(value))):
@@ -124,7 +128,7 @@ def check_clip(clip: float | None) -> float:
     """The bound of |x̂_0| as a float, infinite for None."""
     if clip is None:
         return math.inf
-    if isinstance(clip, bool) or not isinstance(clip, (int, float)):
+    if not is_real(clip):
         raise TypeError(f"clip must be a number or None; got {type(clip).__name__}")
     if not clip > 0:
         raise ValueError(f"clip must be positive; got {clip}")

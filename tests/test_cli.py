@@ -103,6 +103,7 @@ def test_gif_shows_the_reverse_process(tmp_path: Path) -> None:
         (("sample", "--interpolate", "a.png", "b.png", "--gif", "x.gif"), "--interpolate goes without --gif"),
         (("sample", "--accelerate", "perhaps"), "perhaps"),
         (("sample", "--threads", "0"), "threads"),
+        (("sample", "--threads", "99999"), "threads"),  # OpenMP would end the process
         (("train", "--data", "nowhere", "--out", "model"), "nowhere"),
         (("train", "--data", "digits", "--out", "model", "--steps", "0"), "steps"),
         (("train", "--data", "digits", "--out", "model", "--channels", "wide"), "channels"),

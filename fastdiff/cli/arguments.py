@@ -89,6 +89,15 @@ def trained_model(folder: Path | None) -> Any:
     return digits() if folder is None else load(folder)
 
 
+def check_pictures(shape: tuple[int, int, int], model: Path | None) -> None:
+    """That images [C, H, W] can be shown; ValueError before any is drawn."""
+    if shape[0] not in (1, 3):
+        raise ValueError(
+            f"the images of {model} have {shape[0]} channels, and pictures have 1 or 3: fastdiff.sample draws them "
+            "as tensors"
+        )
+
+
 def labels_of(classes: list[str], name: str | None, number: int, offset: int) -> Any:
     """int64 [number], or None for a model without classes."""
     import torch

@@ -16,6 +16,7 @@ from fastdiff.cli.arguments import (
     Model,
     Quiet,
     Threads,
+    check_pictures,
     labels_of,
     trained_model,
     whole_numbers,
@@ -67,6 +68,7 @@ def compare(
         raise ValueError(f"--samplers must be words with commas between; got {samplers!r}")
     where = named_device(device)
     trained = trained_model(model)
+    check_pictures(trained.image_shape, model)
     trained.unet.to(where, torch.float32)
     labels = labels_of(trained.classes, class_name, number, 0)
     shape = (number, *trained.image_shape)

@@ -22,6 +22,7 @@ from fastdiff.cli.arguments import (
     Option,
     Quiet,
     Threads,
+    check_pictures,
     labels_of,
     options,
     schedule_of,
@@ -154,6 +155,7 @@ def sample(
 
     where, kind = named_device(device), getattr(torch, dtype.value)
     trained = trained_model(model)
+    check_pictures(trained.image_shape, model)
     trained.unet.to(device=where, dtype=kind)
     labels = labels_of(trained.classes, class_name, count, sample_offset)
     if labels is None and guidance not in (None, 1.0):
@@ -255,8 +257,6 @@ def _picture(path: Path, trained: TrainedModel, *, grey: bool = False) -> Tensor
     from fastdiff.training.pictures import read_picture
 
     channels, height, width = trained.image_shape
-    if channels not in (1, 3):
-        raise ValueError(f"{path}: the model's images have {channels} channels, which no picture has")
     pixels = read_picture(path, (height, width), grey=grey or channels == 1)
     return pixels.float().expand(1 if grey else channels, -1, -1)[None] / 127.5 - 1
 

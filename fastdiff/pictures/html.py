@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _CELL = "padding:1px 8px;text-align:"
+_PIXELS = 1 << 19  # of the images shown of a state: a notebook keeps the picture in its file
 
 
 def of_plan(plan: Any) -> str:
@@ -87,11 +88,12 @@ def sparkline(values: Sequence[float], width: int = 120, height: int = 24) -> st
 
 
 def _picture(images: Any) -> str:
-    """At most 64 images as an inline PNG; nothing for what is no batch of grey or RGB images."""
+    """At most 64 images, of large ones fewer, as an inline PNG; nothing for what is no batch of grey or RGB images."""
     if images is None or images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
         return ""
     from fastdiff.pictures.grid import make_grid
 
     file = io.BytesIO()
-    make_grid(images[:64].nan_to_num()).save(file, format="PNG")
+    count = max(1, min(64, _PIXELS // images[0, 0].numel()))
+    make_grid(images[:count].nan_to_num()).save(file, format="PNG")
     return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"/>'

@@ -93,6 +93,7 @@ class Recipe(Head, frozen=True, kw_only=True):
         kept = {name: _plain(name, told[name]) for name in KEPT if name in told}
         if "seeds" not in kept:
             kept.setdefault("seed", 0)
+        check_int("sample_offset", kept.get("sample_offset", 0), 0, (1 << 32) - sizes[0])  # of the last batch, too
         rest = {name: value for name, value in told.items() if name in (*IN_THE_PLAN, "device")}
         first = _batch(kept, 0, min(size, sizes[0]), sizes[0], device_of(model, told.get("device")))
         bound = bind(model, (min(size, sizes[0]), *sizes[1:]), guidance_scale=scale, **rest, **first)
@@ -199,7 +200,10 @@ def _is_default(name: str, value: Any) -> bool:
 def _plain(name: str, value: Any) -> Any:
     if name == "model_dtype":
         return str(value).removeprefix("torch.")
-    return to_plain(name, value.tolist() if name == "seeds" and isinstance(value, (Tensor, np.ndarray)) else value)
+    if name == "seeds":  # any sequence of ints
+        value = value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+        value = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    return to_plain(name, value)
 
 
 def _scale(scale: Any, request: Request) -> Any:

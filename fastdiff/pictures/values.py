@@ -23,11 +23,13 @@ def to_plain(name: str, value: Any) -> Any:
 
     ValueError names what no recipe can hold, such as a function.
     """
+    if isinstance(value, np.generic) and isinstance(plain := value.item(), (bool, int, float, str)):
+        return plain
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
         return _tensor_to_plain(name, value)
-    if isinstance(value, Real):  # numpy's
+    if isinstance(value, Real):
         return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, Mapping) and "tensor" not in value and all(isinstance(key, str) for key in value):
         return {key: to_plain(f"{name}[{key!r}]", entry) for key, entry in value.items()}

@@ -96,8 +96,7 @@ class Row:
             raise TypeError(f"calls_model must be a bool; got {type(self.calls_model).__name__}")
         if self.variance is not None and check_finite_number("variance", self.variance) < 0:
             raise ValueError(f"variance must be finite and not negative; got {self.variance}")
-        if isinstance(self.clip, bool) or not isinstance(self.clip, (int, float)):
-            raise TypeError(f"clip must be a number; got {type(self.clip).__name__}")
+        check_real("clip", self.clip)
         if not self.clip > 0 or not (self.clip == math.inf or is_finite(self.clip)):
             raise ValueError(f"clip must be positive or infinite; got {self.clip}")
         read = set[str]()

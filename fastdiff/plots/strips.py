@@ -31,6 +31,9 @@ def forward(
     x0: [B, 1 or 3, H, W] in [−1, 1]. timesteps: indices of the schedule; eight from 0 to T − 1 unless given. The noise
     of an image is the same in all columns. scale: as in ``make_grid``. Returns a picture, which notebooks display.
     """
+    if not isinstance(x0, Tensor) or x0.ndim != 4 or x0.shape[1] not in (1, 3) or x0.numel() == 0:
+        got = list(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
+        raise ValueError(f"x0 must be a non-empty tensor [B, 1 or 3, H, W]; got {got}")
     table = resolve_table(schedule)
     last = len(table) - 1
     if timesteps is None:

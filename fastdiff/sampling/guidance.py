@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.checks import as_float, shown
+from fastdiff.checks import as_float, is_real, shown
 from fastdiff.plan.plan import COLUMNS, Plan, guidance_weights
 from fastdiff.sampling.keywords import ABSENT, APART, rebuilt
 from fastdiff.sampling.start import first_rows
@@ -101,7 +101,7 @@ def resolve_guidance(
     for name in model_kwargs or ():
         if not isinstance(name, str):
             raise TypeError(f"model_kwargs' names must be str; got {name!r}")
-    if isinstance(rescale, bool) or not isinstance(rescale, (int, float)) or not 0 <= rescale <= 1:
+    if not is_real(rescale) or not 0 <= rescale <= 1:
         got = shown(rescale) if isinstance(rescale, int) else repr(rescale)
         raise ValueError(f"guidance_rescale must be a number in [0, 1]; got {got}")
     plain = Guidance(plain=dict(model_kwargs or {}))

@@ -46,7 +46,7 @@ def inspect(
         raise ValueError(f"device is {where}, but the model's parameters are on {parameters[0].device}")
     dtype = (floating[0].dtype if floating else torch.float32) if model_dtype is None else model_dtype
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
-        raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {dtype}")
+        raise ValueError(f"model_dtype must be float32, bfloat16 or float16; got {dtype!r}")
     layout = torch.contiguous_format
     for p in floating if len(shape) == 4 else ():
         if p.ndim == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdiff.checks import as_float, shown
+from fastdiff.checks import as_float, is_real, shown
 from fastdiff.plan.plan import Plan
 
 
@@ -41,7 +41,7 @@ def resolve_thresholding(value: float | Sequence[float] | None, plan: Plan) -> T
     if value is None:
         return None
     numbers = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    if len(numbers) not in (1, 2) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in numbers):
+    if len(numbers) not in (1, 2) or not all(map(is_real, numbers)):
         raise TypeError(f"thresholding must be a number, the ratio, or a pair (ratio, maximum); got {value!r}")
     if not 0 < numbers[0] <= 1:
         raise ValueError(f"thresholding's ratio must be in (0, 1]; got {shown(numbers[0])}")

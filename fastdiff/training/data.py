@@ -100,6 +100,11 @@ class ItemData:
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """The examples of an int64 index [n], float32 [n, …], and their labels where there are any."""
         examples, labels = zip(*(_item(self.items[i]) for i in index.tolist()), strict=True)
+        for i, example in zip(index.tolist(), examples, strict=True):
+            if example.shape != self.shape:
+                raise ValueError(
+                    f"items of data must have one shape; item 0 has {list(self.shape)}, item {i} {list(example.shape)}"
+                )
         return torch.stack(examples), None if labels[0] is None else torch.stack(labels)
 
 

@@ -111,6 +111,7 @@ class Run:
         self.model.train()
         with (
             Signals() as signals,
+            torch.enable_grad(),  # also where a process does without
             self._generators(),
             tqdm(total=steps, initial=self.step, disable=not progress, unit="step") as bar,
         ):
@@ -171,6 +172,11 @@ class Run:
         if predicted.shape != x_t.shape:
             raise ValueError(
                 f"model must return {list(x_t.shape)}, the shape of its input; got {list(predicted.shape)}"
+            )
+        if not predicted.requires_grad:
+            raise ValueError(
+                "model's output has no gradient: it must be computed from the parameters, without detach() and outside "
+                "of torch.inference_mode()"
             )
         loss = F.mse_loss(predicted.float(), self._target(images, noise, timesteps))
 

@@ -136,6 +136,12 @@ def _check_range(first: Tensor) -> float | None:
             "the first examples of data lie in [0, 1]: samples will, too; images are usually given as 2 * x - 1",
             stacklevel=3,
         )
+    elif low >= 0 and 16 < high <= 255:
+        warnings.warn(
+            f"the first examples of data lie in [{low:g}, {high:g}], as bytes do: give images as bytes (uint8), or as "
+            "floats in [-1, 1]",
+            stacklevel=3,
+        )
     return 1.0 if max(-low, high) <= 1 else None
 
 

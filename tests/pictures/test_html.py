@@ -75,6 +75,13 @@ def test_a_state_that_is_not_finite_is_shown() -> None:
     assert repr(state) == "State(row=1, x=[1, 1, 4, 4] on cpu, no x0, anchor, slot 1)"
 
 
+def test_of_large_images_a_state_shows_few() -> None:
+    state = State(torch.zeros(64, 1, 512, 512), None, None, (None,) * 4, 3)
+    data = parsed(state._repr_html_()).findall(".//img")[0].attrib["src"].removeprefix("data:image/png;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        assert picture.size == make_grid(state.x[:2]).size
+
+
 def test_a_report_is_a_table_of_what_it_prints() -> None:
     model = fastdiff.models.UNet(
         sample_size=8, block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),

@@ -44,6 +44,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "nothing": {"steps": 3},
     "seed": {"sampler": "ddim", "steps": 4, "seed": 2**63 + 5, "sample_offset": 3, "eta": 0.5},
     "seeds": {"steps": 4, "seeds": [7, 7, 2**64 - 1, 0, 3]},
+    "a range of seeds": {"steps": 2, "seeds": range(5)},
+    "numpy's numbers": {"sampler": "ddim", "steps": 3, "eta": np.float32(0.5), "thresholding": np.float64(0.9)},
     "a tensor of seeds": {"steps": 2, "seeds": torch.tensor([5, 4, 3, 2, 1])},
     "options": {"sampler": "unipc", "steps": 5, "sampler_options": {"order": 3, "disable_corrector": (0, 2)}},
     "clip": {"sampler": "ddim", "steps": 3, "clip": 1.0, "variance": "fixed_small"},
@@ -158,6 +160,7 @@ def test_wrong_arguments_are_refused_as_sample_refuses_them() -> None:
         {"steps": 0},
         {"sampler": "dpmp_2m"},
         {"seed": -1},
+        {"sample_offset": 2**32 - 4},
         {"guidance_interval": (2, 1)},
         {"x_T": randn(2)},
     ):

@@ -48,6 +48,8 @@ def test_one_image_for_all_samples_is_kept_once() -> None:
 
 def test_numpy_s_numbers_are_numbers() -> None:
     assert to_plain("a", [np.int64(3), np.float32(0.5)]) == [3, 0.5]
+    plain = to_plain("a", [np.float64(0.5), np.bool_(True), np.str_("word")])
+    assert [type(value) for value in plain] == [float, bool, str]
 
 
 @pytest.mark.parametrize(

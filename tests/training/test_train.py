@@ -186,6 +186,29 @@ class Wrong(Net):
         return torch.cat([x * next(self.parameters()).sum()] * 2, 1)
 
 
+class Detached(Net):
+    def forward(self, x, t):
+        return super().forward(x, t).detach()
+
+
+class Ragged(torch.utils.data.Dataset):
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, i):
+        return torch.zeros(1, 8, 8 + int(i) % 3)
+
+
+def test_a_process_without_gradients_trains(images):
+    with torch.no_grad():
+        fastdiff.train(Net(), images, **{**SMALL, "steps": 1})
+
+
+def test_bytes_as_floats_are_warned_of(images):
+    with pytest.warns(UserWarning, match="as bytes do"):
+        fastdiff.train(Net(), (images + 1) * 127, **{**SMALL, "steps": 1})
+
+
 def frozen():
     return Net().requires_grad_(False)
 
@@ -209,6 +232,8 @@ def frozen():
         (Net, {"data": torch.full((3, 1, 8, 8), float("nan"))}, ValueError, "NaN"),
         (Tokens, {"data": (torch.zeros(4, 3, 4), torch.zeros(4))}, ValueError, r"labels, which Tokens\.forward"),
         (Tokens, {"data": (torch.zeros(4, 3, 4), torch.zeros(4)), "labels": 3}, TypeError, "labels must be the name"),
+        (Detached, {}, ValueError, "has no gradient"),
+        (Net, {"data": Ragged()}, ValueError, r"one shape; item 0 has \[1, 8, 8\]"),
         (Wrong, {}, ValueError, r"model must return \[3, 1, 8, 8\].*\[3, 2, 8, 8\]"),
     ],
 )

@@ -99,7 +99,9 @@ def _phases(
             return convolve(x, kept, offset, *TRANSPOSED, 1, "none", [], "")
 
     else:
-        plain = packed.setdefault(("summed", x.dtype), summed)
+        if ("summed", x.dtype) not in packed:
+            packed["summed", x.dtype] = summed
+        plain = packed["summed", x.dtype]
 
         def run(x: Tensor) -> Tensor:
             return F.conv_transpose2d(x, plain, offset, stride=2, padding=1)
