@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdiff.checks import all_finite, check_finite, check_int, check_real, kind_of
+from fastdiff.checks import all_finite, check_finite, check_int, check_number, kind_of
 from fastdiff.noise import INITIAL
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import SLOTS
@@ -23,9 +23,7 @@ def by_strength(
     A step is a row, or the rows of one level in samplers that call the network twice for it. A sampler with a history
     cannot begin in the middle of one: ``rebuilt(skip)`` is its plan over the levels that are left.
     """
-    check_real("strength", strength)
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be in [0, 1]; got {strength}")
+    check_number("strength", strength, 0, 1)
     count = len(plan) if steps is None else steps
     skip = count - min(int(count * float(strength)), count)
     if skip == 0:
