@@ -411,8 +411,11 @@ def _is(*names: str) -> Callable[[Case], bool]:
 
 
 def _minus_one(case: Case, lists: list[tuple[Any, Any]]) -> bool:
+    """Whether ours lacks the −1, at an inverse list's head or at a list's end, there with the call before it."""
     theirs, mine = lists[0]
-    return bool((theirs == -1).any()) and len(theirs) - len(mine) <= 2 and torch.equal(theirs[: len(mine)], mine)
+    if not bool((theirs == -1).any()) or len(theirs) - len(mine) > 2:
+        return False
+    return torch.equal(theirs[theirs != -1], mine) or torch.equal(theirs[: len(mine)], mine)
 
 
 def _ends_at_0(case: Case, lists: list[tuple[Any, Any]]) -> bool:
