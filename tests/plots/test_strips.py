@@ -60,7 +60,7 @@ def test_forward_refuses_what_it_cannot_show() -> None:
         plots.forward(images(1, 1, 8, 8), timesteps=[0, 1000])
     with pytest.raises(ValueError, match="schedule is 'flow'"):
         plots.forward(images(1, 1, 8, 8), "flow")
-    with pytest.raises(ValueError, match="images must be a non-empty tensor"):
+    with pytest.raises(ValueError, match="x0 must be a non-empty tensor"):
         plots.forward(images(1, 4, 8, 8))
 
 

@@ -104,8 +104,9 @@ def _coefficients(schedule: NoiseSchedule, device: torch.device) -> Tensor:
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
         with _disable_current_modes():  # a table of fake tensors must not be kept for later calls
             return _table(schedule, device)
-    if transformed():  # where the schedule's numbers cannot be read, which it is kept by
-        return _table.__wrapped__(schedule, device)
+    if transformed():  # where NumPy cannot read a tensor, though the schedule is none of the transform's
+        with torch._C._DisableFuncTorch():
+            return _table(schedule, device)
     return _table(schedule, device)
 
 

@@ -119,8 +119,9 @@ def _plain(
     """torch's convolution; on a GPU without bias and residual, which are one pass after it."""
     key = "plain", x.dtype
     if key not in packed:
-        # Dense, since grouped convolutions of oneDNN read the stride of a dimension of one.
-        packed[key] = dense(weight.detach().to(x.dtype))
+        kept = weight.detach().to(x.dtype)
+        # Grouped convolutions of oneDNN read the stride of a dimension of one.
+        packed[key] = dense(kept) if geometry.groups > 1 else kept.contiguous(memory_format=LAST)
     kept, offset = packed[key], bias_of(packed, bias, x.dtype)
     padding, sides = geometry.symmetric, (*geometry.padding[1], *geometry.padding[0])
     stride, dilation, groups, upsample = geometry.stride, geometry.dilation, geometry.groups, geometry.upsample
