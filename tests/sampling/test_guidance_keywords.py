@@ -50,7 +50,7 @@ def compare(cond, uncond, seed, expected_calls, scale=3.0, whole=None):
     assert calls == expected_calls * STEPS
     x = fastdiff.randn(SHAPE, seed=seed)
     exact = by_hand(network, x, cond, {**cond, **uncond} if whole is None else whole, scale)
-    # float32's rounding is that of the largest number on the way, which guidance and 1/α make much larger than some here.
+    # float32 rounds to the largest number on the way, which guidance and 1/α make much larger than some here.
     torch.testing.assert_close(got.double(), exact, rtol=0, atol=1e-5 * max(1.0, float(exact.abs().max())))
 
 
