@@ -48,10 +48,10 @@ def assert_close(got: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) ->
 
     A presummed weight adds up to four and is rounded once (u of it), the sum is float32's, whose error is small beside
     that, and the result is rounded once: |error| ≤ 1.01 u (Σ|terms| + |result|), with u half the dtype's spacing at 1
-    and Σ|terms| of the presummed weights at most that of the weights. Some libraries round the sum before they add the
-    bias, which is another u |result − bias|. Where oneDNN has no float16, torch rounds the products of each of a window's
-    four pixels, and their running sum three times: another 4 u Σ|terms|. float16's presummed weights may be subnormal, of
-    spacing 2⁻²⁴: half of that for each of four pixels and every channel.
+    and Σ|terms| of the presummed weights at most that of the weights. Some libraries round the sum before they add
+    the bias, which is another u |result − bias|. Where oneDNN has no float16, torch rounds the products of each of a
+    window's four pixels, and their running sum three times: another 4 u Σ|terms|. float16's presummed weights may be
+    subnormal, of spacing 2⁻²⁴: half of that for each of four pixels and every channel.
     """
     exact = textbook(x.double(), weight.double(), None if bias is None else bias.double())
     error, largest = got.double() - exact, float(exact.abs().max())
