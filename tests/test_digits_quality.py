@@ -57,6 +57,7 @@ def test_the_packaged_folder_is_small_and_tells_how_it_was_made():
     assert record["images"] == len(load_digits("train"))
 
 
+@pytest.mark.slow
 def test_the_packaged_model_draws_the_digits_that_are_asked_for():
     labels = torch.arange(60) % 10
     options = json.loads((PACKAGED / "training.json").read_text())["sampling"]

@@ -10,7 +10,7 @@ from torch import nn
 pytest.importorskip("diffusers")
 from diffusers.models import attention_processor as processors
 from diffusers.models.resnet import ResnetBlock2D
-from matrix import assert_equal, cross, pixels
+from matrix import TOLERANCE, assert_equal, cross, difference, pixels
 
 import fastdiff
 
@@ -70,7 +70,10 @@ def test_a_change(seed, when, change):
         case.call(fast)
     if when != "before":
         change(fast)
-    assert_equal(case.call(fast), case.call(plain))
+    got, want = case.call(fast), case.call(plain)
+    # Steeper attention amplifies float32's rounding: the network's own may then err by more than the usual bound.
+    right = case.call(copy.deepcopy(plain).double(), torch.float64)
+    assert difference(got.double(), right) <= max(TOLERANCE, 2 * difference(want.double(), right))
 
 
 @WHEN

@@ -59,6 +59,7 @@ MIDDLE = [n for n in NAMES if n not in ("DDIMInverseScheduler", "PNDMScheduler",
 
 @pytest.mark.parametrize("name", MIDDLE)
 @pytest.mark.parametrize("start", [2, 4])
+@pytest.mark.slow
 def test_runs_from_the_middle(seed, name, start):
     for config in ({}, {"solver_order": 3} if "solver_order" in getattr(ours, name)().config else {}):
         theirs, mine = pair(name, config)

@@ -196,6 +196,7 @@ def test_opcheck(backend, seed, dtype, parts):
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("engine", ["aot_eager", "inductor"])
+@pytest.mark.slow
 def test_compiled(seed, engine):
     given = operands((2, 6, 5, 5), torch.bfloat16, "channels_last")
 
