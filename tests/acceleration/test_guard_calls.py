@@ -758,7 +758,8 @@ with torch.no_grad():
         finally: torch.set_default_device("cpu")
     plain = turn(lambda: m(*args))
     if {when!r} == "accelerated under it":
-        turn(lambda: fastdiff.accelerate(m, dtype=torch.{dtype}))
+        put = turn(lambda: fastdiff.accelerate(m, dtype=torch.{dtype}))
+        assert not isinstance(put, Exception), put
     else:
         fastdiff.accelerate(m, dtype=torch.{dtype})
         if {when!r} == "called before": m(*args)

@@ -18,12 +18,6 @@ def run(*arguments: object):
     return CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(map(str, arguments)))
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_every_place_is_what_sample_draws(here: Path) -> None:
     done = run("compare", "--samplers", "ddim,euler", "--steps", "2,3", "-n", 1, "--class", 4, "--seed", 8, "--fine", 4)
     assert done.exit_code == 0, done.output

@@ -15,12 +15,6 @@ def run(*arguments: object):
     return CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(map(str, arguments)))
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 SAMPLES = {
     "few": ("-n", 3, "--steps", 3),
     "batches": ("-n", 5, "--batch-size", 2, "--steps", 2, "--seed", 9, "--sample-offset", 7),
