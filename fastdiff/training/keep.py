@@ -12,12 +12,11 @@ import torch
 from fastdiff.acceleration.worthwhile import accelerated
 from fastdiff.models import UNet
 from fastdiff.sampling.sample import sample
-from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.training.folder import WEIGHTS, plot_loss, read_checkpoint, save_samples, write_json, write_torch
-from fastdiff.training.settings import scheduler_config
 from fastdiff.version import __version__
 
 if TYPE_CHECKING:
+    from fastdiff.training.loop import Loop
     from fastdiff.training.run import Run
 
 # A resumed run may change these; every other setting shapes the result. (The images themselves are compared.)
@@ -29,7 +28,7 @@ GRID_STEPS = 50  # of DDIM, for the pictures of a training
 _GRID_CLASSES, _GRID_EACH = 16, 6
 
 
-def state_of(run: Run) -> dict[str, Any]:
+def state_of(run: Loop) -> dict[str, Any]:
     """All that a run needs to go on to the same bits."""
     random = [torch.get_rng_state()]
     if run.device.type == "cuda":
@@ -38,7 +37,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "settings": asdict(run.settings),
         "fingerprint": run.fingerprint,
         "environment": _environment(run.device),
-        "alphas_cumprod": run.schedule.alphas_cumprod,
+        **run.identity(),
         "step": run.step,
         "seconds": run.seconds,
         "losses": run.losses[: run.step].cpu(),
@@ -50,7 +49,7 @@ def state_of(run: Run) -> dict[str, Any]:
     }
 
 
-def load_into(run: Run, path: Path) -> None:
+def load_into(run: Loop, path: Path) -> None:
     """Put a run where a checkpoint left off; ValueError where that is another run's."""
     state = read_checkpoint(path, run.device)
     # What settings were that a checkpoint of an earlier version does not name.
@@ -71,8 +70,9 @@ def load_into(run: Run, path: Path) -> None:
             stacklevel=4,
         )
     try:
-        if "alphas_cumprod" in state and run.schedule != NoiseSchedule(state["alphas_cumprod"].cpu()):
-            raise ValueError("its schedule is another one")
+        for name, own in run.identity().items():
+            if name in state and not torch.equal(state[name].cpu(), own.cpu()):
+                raise ValueError(f"its {name} are others")
         run.step = run.kept = state["step"]
         run.seconds = float(state["seconds"])
         run.losses[: run.step] = state["losses"]
@@ -85,7 +85,7 @@ def load_into(run: Run, path: Path) -> None:
         raise ValueError(f"{path} does not fit this model: {error}") from error
 
 
-def _curve(run: Run) -> tuple[list[int], list[float]]:
+def _curve(run: Loop) -> tuple[list[int], list[float]]:
     """The loss as at most 200 means over equal stretches of steps, with the step that each one ends at."""
     width = -(-run.step // 200)
     parts = run.losses[: run.step].cpu().double().split(width)
@@ -93,23 +93,20 @@ def _curve(run: Run) -> tuple[list[int], list[float]]:
     return ends, [round(part.mean().item(), 6) for part in parts]
 
 
-def write_model(run: Run, out: Path) -> None:
+def write_network(network: Any, out: Path) -> None:
     """The averaged network: what diffusers and `fastdiff sample` load, or its state dict."""
-    network: Any = run.average.module
     if isinstance(network, UNet):
         network.save_pretrained(out)
-        write_json(out / "scheduler_config.json", scheduler_config(run.schedule, run.settings.prediction))
     else:
         write_torch(out / WEIGHTS, network.state_dict())
 
 
-def write_record(run: Run, out: Path) -> None:
+def write_record(run: Loop, out: Path) -> None:
     """How the model was made, and how it is sampled unless asked otherwise."""
     ends, losses = _curve(run)
     record = {
         "settings": asdict(run.settings),
-        "classes": run.data.classes if run.label_name is not None else (),
-        "sampling": run.sampling,
+        **run.record(),
         "images": len(run.data),
         "images_sha256": run.fingerprint,
         "parameters": sum(p.numel() for p in run.model.parameters()),
@@ -120,7 +117,7 @@ def write_record(run: Run, out: Path) -> None:
     write_json(out / "training.json", record)
 
 
-def write_curve(run: Run, out: Path) -> None:
+def write_curve(run: Loop, out: Path) -> None:
     """The loss by step as a picture."""
     plot_loss(out / "loss.png", *_curve(run))
 

@@ -38,7 +38,8 @@ class RunSettings:
     Args:
         steps: optimiser steps in all.
         batch_size: images a step, drawn with replacement.
-        lr: AdamW's learning rate, constant once `warmup` steps have led up to it.
+        lr: AdamW's learning rate, constant once `warmup` steps have led up to it, until `cooldown`.
+        cooldown: share of the steps, the last ones, over which the rate falls to nothing in a line.
         seed: of the first weights, the images drawn and the noise; 0 <= seed < 2**63.
         label_dropout: share of labels replaced by the null class (Ho & Salimans 2022, Algorithm 1).
         ema_decay: decay a step of the running average of the weights; the average is what is kept.
@@ -57,6 +58,7 @@ class RunSettings:
     batch_size: Count = 64
     lr: Annotated[float, Meta(gt=0, le=sys.float_info.max)] = 2e-4
     warmup: Count = 200
+    cooldown: Share = 0.0
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     label_dropout: Share = 0.1
     ema_decay: Share = 0.999
@@ -68,6 +70,11 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, mismatch=TypeError)
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step as a part of `lr`."""
+        rate = min(1.0, (step + 1) / self.warmup)
+        return min(rate, (self.steps - step) / (self.cooldown * self.steps)) if self.cooldown else rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ from fastdiff.schedules.resolve import resolve_table
 from fastdiff.training import data as training_data
 from fastdiff.training.folder import CHECKPOINT, WEIGHTS, check_folder, read_torch, weights_in
 from fastdiff.training.keep import GRID_STEPS
-from fastdiff.training.run import Run, own_defaults
+from fastdiff.training.loop import own_defaults
+from fastdiff.training.run import Run
 from fastdiff.training.settings import RunSettings
 
 

@@ -16,7 +16,8 @@ from fastdiff.models.config import UNetConfig
 from fastdiff.models.trained import load
 from fastdiff.training import data as image_data
 from fastdiff.training.folder import CHECKPOINT, check_folder
-from fastdiff.training.run import Run, own_defaults
+from fastdiff.training.loop import own_defaults
+from fastdiff.training.run import Run
 from fastdiff.training.settings import Settings, unet_config
 
 

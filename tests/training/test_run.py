@@ -256,7 +256,7 @@ def test_a_run_of_hours_is_told_beforehand(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _run(settings(), tmp_path / "short").loop(progress=False)
-    monkeypatch.setattr("fastdiff.training.run._LONG", 0.0)
+    monkeypatch.setattr("fastdiff.training.loop._LONG", 0.0)
     with pytest.warns(UserWarning, match=r"1 steps of .* s will take about 0 hours on this cpu"):
         _run(settings(), tmp_path / "long").loop(progress=False)
 
