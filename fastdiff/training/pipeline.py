@@ -1,0 +1,208 @@
+"""``fastdiff train`` on captioned pictures: an autoencoder, then a UNet and a text encoder, then diffusers' folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from msgspec import Meta
+from torch import Tensor
+
+from fastdiff.checks import named_device
+from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.training.autoencoder import AutoencoderRun, encoded, new_autoencoder, psnr, reconstructed
+from fastdiff.training.captioned import Captioned, load_captioned
+from fastdiff.training.folder import CHECKPOINT, check_folder, write_json
+from fastdiff.training.loop import own_defaults
+from fastdiff.training.settings import Count, RunSettings
+from fastdiff.training.text_to_image import Latents, Reader, TextRun, new_unet
+from fastdiff.training.words import new_text_encoder, new_tokenizer, tokens_of
+
+AUTOENCODER = "autoencoder"  # the folder of the first run, in that of the second
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
+SAMPLING = {"sampler": "dpmpp_2m", "steps": 20, "guidance_scale": 3.0}
+_SHOWN = 8  # captions of which the grids of a training have a row each
+
+Levels = Annotated[tuple[Annotated[int, Meta(ge=16, multiple_of=16)], ...], Meta(min_length=2)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(RunSettings):
+    """What shapes a latent diffusion model of captioned pictures; beside `RunSettings`, which are the UNet's:
+
+    Args:
+        data: "emoji", or a folder of pictures with captions; see `load_captioned`.
+        size: pixels a side, a multiple of 8.
+        autoencoder_steps, autoencoder_lr, autoencoder_batch_size: of the first stage.
+        autoencoder_channels: of each level of the autoencoder; each after the first halves the sides.
+        latent_channels: of the latents.
+        channels, layers: of each level of the UNet, multiples of 16, and its residual blocks.
+        text_width, text_layers: of the text encoder; window: tokens of a caption; vocabulary: words at most.
+        schedule: of the noise.
+        skip_broken: leave out pictures that cannot be read.
+    """
+
+    data: str = field(kw_only=False)
+    size: Annotated[int, Meta(ge=16, multiple_of=8)] = 64
+    steps: Count = 4500
+    batch_size: Count = 32
+    lr: Annotated[float, Meta(gt=0, le=sys.float_info.max)] = 1e-3
+    cooldown: Annotated[float, Meta(ge=0, lt=1)] = 0.4
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
+    autoencoder_steps: Count = 2000
+    autoencoder_lr: Annotated[float, Meta(gt=0, le=sys.float_info.max)] = 2e-3
+    autoencoder_batch_size: Count = 16
+    autoencoder_channels: Levels = (16, 32, 64)
+    latent_channels: Annotated[int, Meta(ge=1, le=64)] = 4
+    channels: Levels = (96, 160)
+    layers: Annotated[int, Meta(ge=1)] = 1
+    text_width: Annotated[int, Meta(ge=32, multiple_of=32)] = 192
+    text_layers: Annotated[int, Meta(ge=1)] = 3
+    window: Annotated[int, Meta(ge=4, le=512)] = 20
+    vocabulary: Annotated[int, Meta(ge=8, le=1 << 20)] = 8192
+    schedule: Literal["scaled_linear"] = "scaled_linear"
+    skip_broken: bool = False
+
+    def autoencoder(self) -> RunSettings:
+        """The settings of the first stage."""
+        shared = {f.name: getattr(self, f.name) for f in fields(RunSettings)}
+        return RunSettings(
+            **shared
+            | {"steps": self.autoencoder_steps, "lr": self.autoencoder_lr, "batch_size": self.autoencoder_batch_size}
+        )
+
+
+def noise_schedule() -> NoiseSchedule:
+    """Stable Diffusion's, but with more noise at its end: a picture's mean must not show through at small sizes."""
+    return NoiseSchedule.scaled_linear(1000, BETAS["beta_start"], BETAS["beta_end"])
+
+
+def train_pipeline(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> Path:
+    """Train pictures from words on captioned pictures; returns the folder `out`, a StableDiffusionPipeline's.
+
+    out: a folder with vae, unet, text_encoder, tokenizer and scheduler, which diffusers and ``fastdiff.load`` read;
+        beside them training.json, loss.png, samples/, checkpoint.pt, and the same of the first stage in autoencoder/.
+    resume, overwrite, progress: as for `fastdiff.training.unet.train_unet`. **settings: fields of `TextSettings`.
+
+    Raises what `train_unet` raises, and ImportError with the command that helps without diffusers and transformers.
+    """
+    check_extra()
+    chosen, out = TextSettings(data=os.fspath(data), **settings), Path(out)
+    first = out / AUTOENCODER
+    started = (first / CHECKPOINT).exists()
+    check_folder(out, resume=resume and (out / CHECKPOINT).exists(), overwrite=overwrite)
+    check_folder(first, resume=resume and started, overwrite=overwrite)
+    if resume and not started:
+        raise FileNotFoundError(f"nothing to resume: {first} holds no {CHECKPOINT}; start without resume")
+    device = named_device(chosen.device)
+    with own_defaults():
+        pictures = load_captioned(data, size=chosen.size, skip_broken=chosen.skip_broken, progress=progress)
+        autoencoder = _autoencoder(chosen, pictures, first, device, started and resume, overwrite, progress)
+        latents = encoded(autoencoder, _flipped(pictures) if chosen.flip else pictures)
+        scale = round(1 / latents.std().item(), 5)
+        autoencoder.register_to_config(scaling_factor=scale)
+        tokenizer = new_tokenizer(
+            [text for texts in pictures.captions for text in texts],
+            length=chosen.window, vocabulary=chosen.vocabulary,
+        )  # fmt: skip
+        run = _run(
+            chosen, pictures, latents, scale, autoencoder, tokenizer, out, device=device,
+            resume=resume and (out / CHECKPOINT).exists(), overwrite=overwrite,
+        )  # fmt: skip
+        run.loop(progress=progress)
+        reader = run.average.module
+        write_pipeline(out, autoencoder, reader.unet, reader.text_encoder, tokenizer, chosen.prediction)
+    return out
+
+
+def check_extra() -> None:
+    """ImportError with the command that helps, where diffusers or transformers are missing."""
+    try:
+        import diffusers  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'pictures from words need diffusers and transformers ({error}): pip install "fastdiff-torch[text]"'
+        ) from error
+
+
+def _autoencoder(
+    settings: TextSettings, pictures: Captioned, out: Path, device: torch.device, resume: bool, overwrite: bool,
+    progress: bool,
+) -> Any:  # fmt: skip
+    """The trained autoencoder; where its run has ended before, it is only read."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = new_autoencoder(settings.size, settings.autoencoder_channels, settings.latent_channels)
+    data: Any = pictures
+    run = AutoencoderRun(
+        model, data, settings.autoencoder(), out, device=device, resume=resume, overwrite=overwrite
+    )  # fmt: skip
+    run.loop(progress=progress)
+    trained = run.average.module.eval().requires_grad_(False)
+    shown, _ = data[torch.arange(min(64, len(pictures)))]
+    decibels = psnr(reconstructed(trained, shown.to(device)).cpu(), shown).mean().item()
+    write_json(out / "quality.json", {"psnr_db_of_64_training_pictures": round(decibels, 2)})
+    return trained
+
+
+def _run(
+    settings: TextSettings, pictures: Captioned, latents: Tensor, scale: float, autoencoder: Any, tokenizer: Any,
+    out: Path, **options: Any,
+) -> TextRun:  # fmt: skip
+    """The second stage at its first step, or where its checkpoint is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed + 1)
+        text_encoder = new_text_encoder(tokenizer, width=settings.text_width, layers=settings.text_layers)
+        unet = new_unet(
+            latents.shape[-1], settings.channels, settings.layers, settings.latent_channels, settings.latent_channels,
+            settings.text_width,
+        )  # fmt: skip
+    counts = torch.tensor([len(texts) for texts in pictures.captions])
+    first, tokens = counts.cumsum(0) - counts, tokens_of(tokenizer, [t for texts in pictures.captions for t in texts])
+    copies = len(latents) // len(pictures)  # 2 where mirrored ones are among them
+    data = Latents(latents * scale, tokens, first.repeat(copies), counts.repeat(copies), pictures.fingerprint())
+    spread = torch.arange(_SHOWN) * len(pictures) // _SHOWN
+    return TextRun(
+        Reader(unet, text_encoder), data, noise_schedule(), replace(settings, flip=False), out,
+        empty=tokens_of(tokenizer, [""])[0], autoencoder=autoencoder, scale=scale,
+        shown={pictures.captions[i][0]: int(first[i]) for i in spread.tolist()}, **options,
+    )  # fmt: skip
+
+
+def _flipped(pictures: Captioned) -> Captioned:
+    """Each picture, and then each mirrored."""
+    return replace(pictures, pixels=torch.cat([pictures.pixels, pictures.pixels.flip(-1)]))
+
+
+def write_pipeline(
+    out: Path, autoencoder: Any, unet: Any, text_encoder: Any, tokenizer: Any, prediction: str, kind: str = ""
+) -> None:
+    """A pipeline's folder, as diffusers writes it, with the defaults of ``fastdiff.load`` in sampling.json.
+
+    kind: diffusers' class, StableDiffusionPipeline where it is empty.
+    """
+    import diffusers
+
+    scheduler = diffusers.DDIMScheduler(
+        num_train_timesteps=1000, prediction_type=prediction, clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, timestep_spacing="trailing", **BETAS,
+    )  # fmt: skip
+    pipeline = getattr(diffusers, kind or "StableDiffusionPipeline")(
+        vae=autoencoder, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(out)
+    write_json(out / "sampling.json", SAMPLING)
