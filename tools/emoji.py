@@ -227,7 +227,8 @@ def split(pictures: list[Picture], pixels: list[np.ndarray]) -> tuple[list[Pictu
 
 
 def factors(p: Picture) -> tuple[tuple[str, ...], ...]:
-    return ("subject, tone", p.subject, p.tone), ("subject, style", p.subject, p.style), ("tone, style", p.tone, p.style)
+    """The pairs of factors that a picture shows."""
+    return ("tone of", p.subject, p.tone), ("style of", p.subject, p.style), ("tone in", p.tone, p.style)
 
 
 # ---- the files

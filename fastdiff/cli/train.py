@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,17 +16,36 @@ from fastdiff.cli.arguments import Device, Quiet, Threads, whole_numbers
 
 @command
 def train(
-    data: Annotated[str, typer.Option(help='"digits" (scikit-learn\'s), or a folder of pictures.')],
+    data: Annotated[
+        str,
+        typer.Option(help='"digits" (scikit-learn\'s), "emoji", or a folder of pictures, in classes or with captions.'),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write the model to.")],
-    steps: Annotated[int, typer.Option(help="Training steps in all.")] = 6000,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate (of AdamW).")] = 2e-3,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps in all. [default: 6000; with captions: 4500; edits: 2500]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step. [default: 64; with captions or edits: 32]")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate (of AdamW). [default: 2e-3; with captions: 1e-3; edits: 5e-4]")
+    ] = None,
+    cooldown: Annotated[
+        float | None,
+        typer.Option(help="Share of the steps, the last, over which the rate falls to 0. [default: 0; captions: 0.4]"),
+    ] = None,
+    autoencoder_steps: Annotated[
+        int | None, typer.Option(help="Of the first stage, with captions. [default: 2000]")
+    ] = None,
+    edits: Annotated[
+        bool, typer.Option("--edits", help="Train an editor by instruction, from the pipeline in --init.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the first weights, the images drawn and the noise.")] = 0,
     size: Annotated[int | None, typer.Option(help="Pixels a side. [default: 8 for digits, 32 for a folder]")] = None,
     channels: Annotated[
         str | None, typer.Option(help="Channels at each resolution, such as 64,128,128. [default: by size]")
     ] = None,
-    layers: Annotated[int, typer.Option(help="Residual blocks at each resolution.")] = 1,
+    layers: Annotated[int | None, typer.Option(help="Residual blocks at each resolution. [default: 1]")] = None,
     init: Annotated[
         str | None,
         typer.Option(help="A model's folder, to start from its network and weights. [default: drawn by --seed]"),
@@ -32,11 +53,17 @@ def train(
     flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the images, left to right.")] = False,
     label_dropout: Annotated[float, typer.Option(help="Share of labels left out, which --guidance needs.")] = 0.1,
     ema_decay: Annotated[float, typer.Option(help="Share of the averaged weights that a step keeps.")] = 0.999,
-    schedule: Annotated[str, typer.Option(help="Schedule of the noise: linear or cosine.")] = "cosine",
-    timesteps: Annotated[int, typer.Option(help="Levels of noise in the schedule.")] = 1000,
+    schedule: Annotated[
+        str | None, typer.Option(help="Schedule of the noise: linear or cosine. [default: cosine]")
+    ] = None,
+    timesteps: Annotated[int | None, typer.Option(help="Levels of noise in the schedule. [default: 1000]")] = None,
     prediction: Annotated[
-        str, typer.Option(help="What the network learns: epsilon, v_prediction or sample.")
-    ] = "epsilon",
+        str | None,
+        typer.Option(
+            help="What the network learns: epsilon, v_prediction or sample. [default: epsilon; with captions: "
+            "v_prediction]"
+        ),
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(help="What the model is sampled by, here and in `fastdiff sample`. [default: ddpm; digits: ddim]"),
@@ -62,26 +89,35 @@ def train(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model on a folder of pictures or on digits.
+    """Train a model on a folder of pictures, on emoji and their captions, or on digits.
 
-    Algorithm 1 of Ho et al. 2020. It may be killed at any time; Ctrl-C ends the step that is being done and keeps it.
+    Algorithm 1 of Ho et al. 2020; with captions, on the latents of an autoencoder that is trained first (Rombach et al.
+    2022). It may be killed at any time; Ctrl-C ends the step that is being done and keeps it.
     """
     from fastdiff.ops.native import cpu_threads
     from fastdiff.training.signals import Interrupted
-    from fastdiff.training.unet import train_unet
 
-    levels = None if channels is None else tuple(whole_numbers("--channels", channels))
+    asked: dict[str, Any] = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "cooldown": cooldown, "seed": seed, "size": size,
+        "autoencoder_steps": autoencoder_steps, "layers": layers, "init": init, "flip": flip or None,
+        "channels": None if channels is None else tuple(whole_numbers("--channels", channels)),
+        "label_dropout": label_dropout, "ema_decay": ema_decay, "schedule": schedule, "timesteps": timesteps,
+        "prediction": prediction, "sampler": sampler, "sampling_steps": sampling_steps, "guidance": guidance,
+        "dtype": dtype, "device": device, "save_every": save_every, "skip_broken": skip_broken or None,
+    }  # fmt: skip
+    asked = {name: value for name, value in asked.items() if value is not None}
+    run, kind = _trainer(data, edits)
+    unknown = sorted(set(asked) - {field.name for field in fields(kind)})
+    if unknown:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
+        raise ValueError(f"{told} is not for {'edits' if edits else data!r}: see the lines of --help that name it")
+    if edits and init is None:
+        raise ValueError("--edits needs --init, the folder of the pipeline that the editor starts from")
     try:
         with cpu_threads(threads):
-            train_unet(
-                data, out, steps=steps, batch_size=batch_size, lr=lr, seed=seed, size=size, channels=levels,
-                layers=layers, init=init, flip=flip, label_dropout=label_dropout, ema_decay=ema_decay,
-                schedule=schedule, timesteps=timesteps, prediction=prediction, sampler=sampler,
-                sampling_steps=sampling_steps, guidance=guidance, dtype=dtype, device=device, save_every=save_every,
-                resume=resume, overwrite=overwrite, skip_broken=skip_broken, progress=not quiet,
-            )  # fmt: skip
+            run(data, out, resume=resume, overwrite=overwrite, progress=not quiet, **asked)
     except Interrupted as interrupted:
-        if (out / "checkpoint.pt").exists():
+        if (out / "checkpoint.pt").exists() or (out / "autoencoder" / "checkpoint.pt").exists():
             told = f"{interrupted}: the same command with --resume goes on"
             raise Interrupted(told, interrupted.signal) from None
         raise
@@ -89,15 +125,32 @@ def train(
         _tell(out)
 
 
+def _trainer(data: str, edits: bool) -> tuple[Callable[..., Path], type]:
+    """What trains on these data, and its settings."""
+    from fastdiff.training.captioned import is_captioned
+
+    if edits or is_captioned(data):
+        from fastdiff.training import pipeline
+
+        if edits:
+            return pipeline.train_editor, pipeline.EditSettings
+        return pipeline.train_pipeline, pipeline.TextSettings
+    from fastdiff.training.settings import Settings
+    from fastdiff.training.unet import train_unet
+
+    return train_unet, Settings
+
+
 def _tell(out: Path) -> None:
     """What there is now, and what to do with it."""
     from fastdiff.files import read_json_object
 
-    classes = read_json_object(out / "training.json")["classes"]
+    classes = read_json_object(out / "training.json").get("classes", [])
     here = shlex.quote(str(out))
     pictures = sorted((out / "samples").glob("step-*.png"), key=lambda path: (len(path.name), path.name))
     if pictures:
         rows = f", a row each of {', '.join(classes[:16])}{' (the first 16)' * (len(classes) > 16)}" if classes else ""
         typer.echo(f"{pictures[-1]}: samples{rows}")
     one = f" --class {shlex.quote(classes[0])}" if classes else ""
-    typer.echo(f"{out}: trained; draw from it with  fastdiff sample --model {here}{one}")
+    words = ' "a caption"' * (out / "model_index.json").exists()
+    typer.echo(f"{out}: trained; draw from it with  fastdiff sample{words} --model {here}{one}")

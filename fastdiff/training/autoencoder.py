@@ -76,7 +76,9 @@ def encoded(autoencoder: Any, data: Any, *, batch_size: int = 64) -> Tensor:
     """The latents of all pictures, float32 [N, C, h, w] on the CPU: the means, not scaled."""
     device = next(autoencoder.parameters()).device
     parts = torch.arange(len(data)).split(batch_size)
-    return torch.cat([autoencoder.encode(data.images(part).to(device)).latent_dist.mean.float().cpu() for part in parts])
+    return torch.cat(
+        [autoencoder.encode(data.images(part).to(device)).latent_dist.mean.float().cpu() for part in parts]
+    )
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:

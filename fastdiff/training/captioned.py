@@ -133,7 +133,9 @@ def _described(folder: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
                 entry = json.loads(line)
                 name, text = entry["file_name"], entry["text"]
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f'{metadata}, line {number} must be {{"file_name": …, "text": …}}; {error!r}') from error
+                raise ValueError(
+                    f'{metadata}, line {number} must be {{"file_name": …, "text": …}}; {error!r}'
+                ) from error
             yield folder / name, _wordings([text] if isinstance(text, str) else text, f"{metadata}, line {number}")
         return
     pictures = sorted(path for path in folder.rglob("*") if is_picture(path))
@@ -176,9 +178,7 @@ def _emoji(folder: Path, size: int | None, part: str | None, subset: str | None)
     if part is not None:
         check_choice("part", part, PARTS)
     rows = [json.loads(line) for line in (folder / LINES).read_text(encoding="utf-8").splitlines()]
-    chosen = [
-        i for i, row in enumerate(rows) if part in (None, row["part"]) and subset in (None, row["subset"])
-    ]
+    chosen = [i for i, row in enumerate(rows) if part in (None, row["part"]) and subset in (None, row["subset"])]
     sheet = _sheet(folder / SHEET)
     columns = sheet.shape[1] // EMOJI_SIZE
     index = np.array(chosen)

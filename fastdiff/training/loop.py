@@ -1,4 +1,4 @@
-"""The loop of every training: batches, AdamW, averaged weights, checkpoints, signals; what is learnt is a subclass's."""
+"""The loop of every training: batches, AdamW, averaged weights, checkpoints, signals. Subclasses say what is learnt."""
 
 from __future__ import annotations
 

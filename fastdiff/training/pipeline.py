@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,9 +14,11 @@ from msgspec import Meta
 from torch import Tensor
 
 from fastdiff.checks import named_device
+from fastdiff.files import read_json_object
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.training.autoencoder import AutoencoderRun, encoded, new_autoencoder, psnr, reconstructed
 from fastdiff.training.captioned import Captioned, load_captioned
+from fastdiff.training.edits import FACTORS, EditRun, Pairs, instructions, widened, with_words
 from fastdiff.training.folder import CHECKPOINT, check_folder, write_json
 from fastdiff.training.loop import own_defaults
 from fastdiff.training.settings import Count, RunSettings
@@ -127,6 +130,77 @@ def train_pipeline(
     return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class EditSettings(RunSettings):
+    """What shapes an editor by instruction; beside `RunSettings`:
+
+    Args:
+        data: the emoji, whose rows say what differs between two pictures.
+        init: the folder of a pipeline that `train_pipeline` wrote, which the editor starts from.
+    """
+
+    data: str = field(kw_only=False)
+    init: str
+    steps: Count = 2500
+    batch_size: Count = 32
+    lr: Annotated[float, Meta(gt=0, le=sys.float_info.max)] = 5e-4
+    cooldown: Annotated[float, Meta(ge=0, lt=1)] = 0.4
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
+
+
+def train_editor(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> Path:
+    """Train editing by instruction on pairs of the emoji; returns `out`, a StableDiffusionInstructPix2PixPipeline's.
+
+    Arguments and errors as `train_pipeline`'s; **settings: fields of `EditSettings`.
+    """
+    check_extra()
+    import diffusers
+
+    chosen, out = EditSettings(data=os.fspath(data), **settings), Path(out)
+    check_folder(out, resume=resume, overwrite=overwrite)
+    device = named_device(chosen.device)
+    with own_defaults():
+        pictures = load_captioned(data, progress=progress)
+        if not pictures.rows:
+            raise ValueError(f"{data} does not say what its pictures share: an editor is trained on the emoji")
+        start = diffusers.StableDiffusionPipeline.from_pretrained(chosen.init, local_files_only=True)
+        autoencoder, scale = start.vae.eval().requires_grad_(False), start.vae.config.scaling_factor
+        asked = [
+            wording
+            for row in pictures.rows
+            for changed in ((name,) for name in FACTORS)
+            for wording in instructions(row, changed)
+        ]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(chosen.seed)
+            tokenizer, text_encoder = with_words(start.tokenizer, start.text_encoder, [*asked, "and"])
+            unet = widened(start.unet, 2 * start.vae.config.latent_channels)
+        latents = encoded(autoencoder, pictures)
+        none = torch.zeros(len(pictures), dtype=torch.int64)
+        values = Latents(latents * scale, none[:1].view(1, 1), none, none, pictures.fingerprint())
+        run = EditRun(
+            Reader(unet, text_encoder), values, noise_schedule(), chosen, out,
+            pairs=Pairs(pictures.rows), read=lambda texts: tokens_of(tokenizer, texts),
+            empty=tokens_of(tokenizer, [""])[0], autoencoder=autoencoder, scale=scale, shown={},
+            device=device, resume=resume, overwrite=overwrite,
+        )  # fmt: skip
+        run.loop(progress=progress)
+        reader = run.average.module
+        write_pipeline(
+            out, autoencoder, reader.unet, reader.text_encoder, tokenizer, chosen.prediction,
+            kind="StableDiffusionInstructPix2PixPipeline",
+        )  # fmt: skip
+    return out
+
+
 def check_extra() -> None:
     """ImportError with the command that helps, where diffusers or transformers are missing."""
     try:
@@ -167,7 +241,7 @@ def _run(
         torch.manual_seed(settings.seed + 1)
         text_encoder = new_text_encoder(tokenizer, width=settings.text_width, layers=settings.text_layers)
         unet = new_unet(
-            latents.shape[-1], settings.channels, settings.layers, settings.latent_channels, settings.latent_channels,
+            latents.shape[-1], settings.channels, settings.layers, settings.latent_channels,
             settings.text_width,
         )  # fmt: skip
     counts = torch.tensor([len(texts) for texts in pictures.captions])
@@ -204,5 +278,16 @@ def write_pipeline(
         vae=autoencoder, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
     )  # fmt: skip
-    pipeline.save_pretrained(out)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".pipeline-") as place:
+        pipeline.save_pretrained(place)
+        # transformers 5 names its class so that 4 does not know it; both know this name.
+        index = read_json_object(Path(place, "model_index.json"))
+        index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
+        write_json(Path(place, "model_index.json"), index)
+        config = Path(place, "tokenizer", "tokenizer_config.json")
+        write_json(config, read_json_object(config) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        for written in sorted(path for path in Path(place).rglob("*") if path.is_file()):
+            target = out / written.relative_to(place)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(written, target)
     write_json(out / "sampling.json", SAMPLING)

@@ -67,14 +67,14 @@ class Latents:
         return self.fingerprint_
 
 
-def new_unet(size: int, channels: tuple[int, ...], layers: int, in_channels: int, latent_channels: int, width: int) -> Any:
+def new_unet(size: int, channels: tuple[int, ...], layers: int, latent_channels: int, width: int) -> Any:
     """diffusers' UNet2DConditionModel of random weights: cross-attention on every level but the first."""
     from diffusers import UNet2DConditionModel
 
     down = ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(channels) - 1)
     return UNet2DConditionModel(
         sample_size=size,
-        in_channels=in_channels,
+        in_channels=latent_channels,
         out_channels=latent_channels,
         down_block_types=down,
         up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(down)),
@@ -89,7 +89,8 @@ def new_unet(size: int, channels: tuple[int, ...], layers: int, in_channels: int
 class TextRun(Loop):
     """A `Reader` that learns to predict what noised latents hold, given their captions.
 
-    schedule: of the noise. autoencoder, scale: what makes pictures of latents / scale. shown: captions of the grids, with the rows of their tokens.
+    schedule: of the noise. autoencoder, scale: what makes pictures of latents / scale. empty: the tokens of no words.
+    shown: captions of the grids, with the rows of their tokens.
     """
 
     def __init__(
@@ -115,30 +116,28 @@ class TextRun(Loop):
     def record(self) -> dict[str, Any]:
         return {"scaling_factor": self.scale}
 
-    def captions(self, index: Tensor) -> Tensor:
-        """The tokens of a wording each, some of them dropped (Ho & Salimans 2022, Algorithm 1)."""
+    def loss(self) -> Tensor:
+        """Algorithm 1 of Ho et al. (2020) on latents: the mean square of what is predicted less what it should be."""
+        latents, tokens, condition = self.examples()
+        timesteps = torch.randint(len(self.schedule), (len(latents),), generator=self.generator).to(self.device)
+        noised, noise = add_noise(latents, timesteps, self.schedule, seed=self.settings.seed, draw=self.step)
+        given = noised if condition is None else torch.cat([noised, condition], 1)
+        # The fused attention's backward on CPUs takes longer than the plain one's at a few hundred tokens.
+        plain = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+        with plain, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            predicted = self.model(given, timesteps, tokens)
+            return F.mse_loss(predicted.float(), self.target(latents, noise, timesteps))
+
+    def examples(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The next batch: latents [B, C, h, w], a wording's tokens [B, L] for each, some dropped (Ho & Salimans 2022,
+        Algorithm 1), and what else the UNet is given [B, C', h, w], or None; on the device.
+        """
+        latents, index = next(self.batches)
         data: Any = self.data
         drawn = torch.rand(len(index), generator=self.generator)
         tokens = data.tokens[data.first[index] + (drawn * data.wordings[index]).long()]
         dropped = torch.rand(len(index), generator=self.generator) < self.settings.label_dropout
-        return torch.where(dropped[:, None], self.empty, tokens)
-
-    def loss(self) -> Tensor:
-        """Algorithm 1 of Ho et al. (2020) on latents, with v- or ε-prediction."""
-        latents, index = next(self.batches)
-        timesteps = torch.randint(len(self.schedule), (len(latents),), generator=self.generator)
-        tokens = self.captions(index).to(self.device)
-        latents, timesteps = latents.to(self.device), timesteps.to(self.device)
-        noised, noise = add_noise(latents, timesteps, self.schedule, seed=self.settings.seed, draw=self.step)
-        # The fused attention's backward on CPUs takes longer than the plain one's at a few hundred tokens.
-        plain = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
-        with plain, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            predicted = self.model(self.condition(noised, index), timesteps, tokens)
-            return F.mse_loss(predicted.float(), self.target(latents, noise, timesteps))
-
-    def condition(self, noised: Tensor, index: Tensor) -> Tensor:
-        """What the UNet is given: the noised latents alone."""
-        return noised
+        return latents.to(self.device), torch.where(dropped[:, None], self.empty, tokens).to(self.device), None
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the network is to predict [B, C, h, w]."""
@@ -174,5 +173,3 @@ class TextRun(Loop):
 def decoded(autoencoder: Any, latents: Tensor, *, batch_size: int = 32) -> Tensor:
     """Pictures [B, 3, H, W] in [-1, 1] of latents that are not scaled."""
     return torch.cat([autoencoder.decode(part).sample.float().clamp(-1, 1) for part in latents.split(batch_size)])
-
-
