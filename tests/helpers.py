@@ -128,3 +128,12 @@ def prepared(model: Any, shape: tuple[int, ...], **options: Any) -> Stepper:
     bound.apply_defaults()
     with plain_tensors():
         return Stepper(Request.of(*bound.args, **bound.kwargs))
+
+
+def run(*arguments: object) -> Any:
+    """``fastdiff`` with these arguments in this process, which spares the start of Python: typer's result."""
+    from typer.testing import CliRunner  # few tests need it
+
+    from fastdiff import cli
+
+    return CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(map(str, arguments)))

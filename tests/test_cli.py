@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 import typer
+from helpers import run
 from PIL import Image
 from typer.testing import CliRunner
 
 import fastdiff as package
-from fastdiff import FlowSchedule, NoiseSchedule, Plan, cli, models, samplers
+from fastdiff import FlowSchedule, NoiseSchedule, Plan, models, samplers
 from fastdiff.cli.app import command
 from fastdiff.cli.arguments import labels_of
 from fastdiff.cli.sample import film
@@ -37,11 +38,6 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR
 def fastdiff(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fastdiff", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-
-
-def run(*arguments: object):
-    """The same in this process, which spares the start of Python."""
-    return CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(map(str, arguments)))
 
 
 def test_sample_without_arguments_draws_64_digits(tmp_path: Path) -> None:
