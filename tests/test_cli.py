@@ -40,6 +40,7 @@ def fastdiff(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_sample_without_arguments_draws_64_digits(tmp_path: Path) -> None:
     result = fastdiff("sample", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
