@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,10 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 import torch
 from helpers import SEED, SEED_VARIABLE
+
+# A shell that starts a run in the background lets it ignore SIGINT, which some tests send themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ[SEED_VARIABLE] = str(SEED)  # the processes that this one starts must collect the same random cases
 

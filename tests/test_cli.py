@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 import typer
+from helpers import run
 from PIL import Image
 from typer.testing import CliRunner
 
 import fastdiff as package
-from fastdiff import FlowSchedule, NoiseSchedule, Plan, cli, models, samplers
+from fastdiff import FlowSchedule, NoiseSchedule, Plan, models, samplers
 from fastdiff.cli.app import command
 from fastdiff.cli.arguments import labels_of
 from fastdiff.cli.sample import film
@@ -39,11 +40,7 @@ def fastdiff(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
 
 
-def run(*arguments: object):
-    """The same in this process, which spares the start of Python."""
-    return CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(map(str, arguments)))
-
-
+@pytest.mark.slow
 def test_sample_without_arguments_draws_64_digits(tmp_path: Path) -> None:
     result = fastdiff("sample", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

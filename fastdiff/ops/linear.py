@@ -48,6 +48,9 @@ def bind(
 
     Returns:
         call(x, residual=None) -> [..., N], the residual likewise. It checks nothing and may be shared by threads.
+
+    Raises:
+        RuntimeError: in torch's words, if x and weight differ in K.
     """
     packed = {} if packed is None else packed
     return without_autocast(unguarded(x, weight, bias, packed), x.device)
@@ -58,6 +61,9 @@ def unguarded(x: Tensor, weight: Tensor, bias: Tensor | None, packed: dict[Any, 
     dtype, features = x.dtype, len(weight)
     shape, width = (*x.shape[:-1], features), x.shape[-1]
     rows = x.numel() // max(width, 1)
+    if width != weight.shape[1]:  # oneDNN, which binds below, would only say that it has no such product
+        shapes = f"{rows}x{width} and {weight.shape[1]}x{features}"
+        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({shapes})")
     offset = bias_of(packed, bias, dtype)
     kept = "linear", dtype
     if x.device.type == "cpu" and dtype == torch.float32 and rows * width * features <= FEW:

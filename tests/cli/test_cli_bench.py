@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from helpers import run
 
 import fastdiff
-from fastdiff import EDMSchedule, FlowSchedule, NoiseSchedule, cli, samplers
+from fastdiff import EDMSchedule, FlowSchedule, NoiseSchedule, samplers
 from fastdiff.cli import bench as module
 from fastdiff.cli.bench import interleaved, plain_loop, table
-
-
-def run(*arguments: object):
-    return CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(map(str, arguments)))
 
 
 def test_every_contender_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

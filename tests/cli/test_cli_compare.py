@@ -4,18 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import run
 from PIL import Image
-from typer.testing import CliRunner
 
 import fastdiff
-from fastdiff import NoiseSchedule, cli, samplers
+from fastdiff import NoiseSchedule, samplers
 from fastdiff.cli.compare import _caption
 from fastdiff.pictures.grid import make_grid
 from fastdiff.plots.strips import PAD, SIZE
-
-
-def run(*arguments: object):
-    return CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(map(str, arguments)))
 
 
 def test_every_place_is_what_sample_draws(here: Path) -> None:

@@ -4,16 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from typer.testing import CliRunner
 
-from fastdiff import NoiseSchedule, Recipe, cli, reproduce, samplers
-
-
-def run(*arguments: object):
-    return CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(map(str, arguments)))
-
+from fastdiff import NoiseSchedule, Recipe, reproduce, samplers
 
 SAMPLES = {
     "few": ("-n", 3, "--steps", 3),

@@ -2,11 +2,13 @@
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from helpers import laid_out
+from rounded import Rounded
 from torch import Tensor
 
 import fastdiff
@@ -91,25 +93,36 @@ def random_case(
     return Case(some(), networks, plan, row, rng.getrandbits(64), options)
 
 
-def textbook(case: Case, dtype: torch.dtype, magnitude: bool = False) -> dict[str, Tensor]:
+EXP = 2e-7  # the exponential's relative error; test_the_exponential_of_learned_variance measures it
+
+
+def textbook(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     """The formula of fastdiff/plan/row.py from the Row's own names, as one would write it in PyTorch.
 
-    In float64 it is the oracle, in float32 PyTorch's own error. With ``magnitude`` every factor is replaced by its
-    absolute value, which gives Σ|coefficient·term|.
+    In float64 it is the oracle.
     """
+    return _formula(case, lambda value: value, lambda value: value.to(dtype), torch.exp, _clamped)
+
+
+def rounded(case: Case) -> dict[str, Rounded]:
+    """The same, in the order of csrc/common/row.h: the oracle, and what float32 may be off by, for each element."""
+    return _formula(case, Rounded.number, Rounded.exactly, lambda y: y.exp(EXP), Rounded.clamp)
+
+
+def _clamped(x: Tensor, bound: Tensor | float) -> Tensor:
+    bound = torch.as_tensor(bound, dtype=x.dtype)
+    return torch.minimum(torch.maximum(x, -bound), bound)
+
+
+def _formula(case: Case, number: Callable, tensor: Callable, exp: Callable, clamp: Callable) -> dict[str, Any]:
+    """In any arithmetic: what becomes of a coefficient and of a tensor, and its exponential and clamp."""
     r, o, batch = case.plan[case.row], case.options, len(case.x)
     following = case.plan[case.row + 1] if case.row + 1 < len(case.plan) else None
 
-    def number(value: float) -> float:
-        return abs(value) if magnitude else value
-
-    def tensor(value: Tensor) -> Tensor:
-        return value.to(dtype).abs() if magnitude else value.to(dtype)
-
-    def sample(value: Tensor) -> Tensor:
+    def sample(value: Tensor) -> Any:
         return tensor(value).view(batch, *[1] * (case.x.ndim - 1))
 
-    def normal(draw: int, stream: int) -> Tensor:
+    def normal(draw: int, stream: int) -> Any:
         return tensor(fastdiff.randn(case.x.shape, seed=case.seed, draw=draw, stream=stream, backend="reference"))
 
     x, outputs, variance = tensor(case.x), list(case.outputs), None
@@ -122,22 +135,20 @@ def textbook(case: Case, dtype: torch.dtype, magnitude: bool = False) -> dict[st
         if "gain" in o:
             m = m * sample(o["gain"])
     x0 = number(r.p) * x + (0 if m is None else number(r.q) * m)
-    bound, scale = (r.clip, r.scale) if "clip" not in o else (sample(o["clip"][:, 0]), sample(o["clip"][:, 1]))
-    if not magnitude:  # clamping lessens an error
-        bound = torch.as_tensor(bound, dtype=dtype)
-        x0 = torch.minimum(torch.maximum(x0, -bound), bound)
-    x0 = x0 * (scale if isinstance(scale, Tensor) else number(scale))
+    given = "clip" in o
+    bound, scale = (sample(o["clip"][:, k]) if given else number((r.clip, r.scale)[k]) for k in range(2))
+    x0 = clamp(x0, bound) * scale
     z = tensor(o["noise"]) if "noise" in o else normal(case.row, r.stream)
     if variance is not None:
-        low, high = r.log_variance
-        fraction = (variance.to(dtype) + 1) / 2
-        z = z * torch.exp((fraction * high + (1 - fraction) * low) / 2)
+        low, high = map(number, r.log_variance)
+        fraction = (tensor(variance) + 1) / 2
+        z = z * exp((fraction * high + (1 - fraction) * low) / 2)
     terms = {"x": x, "x0": x0, "m": m, "z": z}
     terms |= {name: tensor(o[key]) for name, key in (("anchor", "anchor"), ("g", "gradient")) if key in o}
     terms |= {f"slot{k}": tensor(o["slots"][s]) for k, s in enumerate(r.reads) if o["slots"][s] is not None}
 
-    def combine(coefficients: dict[str, float]) -> Tensor:
-        return sum((number(c) * terms[name] for name, c in coefficients.items()), torch.zeros_like(x))
+    def combine(coefficients: dict[str, float]) -> Any:
+        return sum((number(c) * terms[name] for name, c in coefficients.items()), 0 * x)
 
     result = {"x": combine(r.x), "x0": x0}
     if r.anchor is not None:
@@ -146,9 +157,8 @@ def textbook(case: Case, dtype: torch.dtype, magnitude: bool = False) -> dict[st
         result["slot"] = combine(r.slot)
     if "mask" in o:
         z_known = tensor(o["known_noise"]) if "known_noise" in o else normal(case.row, 3)
-        level = (following.alpha, following.sigma) if following else (1.0, 0.0)
+        alpha, sigma = map(number, (following.alpha, following.sigma) if following else (1.0, 0.0))
         mask = tensor(o["mask"])
-        rest = (1 - mask).abs() if magnitude else 1 - mask
-        result["x"] = mask * (level[0] * tensor(o["known"]) + level[1] * z_known) + rest * result["x"]
-    result["model_input"] = result["x"] * (following.c_in if following else 1.0)
+        result["x"] = mask * (alpha * tensor(o["known"]) + sigma * z_known) + (1 - mask) * result["x"]
+    result["model_input"] = result["x"] * number(following.c_in if following else 1.0)
     return result

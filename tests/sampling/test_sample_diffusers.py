@@ -21,9 +21,9 @@ def step(x, output, row, generator=None, **arguments):
     return next(states)
 
 
-def close(ours, theirs, x, tolerance, alpha):
-    """x' to the tolerance, and x̂_0, which divides by √ᾱ, to as much of what is divided."""
-    scale = max(1.0, float(x.abs().max()), float(theirs.prev_sample.abs().max()))
+def close(ours, theirs, x, output, tolerance, alpha):
+    """x' to the tolerance of what it is a sum of, and x̂_0, which divides by √ᾱ, to as much of what is divided."""
+    scale = max(1.0, *(float(t.abs().max()) for t in (x, output, theirs.prev_sample)))
     assert float((ours.x - theirs.prev_sample).abs().max()) <= tolerance * scale
     assert float((ours.x0 - theirs.pred_original_sample).abs().max()) <= tolerance * scale / alpha
 
@@ -69,7 +69,7 @@ def test_ddpm_steps(seed, variance, steps, clip, stock):
                 prediction=prediction, variance=variance, clip=1.0 if clip else None,
             )  # fmt: skip
             t = scheduler.timesteps[row]
-            close(ours, theirs, x, tolerance(t, prediction, stock), math.sqrt(scheduler.alphas_cumprod[t]))
+            close(ours, theirs, x, output, tolerance(t, prediction, stock), math.sqrt(scheduler.alphas_cumprod[t]))
 
 
 @pytest.mark.parametrize("stock", [True, False])
@@ -92,7 +92,7 @@ def test_ddim_steps(seed, eta, steps, clip, stock):
                 clip=1.0 if clip else None, sampler_options={"use_clipped_model_output": from_clipped},
             )  # fmt: skip
             t = scheduler.timesteps[row]
-            close(ours, theirs, x, tolerance(t, prediction, stock), math.sqrt(scheduler.alphas_cumprod[t]))
+            close(ours, theirs, x, output, tolerance(t, prediction, stock), math.sqrt(scheduler.alphas_cumprod[t]))
 
 
 # ---- noise, drawn as a pipeline draws it
