@@ -68,7 +68,8 @@ def load(
         if os.fspath(source) in PACKAGED:
             raise FileNotFoundError(f"this installation has no model {source!r}: {path} does not exist")
         raise FileNotFoundError(f"{source} is no file and no folder" + nearest(os.fspath(source), tuple(PACKAGED)))
-    where, kind = named_device(str(device)), torch.float32 if dtype == "auto" else dtype
+    kind: Any
+    where, kind = named_device(str(device)), torch.float32 if isinstance(dtype, str) and dtype == "auto" else dtype
     check_dtype("dtype", kind)
     if path.is_dir() and (tokenizer is not None or config is not None):
         raise ValueError("tokenizer and config go with a file; a folder has its own")

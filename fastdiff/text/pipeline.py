@@ -283,7 +283,7 @@ def _walk(sampling: Mapping[str, Any], asked: Mapping[str, Any], begins: dict[st
         told["sampler_options"].pop("final", None)
     if told.get("resume") is not None and "strength" in begins:
         # The state knows where it stands; what is left of ``strength`` is the plan of which it is a state.
-        plan = {"variance": None, "spacing": None, "eta": None, "clip": None}
+        plan: dict[str, Any] = {"variance": None, "spacing": None, "eta": None, "clip": None}
         plan |= {name: told.pop(name) for name in ("sampler", *_WALK) if name in told}
 
         def rebuilt(skip: int | None = None) -> Plan:

@@ -52,7 +52,7 @@ def _losses(tokenizer: Any, text: str) -> list[str]:
     return notes
 
 
-def encode(pipe: Any, texts: Sequence[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
+def encode(pipe: Any, texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Each distinct text's embedding [1, tokens, width] and, of SDXL, pooled embedding [1, width].
 
     One by one, so that a prompt's numbers do not depend on the others beside it.

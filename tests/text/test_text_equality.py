@@ -54,7 +54,12 @@ def compare(pipe, ours, kwargs, our_kwargs, noise):
 
     images = pipe(PROMPTS, num_inference_steps=STEPS, negative_prompt=NEGATIVES, output_type="pt",
                   callback_on_step_end=keep, **kwargs).images * 2 - 1  # fmt: skip
-    drawn = ours(PROMPTS, negative_prompt=NEGATIVES, steps=STEPS, noise_fn=lambda stream, draw, shape: noise,
+    our_kwargs |= {"noise_fn": lambda stream, draw, shape: noise}
+    if our_kwargs["sampler"] == "dpmpp_2m":  # diffusers' class divides by one step more than its other ones
+        our_kwargs |= {"spacing": fastdiff.Spacing(timesteps=pipe.scheduler.timesteps.tolist())}
+    if our_kwargs["sampler"] == "euler":  # diffusers starts from √(σ² + 1), ours from σ
+        our_kwargs |= {"x_T": noise * float(pipe.scheduler.sigmas[0].square().add(1).sqrt())}
+    drawn = ours(PROMPTS, negative_prompt=NEGATIVES, steps=STEPS,
                  callback=lambda state: states.append(state.x), **our_kwargs)  # fmt: skip
     assert len(states) == len(steps) > 0
     for ours_, theirs_ in zip(states, steps, strict=True):
