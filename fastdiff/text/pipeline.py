@@ -16,9 +16,7 @@ from fastdiff.acceleration.report import Accelerated
 from fastdiff.checks import check_image, check_int, check_number, is_real
 from fastdiff.models.trained import TrainedModel, sampling_of
 from fastdiff.plan.plan import Plan
-from fastdiff.samplers.resolve import resolve_plan
 from fastdiff.sampling.sample import bind, sample
-from fastdiff.sampling.start import by_strength
 from fastdiff.text.inputs import mask_of, picture, resolve_size, spread
 from fastdiff.text.prompts import check_prompts, keywords, warn_of_losses
 
@@ -27,7 +25,6 @@ DEFAULTS: dict[str, Any] = {
     "sampler": "dpmpp_2m", "steps": 20, "guidance_scale": 7.5, "image_guidance_scale": 1.5, "guidance_interval": None,
 }  # fmt: skip
 _OURS = ("x_init", "known", "uncond_kwargs", "model_dtype", "device")  # arguments of sample that a call sets itself
-_WALK = ("schedule", "prediction", "variance", "spacing", "eta", "clip", "sampler_options")  # which a Plan fixes
 _ENDING = ("ddim", "pndm", "lcm", "tcd")  # samplers that end where set_alpha_to_one says; solvers end at σ = 0
 _AT_A_TIME = 1 << 20  # pixels that the autoencoder is given
 
@@ -77,7 +74,7 @@ class Pipeline:
     def size(self) -> int | None:
         """Pixels of its pictures, along a side, where the config says."""
         latents = self.pipe.unet.config.sample_size
-        return None if latents is None else latents * self.factor
+        return latents * self.factor if isinstance(latents, int) else None
 
     @property
     def edits(self) -> bool:
@@ -169,7 +166,9 @@ class Pipeline:
         cond = keywords(self.pipe, texts, n, pixels, unconditional=False)
         uncond = keywords(self.pipe, negatives * (len(texts) // len(negatives)), n, pixels, unconditional=True)
         arguments = self._guidance(asked, cond, uncond, beside)
-        arguments |= begins | _walk(self.sampling, asked, begins)
+        arguments |= begins | _walk(self.sampling, asked)
+        if asked.get("resume") is not None:
+            arguments.pop("x_init", None)  # the state is there already
         shape = (count, self.pipe.vae.config.latent_channels, *(side // self.factor for side in pixels))
         return self.decode(sample(self.pipe.unet if beside is None else self._beside, shape, **arguments))
 
@@ -231,7 +230,7 @@ class Pipeline:
         """Where ``sample`` starts from, and what the UNet is given beside its state."""
         if image is None:
             return {}, None
-        latents, beside = self.encode(image).to(self.pipe.device), None
+        latents, beside = self.encode(image), None
         begins: dict[str, Any] = {}
         whole = kept is not None or self.edits
         strength = (1.0 if whole else STRENGTH) if strength is None else strength
@@ -240,7 +239,7 @@ class Pipeline:
         if kept is not None:
             cells = F.interpolate(kept.float(), size=latents.shape[-2:]).to(latents.device)  # nearest, as in diffusers
             if self.fills:
-                visible = self.encode(image * kept.to(image.device)).to(latents.device)
+                visible = self.encode(image * kept.to(image.device))
                 beside = torch.cat([1 - cells, visible], dim=1)
             else:
                 begins |= {"mask": cells, "known": latents}
@@ -270,26 +269,15 @@ class Pipeline:
         return batch.split(max(1, _AT_A_TIME // pixels))
 
 
-def _walk(sampling: Mapping[str, Any], asked: Mapping[str, Any], begins: dict[str, Any]) -> dict[str, Any]:
+def _walk(sampling: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """The other arguments of ``sample``: the plan that the checkpoint's schedule and the call make, and the rest."""
-    rest = {name: value for name, value in asked.items() if name not in ("guidance_scale", "image_guidance_scale")}
-    rest.pop("model_kwargs", None)
+    apart = ("guidance_scale", "image_guidance_scale", "model_kwargs", "sampler_options")
+    rest = {name: value for name, value in asked.items() if name not in apart}
+    options = asked.get("sampler_options") or {}
     if isinstance(asked["sampler"], Plan):
-        return rest
-    options = rest.pop("sampler_options", None) or {}
+        return {**rest, **({"sampler_options": options} if options else {})}
     told = TrainedModel(None, dict(sampling)).arguments(**rest)  # type: ignore[arg-type]
-    told["sampler_options"] = {**told.get("sampler_options", {}), **options}
-    if "final" not in options and not str(asked["sampler"]).startswith(_ENDING):
-        told["sampler_options"].pop("final", None)
-    if told.get("resume") is not None and "strength" in begins:
-        # The state knows where it stands; what is left of ``strength`` is the plan of which it is a state.
-        plan: dict[str, Any] = {"variance": None, "spacing": None, "eta": None, "clip": None}
-        plan |= {name: told.pop(name) for name in ("sampler", *_WALK) if name in told}
-
-        def rebuilt(skip: int | None = None) -> Plan:
-            skipped = {} if skip is None else {"skip": skip}
-            return resolve_plan(steps=told["steps"], **{**plan, "sampler_options": plan["sampler_options"] | skipped})
-
-        told["sampler"], _ = by_strength(rebuilt(), begins.pop("strength"), told["steps"], rebuilt)
-        del begins["x_init"], told["steps"]
-    return told
+    walk = dict(told.get("sampler_options", {}))
+    if not str(asked["sampler"]).startswith(_ENDING):
+        walk.pop("final", None)
+    return {**told, "sampler_options": {**walk, **options}}
