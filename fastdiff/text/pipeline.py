@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,8 @@ class Pipeline:
         path = check_writable(path, suffix=".png")
         if len(images) % len(labels):
             raise ValueError(f"{len(images)} images make no {len(labels)} rows of equal length, one a label")
-        save_samples(path, images, len(images) // len(labels), list(labels))
+        lines = [textwrap.fill(label, 24, max_lines=4) for label in labels]
+        save_samples(path, images, len(images) // len(labels), lines)
         return path
 
     # ---- what a call asks of sample
