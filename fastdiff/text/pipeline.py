@@ -171,6 +171,8 @@ class Pipeline:
         if asked.get("resume") is not None:
             arguments.pop("x_init", None)  # the state is there already
         shape = (count, self.pipe.vae.config.latent_channels, *(side // self.factor for side in pixels))
+        if self._beside.planned_network is not self.pipe.unet:  # which somebody exchanged
+            self._beside = Beside(self.pipe.unet)
         return self.decode(sample(self.pipe.unet if beside is None else self._beside, shape, **arguments))
 
     # ---- the autoencoder

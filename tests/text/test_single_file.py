@@ -106,6 +106,36 @@ def test_small_file(name, tmp_path, tokenizer, seed):
     assert not torch.equal(images, pipe("dogs", steps=2, **told))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("negative", [None, "dogs"])
+@pytest.mark.parametrize("name", ["sdxl-base", "sdxl-refiner"])
+def test_sdxl_beside_diffusers(name, negative, tmp_path, tokenizer, seed, monkeypatch):
+    """Pooled embeddings, sizes and aesthetic scores, no prompt as zeros: latents of every step within 1e-4."""
+    import diffusers
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    config = small(name, tmp_path)
+    save_file(original_keys.original(original_keys.networks(config, "cpu")), tmp_path / "model.safetensors")
+    pipe = fastdiff.load(tmp_path / "model.safetensors", config=config, tokenizer=tokenizer, device="cpu",
+                         accelerate=False)  # fmt: skip
+    pipe.pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.pipe.scheduler.config, clip_sample=False)
+    noise, image = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 64, 64) * 2 - 1
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    module = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
+    monkeypatch.setattr(f"{module}.randn_tensor", lambda *about, **how: noise)
+    base, theirs, ours = name == "sdxl-base", [], []
+    told = {"latents": noise, "height": 64, "width": 64} if base else {"image": (image + 1) / 2, "strength": 0.5}
+    pipe.pipe("a cat", negative_prompt=negative, num_inference_steps=6, guidance_scale=3.0, output_type="latent",
+              callback_on_step_end=lambda p, i, t, k: theirs.append(k["latents"].clone()) or k, **told)  # fmt: skip
+    told = {} if base else {"image": image, "strength": 0.5}
+    pipe("a cat", negative_prompt=negative, steps=6, guidance_scale=3.0, sampler="ddim",
+         sampler_options={"final": "zero"}, noise_fn=lambda *about: noise, callback=lambda s: ours.append(s.x),
+         **told)  # fmt: skip
+    assert len(ours) == len(theirs) == (6 if base else 3)
+    for a, b in zip(ours, theirs, strict=True):
+        assert float((a - b).abs().max()) <= 1e-4 * max(1.0, float(b.abs().max()))
+
+
 def test_checkpoint_of_torch(tmp_path, tokenizer, seed):
     config = small("sd15", tmp_path)
     weights = original_keys.original(original_keys.networks(config, "cpu"))
