@@ -135,10 +135,12 @@ def _folder(path: Path, dtype: torch.dtype) -> Any:
 
 
 def _defaults(path: Path) -> dict[str, Any]:
-    """What a call takes where it does not say, of a folder's training.json."""
-    record = path / "training.json"
-    told = read_json_object(record).get("sampling", {}) if record.exists() else {}
-    return {name: value for name, value in told.items() if name in DEFAULTS}
+    """What a call takes where it does not say, of a folder's sampling.json."""
+    record = path / "sampling.json"
+    told = read_json_object(record) if record.exists() else {}
+    if unknown := sorted(set(told) - set(DEFAULTS)):
+        raise ValueError(f"{record} has {', '.join(unknown)}; it may have {', '.join(DEFAULTS)}")
+    return told
 
 
 @contextmanager

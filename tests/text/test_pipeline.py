@@ -206,13 +206,40 @@ def test_save(pipe, tmp_path):
 def test_defaults_of_the_folder(folder, tmp_path):
     mine = tmp_path / "mine"
     shutil.copytree(folder, mine)
-    (mine / "training.json").write_text(
-        json.dumps({"sampling": {"steps": 2, "guidance_scale": 3.0, "sampler": "ddim"}})
-    )
+    (mine / "sampling.json").write_text(json.dumps({"steps": 2, "guidance_scale": 3.0, "sampler": "ddim"}))
     pipe, steps = fastdiff.load(mine, device="cpu"), []
     drawn = pipe("a man", callback=lambda state: steps.append(1))
     assert len(steps) == 2
     assert_same_bits(drawn, pipe("a man", sampler="ddim", steps=2, guidance_scale=3.0))
+    (mine / "sampling.json").write_text(json.dumps({"step": 2}))
+    with pytest.raises(ValueError, match=r"sampling\.json has step; it may have sampler, steps"):
+        fastdiff.load(mine, device="cpu")
+
+
+def test_what_training_writes(tmp_path, seed):
+    """The folders of ``fastdiff train``, of untrained networks."""
+    from fastdiff.training.autoencoder import new_autoencoder
+    from fastdiff.training.edits import widened
+    from fastdiff.training.pipeline import SAMPLING, write_pipeline
+    from fastdiff.training.text_to_image import new_unet
+    from fastdiff.training.words import new_text_encoder, new_tokenizer
+
+    tokenizer = new_tokenizer(["noto style woman firefighter medium-dark skin tone"], length=12, vocabulary=50)
+    text, unet = new_text_encoder(tokenizer, width=32, layers=1), new_unet(8, (16, 32), 1, 4, 32)
+    words, edits = tmp_path / "words", tmp_path / "edits"
+    for folder, network, kind in (
+        (words, unet, ""),
+        (edits, widened(unet, 8), "StableDiffusionInstructPix2PixPipeline"),
+    ):
+        folder.mkdir()
+        write_pipeline(folder, new_autoencoder(32, (8, 8, 16), 4), network, text, tokenizer, "v_prediction", kind=kind)
+    pipe, editor = fastdiff.load(words, device="cpu"), fastdiff.load(edits, device="cpu")
+    assert (pipe.size, pipe.factor, editor.edits) == (32, 4, True)
+    assert pipe.defaults | SAMPLING == pipe.defaults
+    images = pipe("Woman firefighter, medium-dark skin tone; noto style", steps=2)
+    assert images.shape == (1, 3, 32, 32)
+    with pytest.warns(UserWarning, match="does not know the word 'womman'; did you mean 'woman'"):
+        editor("womman, noto style", image=images, steps=2)
 
 
 def test_an_edit_folder_shares_its_parents_parts(folder, tmp_path):
