@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     from fastdiff.pictures.embedded import read_recipe
     from fastdiff.pictures.recipe import Recipe
     from fastdiff.pictures.reproduce import Reproduction, reproduce
+    from fastdiff.text.load import load
+    from fastdiff.text.pipeline import Pipeline
     from fastdiff.training.train import train
 
 # What needs more than torch (Pillow, matplotlib) is loaded when it is asked for; None is the module itself.
 _LAZY = {
+    "Pipeline": "fastdiff.text.pipeline",
     "Recipe": "fastdiff.pictures.recipe",
     "Reproduction": "fastdiff.pictures.reproduce",
     "images": None,
+    "load": "fastdiff.text.load",
     "plots": None,
     "read_recipe": "fastdiff.pictures.embedded",
     "reproduce": "fastdiff.pictures.reproduce",
@@ -46,6 +50,7 @@ __all__ = [
     "EDMSchedule",
     "FlowSchedule",
     "NoiseSchedule",
+    "Pipeline",
     "Plan",
     "Recipe",
     "Reproduction",
@@ -57,6 +62,7 @@ __all__ = [
     "images",
     "info",
     "interpolate",
+    "load",
     "models",
     "ops",
     "plots",

@@ -18,7 +18,6 @@ from fastdiff.cli.arguments import (
     Device,
     DType,
     Guidance,
-    Model,
     Option,
     Quiet,
     Threads,
@@ -28,6 +27,7 @@ from fastdiff.cli.arguments import (
     schedule_of,
     trained_model,
 )
+from fastdiff.cli.text import draw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fastdiff.models.trained import TrainedModel
     from fastdiff.sampling.state import State
 
+BATCH = 64
 NUMBER, BETWEEN = 64, 9  # images, and images between two pictures, where no number is asked for
 GIF_FRAMES = 60
 STRENGTH = 0.6  # of image to image
@@ -48,13 +49,34 @@ class Accelerate(str, Enum):
 
 @command
 def sample(
+    prompt: Annotated[
+        list[str] | None,
+        typer.Argument(help="What to draw, in words; several make a labelled grid. Without one: the model's classes."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The PNG to write, a grid of the images.")] = Path("samples.png"),
     gif: Annotated[
         Path | None, typer.Option(help="Also write the images as they form, from noise on, as a GIF (of one batch).")
     ] = None,
-    model: Model = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder written by `fastdiff train` or diffusers; with a prompt also one file of a checkpoint. "
+            "[default: the digits in the package, or the emoji]"
+        ),
+    ] = None,
     number: Annotated[
-        int | None, typer.Option("--number", "-n", min=1, help=f"How many images. [default: {NUMBER}]")
+        int | None,
+        typer.Option("--number", "-n", min=1, help=f"How many images, or of each prompt. [default: {NUMBER}, or 1]"),
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="With a prompt: what to keep away from.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="What to change in --image, in words, by a model that edits.")
+    ] = None,
+    image_guidance: Annotated[
+        float | None, typer.Option(help="With --instruction: how closely to keep to --image. [default: 1.5]")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="With a prompt: pixels along a side. [default: the model's own]")
     ] = None,
     class_name: ClassName = None,
     guidance: Guidance = None,
@@ -105,7 +127,9 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; image i of a seed is the same in every batch.")] = 0,
     sample_offset: Annotated[int, typer.Option(min=0, help="Number of the first image, to split a large job.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at a time. [default: 64; with a prompt, a million pixels]")
+    ] = None,
     device: Device = "auto",
     dtype: Annotated[DType, typer.Option(help="What the network computes in.")] = DType.float32,
     accelerate: Annotated[
@@ -118,9 +142,10 @@ def sample(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw images from a trained model.
+    """Draw images from a trained model, or pictures from words.
 
-    Without options: 64 digits, from the model in the package, into samples.png.
+    Without options: 64 digits, from the model in the package, into samples.png. With a prompt, --model is a Stable
+    Diffusion checkpoint, a folder or one file, and by default the model in the package that draws emoji.
     """
     import torch
 
@@ -143,6 +168,28 @@ def sample(
         raise ValueError(f"--plan goes without {_names(changes)}, which the plan fixes")
     if (strength is not None or mask is not None) and image is None:
         raise ValueError(f"--{'mask' if mask is not None else 'strength'} needs --image")
+    force = {Accelerate.on: True, Accelerate.off: False}.get(accelerate)
+    if prompt or instruction is not None:
+        given = {name for name, value in (("class", class_name), ("interpolate", interpolate)) if value is not None}
+        if given:
+            raise ValueError(f"a prompt goes without {_names(sorted(given))}")
+        if plan is not None:
+            changes["sampler"] = fastdiff.Plan.load(plan)
+        if schedule is not None:
+            changes["schedule"], prediction = schedule_of(schedule)
+            changes |= {} if prediction is None else {"prediction": prediction}
+        told = {"negative_prompt": negative, "image": image, "mask": mask, "strength": strength, "size": size,
+                "guidance_scale": guidance, "image_guidance_scale": image_guidance, **changes, "seed": seed,
+                "sample_offset": sample_offset, "backend": backend}  # fmt: skip
+        with cpu_threads(threads):
+            draw(prompt or (), out, model=model, instruction=instruction, number=number or 1, batch_size=batch_size,
+                 gif=gif, load={"device": device, "dtype": getattr(torch, dtype.value)}, accelerate=force, quiet=quiet,
+                 call=told)  # fmt: skip
+        return
+    for name, value in (("negative", negative), ("image-guidance", image_guidance), ("size", size)):
+        if value is not None:
+            raise ValueError(f"--{name} needs a prompt")
+    batch_size = BATCH if batch_size is None else batch_size
     if interpolate is not None:
         others = {"plan": plan, "image": image, "gif": gif, "sample_offset": sample_offset or None}
         given = {name for name in others if others[name] is not None} | (set(changes) - {"clip", "schedule"})
@@ -187,7 +234,6 @@ def sample(
 
     frames: list[State] = []
     kept: fastdiff.Recipe | None = None
-    force = {Accelerate.on: True, Accelerate.off: False}.get(accelerate)
     how: dict[str, Any] = {"backend": backend, "progress": not quiet}
     with cpu_threads(threads), accelerated(trained.unet, kind, force=force):
         if interpolate is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,34 +155,38 @@ _REFUSED = {
 
 
 def _scheduler(path: Path) -> dict[str, Any]:
-    """The arguments of ``fastdiff.sample`` that a scheduler_config.json stands for."""
     config = read_json_object(path)
     try:
-        sampling: dict[str, Any] = {"schedule": from_diffusers(config), "prediction": prediction_type(config)}
-        name, table = class_of(config), sampling["schedule"].table_length is not None
-        variance = config.get("variance_type")
-        if table and variance is not None and name in ("", "DDPM", "DDPMParallel", "UnCLIP"):
-            if variance not in _VARIANCES:
-                why = _REFUSED.get(variance, "it must be fixed_small, fixed_large or learned_range")
-                raise ValueError(f"variance_type is {variance!r}; {why}")
-            sampling["variance"] = _VARIANCES[variance]
-        if name in _WALKED:
-            sampling["sampler"] = _WALKED[name]
-        if (spacing := _spacing(config, name)) is not None:
-            sampling["spacing"] = spacing
-        walk: dict[str, Any] = {}
-        if config.get("steps_offset") and spacing == "leading":
-            walk["steps_offset"] = config["steps_offset"]
-        if config.get("set_alpha_to_one", name != "PNDM") is False and name in _ENDING:
-            walk["final"] = "sigma_min"
-        if config.get("thresholding"):
-            ratio, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
-            sampling["thresholding"] = (float(ratio), float(most))
-        else:
-            clips = name in _CLIPPING and config.get("clip_sample", _CLIPPING[name])
-            sampling["clip"] = float(config.get("clip_sample_range", 1.0)) if clips else None
+        return sampling_of(config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def sampling_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``fastdiff.sample`` that a diffusers scheduler's config stands for."""
+    sampling: dict[str, Any] = {"schedule": from_diffusers(config), "prediction": prediction_type(config)}
+    name, table = class_of(config), sampling["schedule"].table_length is not None
+    variance = config.get("variance_type")
+    if table and variance is not None and name in ("", "DDPM", "DDPMParallel", "UnCLIP"):
+        if variance not in _VARIANCES:
+            why = _REFUSED.get(variance, "it must be fixed_small, fixed_large or learned_range")
+            raise ValueError(f"variance_type is {variance!r}; {why}")
+        sampling["variance"] = _VARIANCES[variance]
+    if name in _WALKED:
+        sampling["sampler"] = _WALKED[name]
+    if (spacing := _spacing(config, name)) is not None:
+        sampling["spacing"] = spacing
+    walk: dict[str, Any] = {}
+    if config.get("steps_offset") and spacing == "leading":
+        walk["steps_offset"] = config["steps_offset"]
+    if config.get("set_alpha_to_one", name != "PNDM") is False and name in _ENDING:
+        walk["final"] = "sigma_min"
+    if config.get("thresholding"):
+        ratio, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+        sampling["thresholding"] = (float(ratio), float(most))
+    else:
+        clips = name in _CLIPPING and config.get("clip_sample", _CLIPPING[name])
+        sampling["clip"] = float(config.get("clip_sample_range", 1.0)) if clips else None
     return sampling | ({"sampler_options": walk} if walk else {})
 
 
@@ -196,7 +201,7 @@ _LEADING = ("", "DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "
 _SIGMAS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 
 
-def _spacing(config: dict[str, Any], name: str) -> str | None:
+def _spacing(config: Mapping[str, Any], name: str) -> str | None:
     """The spacing that a config's class makes its list by; None is the schedule's own."""
     for key, spacing in _SIGMAS.items():
         if config.get(key):

@@ -16,7 +16,7 @@ def planned_embeddings(model: Any, times: Tensor) -> tuple[Any, tuple[Tensor, ..
     The first ``.at(row)`` is a context in which the network's call takes those of one row; None where it has none. The
     guards of networks inside the model have looked at their weights when this returns.
     """
-    accelerated = network_of(model)
+    accelerated = network_of(getattr(model, "planned_network", model))  # of a wrapper, the one that it hands t to
     for network in networks_in(model) if times.is_cuda else ():
         network.check(wait=True)
     planned = None if accelerated is None or times.shape[1] == 0 else accelerated.rows(times[:, 0])

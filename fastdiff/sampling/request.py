@@ -148,6 +148,8 @@ class Request:
             raise TypeError(f"backend must be a str; got {type(backend).__name__}")
         backend = choose(backend, network.device.type)
         start, x = initial_state(plan, shape, network.device, noise, x_T, x_init, start_step, resume, backend)
+        if start < start_step:
+            raise ValueError(f"resume stands at row {start}, before the first one of strength={strength}, {start_step}")
         return cls(
             network, plan, start, x, resume, noise, guidance, threshold,
             None if cond_fn is None else Classifier(cond_fn, guidance.plain), mask, known, backend,

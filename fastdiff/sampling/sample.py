@@ -107,7 +107,7 @@ def sample(
         start_step: the first row to run, with x_init or x_T: one of ``Plan.entries``, which read no earlier row's
             history.
         resume: a ``State`` of an earlier run of the same plan and arguments, to go on from; one of another plan, seed
-            or shape is refused.
+            or shape is refused. It goes without x_T, x_init and start_step; ``strength`` is as it was.
         strength: in place of start_step, in [0, 1]: the last int(steps·strength) steps are run, as diffusers counts
             them; 1 starts from noise at x_T's level, 0 returns x_init.
         mask, known: inpainting. After each network call x' ← mask·(known, noised to the level reached) +

@@ -88,8 +88,8 @@ def check_start(
     """That the arguments which say where to begin go together."""
     check_int("start_step", start_step, 0, len(plan.rows) - 1)
     if resume is not None:
-        if x_T is not None or x_init is not None or start_step != 0 or strength is not None:
-            raise ValueError("resume goes without x_T, x_init, start_step and strength")
+        if x_T is not None or x_init is not None or start_step != 0:
+            raise ValueError("resume goes without x_T, x_init and start_step; strength is that of the first run")
         if not isinstance(resume, State):
             raise TypeError(f"resume must be a State; got {type(resume).__name__}")
         if not isinstance(resume.slots, tuple) or len(resume.slots) != SLOTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,16 @@ def is_picture(path: Path) -> bool:
     return kind in _FORMATS and path.is_file() and not path.name.startswith(".")
 
 
-def read_picture(file: str | os.PathLike[str], size: tuple[int, int], *, grey: bool = False) -> Tensor:
+def read_picture(file: str | os.PathLike[str] | Image.Image, size: tuple[int, int], *, grey: bool = False) -> Tensor:
     """One picture as uint8 [1 or 3, H, W], size being (H, W): turned upright, cropped around its centre, resized.
 
-    Grey stays one channel; 16 bits of it become 8. What is transparent becomes white. grey: make any picture grey.
+    file: its path, or the picture itself as Pillow has it. Grey stays one channel; 16 bits of it become 8. What is
+    transparent becomes white. grey: make any picture grey.
     Raises ValueError that names the file where it cannot be read.
     """
     height, width = size
     try:
-        with Image.open(file) as opened:
+        with nullcontext(file) if isinstance(file, Image.Image) else Image.open(file) as opened:
             picture = ImageOps.exif_transpose(opened)
             # A PNG of 16-bit grey has the mode I in some versions of Pillow. Without this its pixels would be clipped.
             if picture.mode.startswith("I;16") or (picture.mode == "I" and opened.format == "PNG"):

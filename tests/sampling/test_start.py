@@ -148,9 +148,17 @@ def test_refuses(options, error, names):
         fastdiff.sample(never, SHAPE, **{"steps": 5, "x_init": torch.zeros(SHAPE), **options})
 
 
-def test_resume_goes_without_strength():
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])  # which begins in the plan's middle, or has another plan
+def test_resume_with_strength(sampler, seed):
+    options = {"sampler": sampler, "steps": 6, "strength": 0.5, "seed": seed}
+    states = list(fastdiff.sample_iter(half, SHAPE, x_init=torch.ones(SHAPE), **options))
+    for state in states[:-1]:
+        assert_same_bits(fastdiff.sample(half, SHAPE, resume=state, **options), states[-1].x)
+
+
+def test_resume_before_the_first_row_of_strength():
     state = next(iter(fastdiff.sample_iter(half, SHAPE, steps=5)))
-    with pytest.raises(ValueError, match="strength"):
+    with pytest.raises(ValueError, match="resume stands at row 0, before the first one of strength"):
         fastdiff.sample(half, SHAPE, steps=5, resume=state, strength=0.5)
 
 
