@@ -19,6 +19,7 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,14 @@ def edits(study: Study) -> dict[str, Any]:
                 chosen.append(target)
                 texts.append(rng.choice(instructions(rows[target], changed)))
         chosen, sources, texts = chosen[:192], sources[:192], texts[:192]
-        drawn = batches(
-            lambda part, texts=texts, images=study.images(sources): editor(
-                texts[part], image=images[part], sample_offset=part.start
-            ),
-            len(texts),
-        )
+        drawn = batches(partial(edited, editor, texts, study.images(sources)), len(texts))
         found[" and ".join(changed)] = told(study.judge.judge(drawn, torch.tensor(chosen)))
     return found
+
+
+def edited(editor: Any, texts: list[str], images: Tensor, part: slice) -> Tensor:
+    drawn: Tensor = editor(texts[part], image=images[part], sample_offset=part.start)
+    return drawn
 
 
 def batches(make: Callable[[slice], Tensor], count: int, size: int = 64) -> Tensor:
@@ -258,7 +259,7 @@ def render(found: dict[str, Any]) -> str:
         parts.append(table([(f"{row['sampler']}, {row['steps']} steps", row) for row in found["samplers"]]))
     if "edits" in found:
         parts.append(
-            "\n## Edits by instruction\n\nFrom a training cell to a held-out one that differs in what is asked for. The\n"
+            "\n## Edits by instruction\n\nFrom a training cell to a held-out one that differs in what is asked for.\nThe "
             "share of the factor asked for is how often it changed as asked, those of the others how often they were "
             "kept.\n\n"
         )

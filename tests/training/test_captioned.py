@@ -93,7 +93,7 @@ def test_the_sheet(sheet):
     assert data.fingerprint() != load_captioned(sheet, part="held_out").fingerprint()
     with pytest.raises(ValueError, match="size is 32, but the emoji are 64"):
         load_captioned(sheet, size=32)
-    with pytest.raises(ValueError, match="part is .test.; it must be one of train"):
+    with pytest.raises(ValueError, match=r"part is .test.; it must be one of train"):
         load_captioned(sheet, part="test")
 
 

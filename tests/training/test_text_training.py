@@ -115,7 +115,11 @@ def test_what_is_learnt(prediction, seed):
     t = torch.randint(1000, (3,))
     alpha, sigma = (table.double()[t].view(-1, 1, 1, 1) for table in (schedule.alphas, schedule.sigmas))
     target, noised = run.target(x, noise, t), alpha * x + sigma * noise
-    back = {"epsilon": (noised - sigma * target) / alpha, "sample": target, "v_prediction": alpha * noised - sigma * target}
+    back = {
+        "epsilon": (noised - sigma * target) / alpha,
+        "sample": target,
+        "v_prediction": alpha * noised - sigma * target,
+    }
     torch.testing.assert_close(back[prediction], x, rtol=1e-5, atol=1e-5)
 
 
@@ -123,7 +127,9 @@ def test_what_is_learnt(prediction, seed):
 
 
 def test_words_and_what_is_no_word():
-    tokenizer = words.new_tokenizer(["Noto style cook medium-dark skin tone", "a pilot, flat"], length=8, vocabulary=100)
+    tokenizer = words.new_tokenizer(
+        ["Noto style cook medium-dark skin tone", "a pilot, flat"], length=8, vocabulary=100
+    )
     ids = words.tokens_of(tokenizer, ["a NOTO pilot, medium-dark skin!", "", "a unicorn"])
     assert ids.shape == (3, 8)
     text = [tokenizer.convert_ids_to_tokens(row) for row in ids]
