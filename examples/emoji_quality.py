@@ -259,9 +259,9 @@ def render(found: dict[str, Any]) -> str:
         parts.append(table([(f"{row['sampler']}, {row['steps']} steps", row) for row in found["samplers"]]))
     if "edits" in found:
         parts.append(
-            "\n## Edits by instruction\n\nFrom a training cell to a held-out one that differs in what is asked for.\nThe "
-            "share of the factor asked for is how often it changed as asked, those of the others how often they were "
-            "kept.\n\n"
+            "\n## Edits by instruction\n\nFrom a training cell to a held-out one that differs in what is asked for.\n"
+            "The share of the factor asked for is how often it changed as asked, those of the others how often they\n"
+            "were kept.\n\n"
         )
         parts.append(table([(f"change {name}", scores) for name, scores in found["edits"].items()]))
     if "image_to_image" in found:
