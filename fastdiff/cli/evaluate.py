@@ -82,6 +82,7 @@ def evaluate(
             shown, found = table(distances), {name: asdict(each) for name, each in distances.items()}
             asked: dict[str, Any] = {"real": str(real), "fake": str(fake), "size": size}
         else:
+            assert model is not None  # asked for above
             how = {"guidance_scale": guidance, "sampler": sampler, "steps": steps}
             how = {name: value for name, value in how.items() if value is not None}
             asked = {"part": part or PART, "n": number or NUMBER, "seeds": _seeds(seeds or SEEDS), **how}

@@ -26,7 +26,7 @@ from fastdiff.training.text_to_image import Latents, Reader, TextRun, new_unet
 from fastdiff.training.words import new_text_encoder, new_tokenizer, tokens_of
 
 AUTOENCODER = "autoencoder"  # the folder of the first run, in that of the second
-BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
+BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
 SAMPLING = {"sampler": "dpmpp_2m", "steps": 20, "guidance_scale": 3.0}
 _SHOWN = 8  # captions of which the grids of a training have a row each
 

@@ -154,8 +154,9 @@ class TextRun(Loop):
 
     def write_samples(self, out: Path) -> None:
         """A row for each of a few captions, the same noise each time, with the scale of guidance that is usual here."""
-        reader, data = self.average.module, self.data
-        tokens: Any = data.tokens[list(self.shown.values())]  # type: ignore[union-attr]
+        reader: Any = self.average.module
+        data: Any = self.data
+        tokens = data.tokens[list(self.shown.values())]
         with torch.no_grad():
             words = reader.text_encoder(tokens.to(self.device))[0].repeat_interleave(_SHOWN, 0)
             nothing = reader.text_encoder(self.empty.view(1, -1).to(self.device))[0].expand_as(words)
