@@ -28,6 +28,11 @@ _SHOWN = 5  # of the keys that differ
 # How a tokenizer of each pads: SD 1.x with the end, OpenCLIP's with token 0.
 _PADS = {("sd21", "tokenizer"): "!", ("sdxl-base", "tokenizer_2"): "!", ("sdxl-refiner", "tokenizer_2"): "!"}
 _TOKENS = 49408  # of CLIP
+# Empty weights by which files of SDXL say how they were trained.
+_MARKS: dict[str, dict[str, Any]] = {
+    "v_pred": {"prediction_type": "v_prediction"},
+    "ztsnr": {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+}
 
 
 def read(path: Path, dtype: torch.dtype, tokenizer: Any = None, config: Any = None) -> Any:
@@ -45,7 +50,11 @@ def read(path: Path, dtype: torch.dtype, tokenizer: Any = None, config: Any = No
     needed = [name for name, value in index.items() if name.startswith("tokenizer") and value[0] is not None]
     given = {name: _tokenizer(path, folder, name, tokenizer) for name in needed}
     kind = getattr(diffusers, index["_class_name"])
-    return kind.from_single_file(str(path), config=str(folder), local_files_only=True, dtype=dtype, **given)
+    pipe = kind.from_single_file(str(path), config=str(folder), local_files_only=True, dtype=dtype, **given)
+    for mark, told in _MARKS.items():
+        if mark in weights:
+            pipe.scheduler.register_to_config(**told)
+    return pipe
 
 
 def shapes(path: Path) -> dict[str, Tensor]:

@@ -355,6 +355,7 @@ def test_another_pipeline_is_diffusers_own(tmp_path):
     assert type(pipe.scheduler).__module__.startswith("fastdiff")
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_before_it_is_asked_for():
     code = "import sys, fastdiff; fastdiff.load; print([m for m in ('diffusers', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

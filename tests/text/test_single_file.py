@@ -136,6 +136,7 @@ def test_sdxl_beside_diffusers(name, negative, tmp_path, tokenizer, seed, monkey
         assert float((a - b).abs().max()) <= 1e-4 * max(1.0, float(b.abs().max()))
 
 
+@pytest.mark.slow
 def test_checkpoint_of_torch(tmp_path, tokenizer, seed):
     config = small("sd15", tmp_path)
     weights = original_keys.original(original_keys.networks(config, "cpu"))
@@ -143,6 +144,15 @@ def test_checkpoint_of_torch(tmp_path, tokenizer, seed):
     torch.save({"state_dict": weights, "global_step": 3}, file)
     assert shapes(file).keys() == weights.keys()
     assert fastdiff.load(file, config=config, tokenizer=tokenizer, device="cpu", accelerate=False)
+
+
+@pytest.mark.slow
+def test_a_file_that_says_how_it_was_trained(tmp_path, tokenizer, seed):
+    config = small("sd15", tmp_path)
+    weights = original_keys.original(original_keys.networks(config, "cpu"))
+    save_file(weights | {"v_pred": torch.zeros(0)}, tmp_path / "model.safetensors")
+    pipe = fastdiff.load(tmp_path / "model.safetensors", config=config, tokenizer=tokenizer, device="cpu")
+    assert pipe.sampling["prediction"] == "v_prediction"
 
 
 def test_missing_weights_are_listed(tmp_path, keys, monkeypatch):

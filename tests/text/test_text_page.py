@@ -36,6 +36,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:the model does not know")
+@pytest.mark.slow
 def test_the_python_runs(here):
     names = {}
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
