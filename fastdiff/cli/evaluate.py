@@ -87,7 +87,7 @@ def evaluate(
             how = {name: value for name, value in how.items() if value is not None}
             asked = {"part": part or PART, "n": number or NUMBER, "seeds": _seeds(seeds or SEEDS), **how}
             captioned = load_captioned(data or "emoji", part=None, subset=None)
-            pipe = fastdiff.load(model, device=where)
+            pipe = fastdiff.load(str(model), device=where)
             scores = evaluate_model(pipe, captioned, network=network, progress=not quiet, **asked)
             shown, found = str(scores), scores.to_json()
             asked = {"model": model, "data": str(data or "emoji"), **asked}

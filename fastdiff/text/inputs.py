@@ -65,7 +65,7 @@ def spread(name: str, given: Tensor, prompts: int, count: int) -> Tensor:
     """A batch of one entry, one a prompt, or one an image, as one an image."""
     if len(given) not in (1, prompts, count):
         raise ValueError(f"{name} must be one, {prompts} (one a prompt) or {count} (one an image); got {len(given)}")
-    return given.repeat_interleave(count // len(given), 0)
+    return given.expand(count, -1, -1, -1) if len(given) == 1 else given.repeat_interleave(count // len(given), 0)
 
 
 def _within(name: str, numbers: Tensor, low: int) -> Tensor:

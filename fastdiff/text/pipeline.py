@@ -184,6 +184,8 @@ class Pipeline:
         The factor between pixels and latents is the checkpoint's (``factor``).
         """
         check_image(images)
+        if len(images) > 1 and images.stride(0) == 0:  # one picture for all
+            return self.encode(images[:1]).expand(len(images), -1, -1, -1)
         vae = self.pipe.vae
         parts = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode() for part in self._parts(images, 1)]
         return torch.cat(parts).float() * vae.config.scaling_factor
@@ -253,7 +255,7 @@ class Pipeline:
 
     def _guidance(self, asked: Mapping[str, Any], cond: Any, uncond: Any, beside: Tensor | None) -> dict[str, Any]:
         """model_kwargs, uncond_kwargs and guidance_scale."""
-        scale, cond = asked["guidance_scale"], {**cond, **asked.get("model_kwargs", {})}
+        scale, cond = asked["guidance_scale"], {**cond, **(asked.get("model_kwargs") or {})}
         if beside is not None:
             cond, uncond = {**cond, "beside": beside}, {**uncond, "beside": beside}
         if not self.edits:
@@ -282,6 +284,6 @@ def _walk(sampling: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, An
         return {**rest, **({"sampler_options": options} if options else {})}
     told = TrainedModel(None, dict(sampling)).arguments(**rest)  # type: ignore[arg-type]
     walk = dict(told.get("sampler_options", {}))
-    if not str(asked["sampler"]).startswith(_ENDING):
+    if not str(asked["sampler"]).lower().startswith(_ENDING):
         walk.pop("final", None)
     return {**told, "sampler_options": {**walk, **options}}
