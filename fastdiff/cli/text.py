@@ -45,7 +45,7 @@ def draw(
     if instruction is not None and not pipe.edits:
         raise ValueError(f"--instruction needs a checkpoint that edits; {model} draws from prompts")
     if worthwhile(pipe.pipe.unet) if accelerate is None else accelerate:
-        pipe.accelerate(load["dtype"])
+        pipe.accelerate()
 
     every = [line for line in lines for _ in range(number)]
     size = batch_size or max(1, TOO_LARGE // (pipe.size or 512) ** 2)

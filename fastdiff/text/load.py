@@ -102,7 +102,7 @@ def load(
         pipe.vae.to(torch.float32)  # its activations are beyond float16
     ready = Pipeline(pipe, _defaults(path))
     if accelerate:
-        ready.accelerate(dtype)
+        ready.accelerate(dtype if isinstance(dtype, str) else None)  # an upcast autoencoder is not float16
     return ready
 
 

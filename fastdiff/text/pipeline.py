@@ -87,9 +87,13 @@ class Pipeline:
         """Whether the checkpoint fills in itself: the UNet takes a mask and a picture's latents beside its state."""
         return self.pipe.unet.config.in_channels == 2 * self.pipe.vae.config.latent_channels + 1
 
-    def accelerate(self, dtype: torch.dtype | str = "auto") -> Accelerated:
-        """``fastdiff.accelerate`` of the UNet and the autoencoder; ``fastdiff.load`` does so unless told otherwise."""
-        self.report = accelerate(self.pipe, dtype=dtype)
+    def accelerate(self, dtype: torch.dtype | str | None = None) -> Accelerated:
+        """``fastdiff.accelerate`` of the UNet and the autoencoder; ``fastdiff.load`` does so unless told otherwise.
+
+        dtype: as there; None keeps a float32 pipeline's, and each network's own in others.
+        """
+        own: torch.dtype | str = torch.float32 if self.pipe.unet.dtype == torch.float32 else "auto"
+        self.report = accelerate(self.pipe, dtype=own if dtype is None else dtype)
         return self.report
 
     def restore(self) -> None:

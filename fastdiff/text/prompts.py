@@ -37,9 +37,7 @@ def _losses(tokenizer: Any, text: str) -> list[str]:
     encoded = tokenizer(text, verbose=False, return_offsets_mapping=bool(tokenizer.is_fast))
     ids, window = encoded.input_ids, tokenizer.model_max_length
     if len(ids) > window:
-        special = tokenizer.num_special_tokens_to_add()
-        plain = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        cut = tokenizer.decode(plain[window - special :]).strip()
+        cut = tokenizer.decode(ids[window - 1 : -1]).strip()  # one of the window, and the last, are the end's
         notes.append(f"the prompt has {len(ids)} tokens and the text encoder reads {window}; what is cut: {cut!r}")
     unknown = tokenizer.unk_token_id
     if unknown in (None, tokenizer.eos_token_id, tokenizer.pad_token_id) or not tokenizer.is_fast:

@@ -7,6 +7,7 @@ without numbers: what is missing is known before anything is built.
 from __future__ import annotations
 
 import gzip
+import logging
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +51,11 @@ def read(path: Path, dtype: torch.dtype, tokenizer: Any = None, config: Any = No
     needed = [name for name, value in index.items() if name.startswith("tokenizer") and value[0] is not None]
     given = {name: _tokenizer(path, folder, name, tokenizer) for name in needed}
     kind = getattr(diffusers, index["_class_name"])
+    log = logging.getLogger("diffusers.models.modeling_utils")  # warns of an empty list of modules
+    before = log.level
+    log.setLevel(logging.ERROR)
     pipe = kind.from_single_file(str(path), config=str(folder), local_files_only=True, dtype=dtype, **given)
+    log.setLevel(before)
     for mark, told in _MARKS.items():
         if mark in weights:
             pipe.scheduler.register_to_config(**told)

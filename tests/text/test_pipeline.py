@@ -172,6 +172,17 @@ def test_restore(folder, photo):
     assert_same_bits(pipe("a man", **told), before)
 
 
+def test_half_precision(folder, photo):
+    """In bfloat16 the same picture by its rounding; the state stays float32."""
+    exact = fastdiff.load(folder, device="cpu")("a man", image=photo, **FAST)
+    half, states = fastdiff.load(folder, device="cpu", dtype=torch.bfloat16), []
+    assert half.pipe.unet.dtype == half.pipe.vae.dtype == torch.bfloat16
+    drawn = half("a man", image=photo, callback=states.append, **FAST)
+    assert drawn.dtype == states[0].x.dtype == torch.float32
+    assert float((drawn - exact).abs().mean()) < 0.02
+    assert fastdiff.load(folder, device="cpu", dtype="auto").pipe.unet.dtype == torch.float32
+
+
 def test_two_guidances(editor, photo):
     told = {"image": photo, "steps": 3}
     plain = editor("make the skin dark", guidance_scale=3.0, image_guidance_scale=1.5, **told)
