@@ -131,6 +131,8 @@ def _folder(path: Path, dtype: torch.dtype) -> Any:
             kind = getattr(import_module(value[0]), value[1])
             more = {"dtype": dtype} if issubclass(kind, torch.nn.Module) else {}
             given[name] = kind.from_pretrained(path.parent / name, local_files_only=True, **more)
+        elif isinstance(value, list) and value[0] is not None and not (path / name).exists():
+            raise FileNotFoundError(f"{path} lacks the folder {name}, which its model_index.json names")
     return DiffusionPipeline.from_pretrained(path, local_files_only=True, dtype=dtype, **given)
 
 

@@ -354,6 +354,13 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
         fastdiff.load(tmp_path)
 
 
+def test_a_folder_without_a_part(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine" / "vae")
+    with pytest.raises(FileNotFoundError, match=r"lacks the folder vae, which its model_index\.json names"):
+        fastdiff.load(tmp_path / "mine")
+
+
 def test_another_pipeline_is_diffusers_own(tmp_path):
     import diffusers
 
