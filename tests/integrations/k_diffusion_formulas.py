@@ -220,6 +220,7 @@ def dpm_adaptive(x, end, start, noise, own):
     h, s, before, errors = up_or_down * own["h_init"], start, x, None
     power = 1.5 if own["eta"] else order
     steps = accepted = 0
+    sigmas = [start]
     while up_or_down * math.log(s / end) > 1e-5:
         t = s * math.exp(-h)
         t = max(t, end) if up_or_down > 0 else min(t, end)
@@ -237,4 +238,5 @@ def dpm_adaptive(x, end, start, noise, own):
         if factor >= 0.81:
             x, before, s = high + up * noise[accepted].double(), low, t
             accepted, errors = accepted + 1, (now, last)
-    return x, {"steps": steps, "nfe": order * steps, "n_accept": accepted, "n_reject": steps - accepted}
+            sigmas.append(s)
+    return x, {"steps": steps, "nfe": order * steps, "n_accept": accepted, "n_reject": steps - accepted}, sigmas
