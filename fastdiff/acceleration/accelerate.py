@@ -39,7 +39,7 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_convolut
     A second call with the same arguments changes nothing and returns the same report, which tells the present.
 
     Args:
-        target: a torch.nn.Module in eval mode, or a diffusers.DiffusionPipeline.
+        target: a torch.nn.Module in eval mode, a diffusers.DiffusionPipeline, or what ``fastdiff.load`` returns.
         dtype: of a network's arithmetic: float32, bfloat16 or float16. "auto" takes bfloat16 for a float32 network of
             which every block is known, where the device computes in it natively (AVX-512-BF16 or AMX on a CPU, compute
             capability 8.0 of a GPU), and else the network's own. A network that is moved to another dtype afterwards
@@ -140,9 +140,12 @@ def _remove(network: Network) -> None:
 
 
 def _checked(target: Any) -> Any:
-    """A module (a compiled one's own), or a pipeline."""
+    """A module (a compiled one's own), or diffusers' pipeline (of ``fastdiff.load``'s, the one that it holds)."""
     if isinstance(target, nn.Module):
         return getattr(target, "_orig_mod", target)
+    words = sys.modules.get("fastdiff.text.pipeline")  # whoever has one of its objects has imported it
+    if words is not None and isinstance(target, words.Pipeline):
+        target = target.pipe
     diffusers = sys.modules.get("diffusers")  # whoever has a pipeline has imported it
     if diffusers is None or not isinstance(target, diffusers.DiffusionPipeline):
         raise TypeError(
