@@ -68,12 +68,11 @@ class Captioned:
 def is_captioned(data: str | os.PathLike[str]) -> bool:
     """Whether the data are pictures with captions, rather than digits or classes of pictures."""
     folder = Path(data)
-    if os.fspath(data) == "emoji" or (folder / LINES).exists() or (folder / METADATA).exists():
+    if os.fspath(data) in ("emoji", "digits"):
+        return os.fspath(data) == "emoji"
+    if (folder / LINES).exists() or (folder / METADATA).exists():
         return True
-    if not folder.is_dir():
-        return False
-    pictures = [path for path in folder.rglob("*") if is_picture(path)]
-    return bool(pictures) and all(path.with_suffix(".txt").exists() for path in pictures)
+    return any(path.with_suffix(".txt").exists() for path in folder.rglob("*") if is_picture(path))
 
 
 def load_captioned(

@@ -42,9 +42,19 @@ def test_texts_beside_pictures(folder):
     assert data[torch.tensor([2, 0])][0].equal(data.images()[[2, 0]])
     assert is_captioned(folder)
     (folder / "b.txt").unlink()
-    assert not is_captioned(folder)
+    assert is_captioned(folder), "a caption is missing, which is no reason to do without the others"
     with pytest.raises(ValueError, match=r"no \.txt beside b\.png"):
         load_captioned(folder)
+
+
+def test_what_has_no_captions(tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not is_captioned("digits")
+    assert is_captioned("emoji")
+    for path in folder.glob("*.txt"):
+        path.unlink()
+    assert not is_captioned(folder)
+    assert not is_captioned(folder / "nothing")
 
 
 def test_metadata(folder):
