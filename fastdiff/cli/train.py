@@ -41,7 +41,9 @@ def train(
         bool, typer.Option("--edits", help="Train an editor by instruction, from the pipeline in --init.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the first weights, the images drawn and the noise.")] = 0,
-    size: Annotated[int | None, typer.Option(help="Pixels a side. [default: 8 for digits, 32 for a folder]")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side. [default: 8 for digits, 32 for a folder, 64 with captions]")
+    ] = None,
     channels: Annotated[
         str | None, typer.Option(help="Channels at each resolution, such as 64,128,128. [default: by size]")
     ] = None,
@@ -106,13 +108,13 @@ def train(
         "dtype": dtype, "device": device, "save_every": save_every, "skip_broken": skip_broken or None,
     }  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
+    if edits and init is None:
+        raise ValueError("--edits needs --init, the folder of the pipeline that the editor starts from")
     run, kind = _trainer(data, edits)
     unknown = sorted(set(asked) - {field.name for field in fields(kind)})
     if unknown:
         told = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
         raise ValueError(f"{told} is not for {'edits' if edits else data!r}: see the lines of --help that name it")
-    if edits and init is None:
-        raise ValueError("--edits needs --init, the folder of the pipeline that the editor starts from")
     try:
         with cpu_threads(threads):
             run(data, out, resume=resume, overwrite=overwrite, progress=not quiet, **asked)

@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
 
 import numpy as np  # noqa: E402
+from helpers import run  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from fastdiff.training import edits, pipeline, words  # noqa: E402
@@ -217,3 +218,39 @@ def test_the_reader_hands_words_to_the_unet(seed):
     one, other = (reader(x, t, words.tokens_of(tokenizer, [text] * 2)) for text in ("a cook", "cook a"))
     assert one.shape == x.shape
     assert not torch.equal(one, other)
+
+
+# ---- the command
+
+
+def command(data, out, *more):
+    few = ("--steps", 2, "--autoencoder-steps", 1, "--batch-size", 2, "--channels", "16,32", "--quiet", "--threads", 1)
+    return run("train", "--data", data, "--out", out, *few, *more)
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_captions_and_then_an_editor(emoji, tmp_path):
+    made = command(emoji, tmp_path / "model")
+    assert made.exit_code == 0, made.output
+    edited = run("train", "--data", emoji, "--edits", "--init", tmp_path / "model", "--out", tmp_path / "editor",
+                 "--steps", 2, "--batch-size", 2)  # fmt: skip
+    assert edited.exit_code == 0, edited.output
+    assert "draw from it with  fastdiff sample" in edited.output
+    assert (tmp_path / "editor" / "model_index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--sampler", "ddim"), "--sampler is not for"),
+        (("--edits",), "--edits needs --init"),
+        (("--channels", "20,32"), "channels=(20, 32) is not supported"),
+        (("--size", 60), "size=60 is not supported"),
+        (("--schedule", "cosine"), "schedule='cosine' is not supported"),
+    ],
+)
+def test_what_the_command_refuses(emoji, tmp_path, more, message):
+    refused = command(emoji, tmp_path / "model", *more)
+    assert refused.exit_code == 2
+    assert message in " ".join(refused.output.split())
+    assert not (tmp_path / "model").exists()
