@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from msgspec import Meta
-from torch import Tensor
 
 from fastdiff.checks import named_device
 from fastdiff.files import read_json_object
@@ -46,10 +45,14 @@ class TextSettings(RunSettings):
         channels, layers: of each level of the UNet, multiples of 16, and its residual blocks.
         text_width, text_layers: of the text encoder; window: tokens of a caption; vocabulary: words at most.
         schedule: of the noise.
+        init: the folder of a pipeline that `train_pipeline` wrote, to go on from: its autoencoder as it is, its UNet
+            and text encoder as first weights, to which the words of these captions are added. Sizes are then its own,
+            and what is said of the autoencoder, channels, layers, the text encoder and vocabulary has no effect.
         skip_broken: leave out pictures that cannot be read.
     """
 
     data: str = field(kw_only=False)
+    init: str | None = None
     size: Annotated[int, Meta(ge=16, multiple_of=8)] = 64
     steps: Count = 4500
     batch_size: Count = 32
@@ -103,31 +106,39 @@ def train_pipeline(
     """
     check_extra()
     chosen, out = TextSettings(data=os.fspath(data), **settings), Path(out)
-    first = out / AUTOENCODER
-    started = (first / CHECKPOINT).exists()
-    check_folder(out, resume=resume and (out / CHECKPOINT).exists(), overwrite=overwrite)
-    check_folder(first, resume=resume and started, overwrite=overwrite)
-    if resume and not started:
-        raise FileNotFoundError(f"nothing to resume: {first} holds no {CHECKPOINT}; start without resume")
+    first, again = out / AUTOENCODER, resume and (out / CHECKPOINT).exists()
+    check_folder(out, resume=again, overwrite=overwrite)
+    if chosen.init is None:
+        started = resume and (first / CHECKPOINT).exists()
+        check_folder(first, resume=started, overwrite=overwrite)
+        if resume and not started:
+            raise FileNotFoundError(f"nothing to resume: {first} holds no {CHECKPOINT}; start without resume")
+    elif resume and not again:
+        raise FileNotFoundError(f"nothing to resume: {out} holds no {CHECKPOINT}; start without resume")
     device = named_device(chosen.device)
     with own_defaults():
         pictures = load_captioned(data, size=chosen.size, skip_broken=chosen.skip_broken, progress=progress)
-        autoencoder = _autoencoder(chosen, pictures, first, device, started and resume, overwrite, progress)
-        latents = encoded(autoencoder, _flipped(pictures) if chosen.flip else pictures)
-        scale = round(1 / latents.std().item(), 5)
-        autoencoder.register_to_config(scaling_factor=scale)
-        tokenizer = new_tokenizer(
-            [text for texts in pictures.captions for text in texts],
-            length=chosen.window, vocabulary=chosen.vocabulary,
-        )  # fmt: skip
-        run = _run(
-            chosen, pictures, latents, scale, autoencoder, tokenizer, out, device=device,
-            resume=resume and (out / CHECKPOINT).exists(), overwrite=overwrite,
-        )  # fmt: skip
+        texts = [text for wordings in pictures.captions for text in wordings]
+        if chosen.init is not None:
+            parts = _parts_of(chosen.init, texts, chosen)
+        else:
+            autoencoder = _autoencoder(chosen, pictures, first, device, started, overwrite, progress)
+            parts = _new_parts(chosen, autoencoder, texts)
+        run = _run(chosen, pictures, parts, out, device=device, resume=again, overwrite=overwrite)
         run.loop(progress=progress)
         reader = run.average.module
-        write_pipeline(out, autoencoder, reader.unet, reader.text_encoder, tokenizer, chosen.prediction)
+        write_pipeline(out, parts.autoencoder, reader.unet, reader.text_encoder, parts.tokenizer, chosen.prediction)
     return out
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a pipeline consists of, as diffusers and transformers have them. The autoencoder's weights do not move."""
+
+    autoencoder: Any
+    tokenizer: Any
+    text_encoder: Any
+    unet: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +173,6 @@ def train_editor(
     Arguments and errors as `train_pipeline`'s; **settings: fields of `EditSettings`.
     """
     check_extra()
-    import diffusers
-
     chosen, out = EditSettings(data=os.fspath(data), **settings), Path(out)
     check_folder(out, resume=resume, overwrite=overwrite)
     device = named_device(chosen.device)
@@ -171,23 +180,21 @@ def train_editor(
         pictures = load_captioned(data, progress=progress)
         if not pictures.rows:
             raise ValueError(f"{data} does not say what its pictures share: an editor is trained on the emoji")
-        start = diffusers.StableDiffusionPipeline.from_pretrained(chosen.init, local_files_only=True)
-        autoencoder, scale = start.vae.eval().requires_grad_(False), start.vae.config.scaling_factor
         asked = [
             wording
             for row in pictures.rows
             for changed in ((name,) for name in FACTORS)
             for wording in instructions(row, changed)
         ]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(chosen.seed)
-            tokenizer, text_encoder = with_words(start.tokenizer, start.text_encoder, [*asked, "and"])
-            unet = widened(start.unet, 2 * start.vae.config.latent_channels)
+        parts = _parts_of(chosen.init, [*asked, "and"], chosen)
+        autoencoder, tokenizer = parts.autoencoder, parts.tokenizer
+        scale = autoencoder.config.scaling_factor
         latents = encoded(autoencoder, pictures)
         none = torch.zeros(len(pictures), dtype=torch.int64)
         values = Latents(latents * scale, none[:1].view(1, 1), none, none, pictures.fingerprint())
         run = EditRun(
-            Reader(unet, text_encoder), values, noise_schedule(), chosen, out,
+            Reader(widened(parts.unet, 2 * autoencoder.config.latent_channels), parts.text_encoder), values,
+            noise_schedule(), chosen, out,
             pairs=Pairs(pictures.rows), read=lambda texts: tokens_of(tokenizer, texts),
             empty=tokens_of(tokenizer, [""])[0], autoencoder=autoencoder, scale=scale, shown={},
             device=device, resume=resume, overwrite=overwrite,
@@ -232,26 +239,48 @@ def _autoencoder(
     return trained
 
 
-def _run(
-    settings: TextSettings, pictures: Captioned, latents: Tensor, scale: float, autoencoder: Any, tokenizer: Any,
-    out: Path, **options: Any,
-) -> TextRun:  # fmt: skip
-    """The second stage at its first step, or where its checkpoint is."""
+def _new_parts(settings: TextSettings, autoencoder: Any, texts: list[str]) -> Parts:
+    """A trained autoencoder, the words of the captions, and networks of random weights."""
+    tokenizer = new_tokenizer(texts, length=settings.window, vocabulary=settings.vocabulary)
+    side = settings.size // 2 ** (len(settings.autoencoder_channels) - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed + 1)
         text_encoder = new_text_encoder(tokenizer, width=settings.text_width, layers=settings.text_layers)
-        unet = new_unet(
-            latents.shape[-1], settings.channels, settings.layers, settings.latent_channels,
-            settings.text_width,
-        )  # fmt: skip
+        unet = new_unet(side, settings.channels, settings.layers, settings.latent_channels, settings.text_width)
+    return Parts(autoencoder, tokenizer, text_encoder, unet)
+
+
+def _parts_of(folder: str, texts: list[str], settings: RunSettings) -> Parts:
+    """Those of a folder, whose text encoder learns the words of the texts; ValueError for another kind of model."""
+    from diffusers import StableDiffusionPipeline
+
+    if not (Path(folder) / "model_index.json").exists():
+        raise FileNotFoundError(f"init must be the folder of a pipeline; {folder} has no model_index.json")
+    start = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
+    prediction = start.scheduler.config.prediction_type
+    if NoiseSchedule.from_diffusers(start.scheduler) != noise_schedule() or prediction != settings.prediction:
+        raise ValueError(f"{folder} was trained on another schedule of noise, or for {prediction}: it cannot be init")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        tokenizer, text_encoder = with_words(start.tokenizer, start.text_encoder, texts)
+    autoencoder = start.vae.to(named_device(settings.device)).eval().requires_grad_(False)
+    return Parts(autoencoder, tokenizer, text_encoder, start.unet)
+
+
+def _run(settings: TextSettings, pictures: Captioned, parts: Parts, out: Path, **options: Any) -> TextRun:
+    """The second stage at its first step, or where its checkpoint is."""
+    latents = encoded(parts.autoencoder, _flipped(pictures) if settings.flip else pictures)
+    if settings.init is None:
+        parts.autoencoder.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    scale, tokenizer = parts.autoencoder.config.scaling_factor, parts.tokenizer
     counts = torch.tensor([len(texts) for texts in pictures.captions])
     first, tokens = counts.cumsum(0) - counts, tokens_of(tokenizer, [t for texts in pictures.captions for t in texts])
     copies = len(latents) // len(pictures)  # 2 where mirrored ones are among them
     data = Latents(latents * scale, tokens, first.repeat(copies), counts.repeat(copies), pictures.fingerprint())
     spread = torch.arange(_SHOWN) * len(pictures) // _SHOWN
     return TextRun(
-        Reader(unet, text_encoder), data, noise_schedule(), replace(settings, flip=False), out,
-        empty=tokens_of(tokenizer, [""])[0], autoencoder=autoencoder, scale=scale,
+        Reader(parts.unet, parts.text_encoder), data, noise_schedule(), replace(settings, flip=False), out,
+        empty=tokens_of(tokenizer, [""])[0], autoencoder=parts.autoencoder, scale=scale,
         shown={pictures.captions[i][0]: int(first[i]) for i in spread.tolist()}, **options,
     )  # fmt: skip
 

@@ -23,6 +23,14 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_grids():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastdiff.training.pipeline._SHOWN", 2)
+        patch.setattr("fastdiff.training.text_to_image._SHOWN", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory):
     """A sheet of two styles, two subjects and three tones."""
@@ -101,6 +109,33 @@ def test_a_folder_that_is_in_use_is_refused(trained, emoji, tmp_path):
         pipeline.train_pipeline(emoji, tmp_path / "none", resume=True, **SMALL)
     with pytest.raises(ValueError, match="other settings: channels"):
         pipeline.train_pipeline(emoji, trained, resume=True, **SMALL | {"channels": (16, 48)})
+
+
+def test_a_trained_pipeline_is_gone_on_from_with_other_words(trained, tmp_path):
+    """A few steps from its weights, with a tiny rate: the same autoencoder, nearly the same UNet, and more words."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    lines = [{"file_name": f"{i}.png", "text": "a purple unicorn"} for i in range(3)]
+    for line in lines:
+        Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+            folder / line["file_name"]
+        )
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    few = {"steps": 2, "batch_size": 2, "lr": 1e-9, "progress": False}
+    out = pipeline.train_pipeline(folder, tmp_path / "more", init=str(trained), **few)
+    before, after = (
+        diffusers.StableDiffusionPipeline.from_pretrained(place, local_files_only=True) for place in (trained, out)
+    )
+    for name, value in before.vae.state_dict().items():
+        assert torch.equal(value, after.vae.state_dict()[name]), name
+    for name, value in before.unet.state_dict().items():
+        torch.testing.assert_close(after.unet.state_dict()[name], value, rtol=0, atol=1e-6)
+    assert {"purple", "unicorn"} <= set(after.tokenizer.get_vocab()) - set(before.tokenizer.get_vocab())
+    assert not (out / "autoencoder").exists()
+    with pytest.raises(ValueError, match="it cannot be init"):
+        pipeline.train_pipeline(folder, tmp_path / "other", init=str(trained), prediction="epsilon", **few)
+    with pytest.raises(FileNotFoundError, match=r"has no model_index\.json"):
+        pipeline.train_pipeline(folder, tmp_path / "other", init=str(folder), **few)
 
 
 # ---- the target
