@@ -194,5 +194,5 @@ def test_part(contest, device, folders, name, batch, part):
         calls,
         shape=(batch, *calls[THEIRS]().shape[1:]),
         targets=targets(pipes.half, 2.0, 3.0) if part == "vae" else [],
-        seconds=1 if GPU else 8,
+        seconds=1 if GPU else 5,
     )
