@@ -67,7 +67,7 @@ images = torch.cat([pipe(prompt, sampler="$label", steps=n, seed=3) for n in $va
         ("make the skin light", "in twemoji style", "make it a woman mage", "in flat style and medium skin"), "{}", """\
 before = pipe("$label", seed=4$steps)
 words = $values
-images = torch.cat([before, *(editor(text, image=before, seed=4$steps) for text in words)])""",
+images = torch.cat([before, *(editor(text, image=before, seed=5$steps) for text in words)])""",
         before=("before",),
     ),
     Section(
@@ -76,12 +76,12 @@ images = torch.cat([before, *(editor(text, image=before, seed=4$steps) for text 
         ("linear", "spherical"), tuple(i / 8 for i in range(9)), "λ = {:g}", f"""\
 from fastdiff.text.prompts import encode
 prompts = ["{PORTRAIT}", "{OTHER}"]
-a, b = pipe.encode(pipe(prompts, seed=5$steps))
+a, b = pipe.encode(pipe(prompts, seed=6$steps))
 first, second, nothing = (embedding for embedding, _ in encode(pipe.pipe, [*prompts, ""]).values())
 weights = $values
 words = torch.cat([torch.lerp(first, second, w) for w in weights])
 latents = fastdiff.interpolate(
-    pipe.pipe.unet, a, b, weights, mix="$label", t=600, seed=5$steps, **pipe.sampling,
+    pipe.pipe.unet, a, b, weights, mix="$label", t=600, seed=7$steps, **pipe.sampling,
     model_kwargs={{"encoder_hidden_states": words}}, guidance_scale=3.0,
     uncond_kwargs={{"encoder_hidden_states": nothing.expand_as(words)}},
 )
@@ -91,17 +91,17 @@ images = pipe.decode(latents)""",
     Section(
         "Image to image", "A picture, noised by the strength, drawn again with another prompt; 1 keeps nothing.",
         (OTHER, "flat style woman mage medium skin tone"), (0.2, 0.4, 0.6, 0.8, 1.0), "strength {:g}", f"""\
-before = pipe("{PORTRAIT}", seed=6$steps)
+before = pipe("{PORTRAIT}", seed=8$steps)
 prompt, strengths = "$label", $values
-images = torch.cat([before, *(pipe(prompt, image=before, strength=s, seed=6$steps) for s in strengths)])""",
+images = torch.cat([before, *(pipe(prompt, image=before, strength=s, seed=9$steps) for s in strengths)])""",
         before=("before",),
     ),
     Section(
         "Inpainting", "The lower half of a picture is kept; the upper half is drawn anew from the prompt.",
         (PORTRAIT, OTHER, "noto style mermaid dark skin tone"), (1, 2, 3, 4), "drawn {}", f"""\
-before = pipe("{PORTRAIT}", seed=7$steps)
+before = pipe("{PORTRAIT}", seed=10$steps)
 kept = torch.arange($size)[:, None].expand(-1, $size) >= $size // 2
-drawn = pipe("$label", image=before, mask=kept, n=$count, seed=7$steps)
+drawn = pipe("$label", image=before, mask=kept, n=$count, seed=11$steps)
 images = torch.cat([before, before * kept, drawn])""",
         before=("before", "kept"),
     ),
@@ -110,7 +110,7 @@ images = torch.cat([before, before * kept, drawn])""",
         ("x", "x0"), (PORTRAIT, OTHER, "twemoji style mermaid", "fluent style thumbs up"), "{}", """\
 states = []
 prompts = $values
-pipe(prompts, sampler="ddim", eta=1.0, seed=8$steps, callback=states.append)
+pipe(prompts, sampler="ddim", eta=1.0, seed=12$steps, callback=states.append)
 film = [pipe.decode(state.$label) for state in states]""",
         steps=50,
     ),
