@@ -170,6 +170,8 @@ def _made_again(
     digest = hashlib.sha256()
     if layout.rows is None:
         images = recipe.sample(network, progress=progress)
+        if layout.index is not None:
+            images = images[layout.index : layout.index + 1]
         sha256_of(images, digest)
         return images, _frames(make_grid(images, **shown), 1, recipe), digest.hexdigest()
     pictures, images = [], torch.empty(0)
@@ -186,7 +188,7 @@ def _made_again(
 
 def _pixels(path: Path, recipe: Recipe, layout: Layout) -> np.ndarray[Any, Any]:
     """The picture's own; ValueError where it has not the size that the recipe's images have in it."""
-    shape = recipe.shape
+    shape = recipe.shape if layout.index is None else [1, *recipe.shape[1:]]
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise ValueError(f"{path} has a recipe of {shape}, which is no batch of pictures")
     size = picture_size(shape, *resolve_layout(shape, layout.columns, layout.scale, layout.gap))
