@@ -154,7 +154,7 @@ def _write_npz(path: Path, entries: Iterable[Entry]) -> None:
         "records": np.array([_json(record).decode() for record in records]),
     }
     with atomic_write(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes them for its own option
 
 
 def _read_folder(path: Path) -> Iterator[Entry]:

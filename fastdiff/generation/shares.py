@@ -26,6 +26,11 @@ class Share(NamedTuple):
         for i in range(1, self.world):
             yield from reversed(Share((self.rank + i) % self.world, self.world).own(shards))
 
+    def place(self, shard: int, shards: int) -> float | None:
+        """Where this process stands among those that may help with a shard, from 0 to below 1; None for its own."""
+        owner = ((shard + 1) * self.world - 1) // shards
+        return None if owner == self.rank else ((owner - self.rank) % self.world - 1) / (self.world - 1)
+
 
 def share_of(
     rank: int | None = None, world_size: int | None = None, environment: Mapping[str, str] | None = None

@@ -65,13 +65,13 @@ class Worker:
     def _missing(self, shard: int) -> Iterator[range]:
         """The batches of a shard that nobody has made by the time that they are asked for.
 
-        In a shard of another's share each process begins somewhere else, and from the far end, so that those who help
-        meet neither each other nor the one who is at it.
+        In a shard of another's share the first who helps begins at the far end, and others elsewhere, so that they meet
+        neither each other nor the one who is at it.
         """
-        batches = self.job.batches(shard)
-        if shard not in self.share.own(self.job.shards):
-            turn = self.share.rank * len(batches) // self.share.world
-            batches = [*batches[turn:], *batches[:turn]][::-1]
+        batches, place = self.job.batches(shard), self.share.place(shard, self.job.shards)
+        if place is not None:
+            turn = int(place * len(batches))
+            batches = [*batches[::-1][turn:], *batches[::-1][:turn]]
         published = self.folder.shard(self.job, shard)
         for batch in batches:
             if not (self.folder.batch(shard, batch).exists() or published.exists()):
