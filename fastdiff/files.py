@@ -60,10 +60,18 @@ def publish(made: Path, target: Path) -> bool:
     except OSError as error:
         if not target.exists() or error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
             raise _named(error, target) from error
-        shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
+        remove(made)
         return False
     sync_folder(target.parent)
     return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _link(made: Path, target: Path) -> None:

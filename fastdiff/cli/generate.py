@@ -133,7 +133,9 @@ def verify(
         bool, typer.Option("--discard", help="Remove damaged shards, so that `fastdiff generate` makes them again.")
     ] = False,
     model: Annotated[Path | None, typer.Option(help="The model's folder. [default: as it was named then]")] = None,
-    device: Annotated[str, typer.Option(help="Where to make them again: cpu, cuda …, or auto.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="Where to make them again. [default: where the set was begun, or the CPU]")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Check every image of a set against its hash, and make some again.
@@ -143,7 +145,13 @@ def verify(
     from fastdiff.checks import named_device
     from fastdiff.generation.verify import verify as run
 
-    found = run(folder, remake=remake, discard=discard, model=model, device=str(named_device(device)))
+    found = run(
+        folder,
+        remake=remake,
+        discard=discard,
+        model=model,
+        device=None if device is None else str(named_device(device)),
+    )
     if not (quiet and found.right):
         typer.echo(str(found))
     if not found.right:

@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from fastdiff.acceleration.worthwhile import accelerated
-from fastdiff.checks import check_choice, check_dtype, check_int, named_device
+from fastdiff.checks import check_choice, check_dtype, check_int, named_device, nearest
 from fastdiff.generation.batch import best_batch_size, entries, make
 from fastdiff.generation.formats import size_of
 from fastdiff.generation.job import MOST, SUFFIXES, Folder, Job, describe
@@ -25,10 +25,11 @@ from fastdiff.generation.shares import launched, local_rank, share_of
 from fastdiff.generation.worker import Worker
 from fastdiff.models.trained import TrainedModel, digits, load
 from fastdiff.pictures.network import environment
-from fastdiff.pictures.recipe import Recipe, device_of
+from fastdiff.pictures.recipe import IN_THE_PLAN, Recipe, device_of
 from fastdiff.training.signals import Interrupted, Signals
 
 SHARD = 1024
+SAMPLING = (*IN_THE_PLAN, "guidance_rescale", "guidance_interval", "thresholding", "model_dtype")
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def generate(
     after another: they need nothing but the folder. The same call again makes what is missing.
 
     Args:
-        model: a folder that ``fastdiff train`` or diffusers wrote, or what ``fastdiff.models.load`` returns; None: the
-            digits in the package.
+        model: a folder that ``fastdiff train`` or diffusers wrote, or what ``fastdiff.models.load`` returns, whose
+            network is moved to the device and dtype; None: the digits in the package.
         num: images of the whole set.
         out: the folder, which is made; or one of the same job.
         labels: "balanced", or a file with a class a line, by name or number; None: balanced, where there are classes.
@@ -108,8 +109,9 @@ def generate(
         dtype: what the network computes in. accelerate: its fast path; None: for networks of a million weights or more.
         rank, world_size: this process and how many there are, where the environment does not say (``share_of``).
         dry_run: make no file, but one batch, and say what is missing and what it would take.
-        progress: show a bar, of all processes' images.
-        sampling: sampler, steps, eta and so on of ``fastdiff.sample``, in place of the model's own.
+        progress: show a bar in process 0, of all processes' images.
+        sampling: sampler, steps, eta and so on of ``fastdiff.sample`` (not what gives single images a start of their
+            own), in place of the model's own.
 
     Raises:
         ValueError, TypeError, OSError: for wrong arguments, and a folder of another job, before any work.
@@ -121,6 +123,9 @@ def generate(
     check_dtype("dtype", dtype)
     if batch_size is not None and shard_size % check_int("batch_size", batch_size, 1, shard_size):
         raise ValueError(f"batch_size must divide shard_size, {shard_size}; got {batch_size}")
+    for name in sampling:
+        if name not in SAMPLING:
+            raise TypeError(f"{name} is no argument of generate" + nearest(name, SAMPLING))
     if prompts is not None:
         raise ValueError("prompts: models that draw from words are not served by generate yet; see fastdiff.load")
     share, parent = share_of(rank, world_size), os.getppid() if launched() else None
@@ -135,7 +140,10 @@ def generate(
         signals.at_once = True  # until the first batch
         one = given.of(range(1))
         where = device_of(trained.unet)
+        more = sampling.pop("sampler_options", None) or {}  # beside the folder's
         told = trained.arguments(None if one is None else torch.tensor(one, device=where), guidance_scale, **sampling)
+        if more:
+            told["sampler_options"] = told.get("sampler_options", {}) | more
         recipe = Recipe.of(trained.unet, (1, *trained.image_shape), seed=seed, **told)
         size = batch_size or (1 if then is None else then.batch_size)
         job = Job(
@@ -150,8 +158,10 @@ def generate(
             return _estimate(folder, job, trained, given)
         job = folder.claim(job, adopt=batch_size is None)
         _compare_environment(folder, job, trained)
+        if len(folder.published(job)) < job.shards:
+            folder.manifest.unlink(missing_ok=True)  # it tells of a whole set
         signals.at_once = False
-        with Bar(folder, job, progress) as bar:
+        with Bar(folder, job, progress and share.rank == 0) as bar:
             worker = Worker(folder, job, trained, given, share, signals, bar.advanced, parent)
             try:
                 worker.run()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastdiff.checks import check_int
+from fastdiff.files import remove
 from fastdiff.generation.batch import make
 from fastdiff.generation.formats import read_shard, sha256, shard_sha256
 from fastdiff.generation.job import Folder, Job
@@ -19,7 +21,7 @@ from fastdiff.models.trained import PACKAGED, TrainedModel, digits, load
 from fastdiff.ops.native import cpu_threads
 from fastdiff.pictures.grid import to_uint8
 from fastdiff.pictures.network import weights_sha256
-from fastdiff.pictures.reproduce import load_network
+from fastdiff.pictures.reproduce import load_network, threads_of
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def verify(
     """Check every image of a job's folder against its hash and number, and every shard against the manifest.
 
     remake: so many batches, evenly spread, are made again and compared. model: whose folder it is, if not as then.
+    device: where; None is where the job was begun, if that is here, and else the CPU.
     discard: remove damaged shards, so that ``generate`` makes them again.
     Raises OSError or ValueError for what is no job's folder, and where the network is another one.
     """
@@ -97,8 +100,8 @@ def verify(
         except Exception as error:  # damaged bytes raise nearly anything
             damaged[name] = f"{type(error).__name__}: {error}"
             if discard:
-                path = place.shard(job, shard)
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(place.shard(job, shard))
+                place.manifest.unlink(missing_ok=True)  # it tells of a whole set
     missing = tuple(job.shard_name(shard) for shard in range(job.shards) if shard not in published)
     whole = not missing and not damaged
     if whole and not named:
@@ -106,9 +109,7 @@ def verify(
     unlike: tuple[str, ...] = ()
     chosen = _spread([shard for shard in sorted(published) if job.shard_name(shard) not in damaged], job, remake)
     if trained is not None:
-        threads = job.images.made_with.get("threads", "")
-        with cpu_threads(min(int(threads), os.cpu_count() or 1) if threads.isdecimal() and int(threads) else None):
-            unlike = tuple(found for shard, batch in chosen if (found := _again(place, job, trained, shard, batch)))
+        unlike = tuple(found for shard, batch in chosen if (found := _again(place, job, trained, shard, batch)))
     return Verified(place.path, job.num, missing, damaged, unlike, len(chosen), digest.hexdigest() if whole else None)
 
 
@@ -125,6 +126,8 @@ def _trained(job: Job, model: Any, device: str | None) -> TrainedModel:
     source = identity.folder if model is None else model
     if source is None:
         raise ValueError("job.json does not say where the model came from: name its folder")
+    if device is None and torch.cuda.is_available() and job.images.made_with.get("device", "cpu") != "cpu":
+        device = "cuda"
     trained = digits() if os.fspath(source) == PACKAGED else load(source)
     trained.unet = load_network(identity, source, device)
     if (now := weights_sha256(trained.unet)) != identity.sha256:
@@ -150,7 +153,8 @@ def _again(place: Folder, job: Job, trained: TrainedModel, shard: int, batch: ra
     kept = [(record, pixels) for record, pixels in read_shard(job.format, place.shard(job, shard))
             if record["number"] in batch]  # fmt: skip
     labels = [record["label"] for record, _ in kept] if "label" in kept[0][0] else None
-    now = to_uint8(make(job, trained, batch, labels).images).permute(0, 2, 3, 1).numpy()
+    with cpu_threads(threads_of(kept[0][0]["made_with"])):  # on which rounding may depend
+        now = to_uint8(make(job, trained, batch, labels).images).permute(0, 2, 3, 1).numpy()
     apart = [
         (number, abs(then.astype(int) - pixels)) for number, (_, then), pixels in zip(batch, kept, now, strict=True)
     ]

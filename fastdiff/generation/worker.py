@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from fastdiff.files import publish
+from fastdiff.files import publish, remove
 from fastdiff.generation.batch import entries, make
 from fastdiff.generation.formats import Entry, check_png, read_tar, write_shard, write_tar
 from fastdiff.generation.job import Folder, Job
@@ -108,7 +108,7 @@ class Worker:
                 self.failed[shard] = str(error)
                 return
             finally:
-                shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+                remove(temporary)
         shutil.rmtree(self.folder.batch(shard, batches[0]).parent, ignore_errors=True)
 
     def _entries(self, shard: int, batches: list[range]) -> Iterator[Entry]:

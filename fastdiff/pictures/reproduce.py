@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def reproduce(
             f"{path} was made by another network: {recipe.network.name}, {recipe.network.dtype}, sha256 "
             f"{_short(recipe.network)}; this one is {now.name}, {now.dtype}, {_short(now)}"
         )
-    with cpu_threads(_threads_of(recipe) if threads is None else threads):
+    with cpu_threads(threads_of(recipe.made_with) if threads is None else threads):
         images, again, digest = _made_again(network, recipe, layout, progress)
         differences = _differences(recipe, now, device_of(network))
     if len(pixels) != len(again):  # a GIF's frames that are equal are one
@@ -218,9 +218,9 @@ def _differences(recipe: Recipe, now: Identity, device: torch.device) -> tuple[t
     return tuple(pair for pair in pairs if pair[1] != pair[2])
 
 
-def _threads_of(recipe: Recipe) -> int | None:
+def threads_of(made_with: Mapping[str, str]) -> int | None:
     """As many threads as then, where there are so many cores."""
-    then = recipe.made_with.get("threads", "")
+    then = made_with.get("threads", "")
     return int(then) if then.isdecimal() and 1 <= int(then[:6]) <= (os.cpu_count() or 1) else None
 
 
