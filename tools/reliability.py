@@ -3,14 +3,15 @@
     python tools/reliability.py --num 2000 --kills 50 --long 100000 --report RELIABILITY.md
 
 Each launcher makes one set, and is killed (kill -9: a worker, or the launcher itself) at random moments until it was
-killed so often; then it is left alone. In the end every number is there once, every hash is right, and the set's SHA-256
-is that of a run that nothing disturbed. A full disk, a folder on a small one, a process that hangs, networks that fail
-and damaged shards are tests: `pytest -m "" tests/generation`.
+killed so often; then it is left alone. In the end every number is there once, every hash is right, and the set's
+SHA-256 is that of a run that nothing disturbed. A full disk, a process that hangs, networks that fail and damaged
+shards are tests: `pytest -m "" tests/generation`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import random
@@ -39,8 +40,9 @@ STEPS, SHARD, BATCH = 10, 64, 16
 
 def command(out: Path, num: int, ranks: int) -> list[str]:
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=0"]
-    return [sys.executable, *launcher, "-m", "fastdiff", "generate", "--num", str(num), "--out", str(out), "--steps",
-            str(STEPS), "--shard-size", str(SHARD), "--batch-size", str(BATCH), "--device", "cpu", "--quiet"]  # fmt: skip
+    grid = ["--steps", str(STEPS), "--shard-size", str(SHARD), "--batch-size", str(BATCH)]
+    asked = ["generate", "-n", str(num), "--out", str(out), *grid, "--device", "cpu", "--quiet"]
+    return [sys.executable, *launcher, "-m", "fastdiff", *asked]
 
 
 def start(out: Path, num: int, ranks: int) -> subprocess.Popen[bytes]:
@@ -74,13 +76,13 @@ def killed(out: Path, num: int, ranks: int, kills: int, seconds: float, rng: ran
         if launcher.poll() is None:
             worker = bool(workers) and rng.random() < 0.5
             victims["worker" if worker or ranks == 1 else "launcher"] += 1
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(rng.choice(workers) if worker else launcher.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         launcher.wait()
         if Folder(place).read() is not None and (found := verify(place)).damaged:
             return found, "damaged"
+        if launcher.returncode == 2:
+            raise SystemExit(f"{' '.join(launcher.args)} was asked wrongly")  # type: ignore[arg-type]
         if Folder(place).manifest.exists() and sum(victims.values()) < kills:
             whole += 1
             place = out / str(whole)

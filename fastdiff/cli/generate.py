@@ -34,7 +34,7 @@ class Format(str, Enum):
 
 @command
 def generate(
-    num: Annotated[int, typer.Option("--num", "-n", help="How many images the set has.")],
+    num: Annotated[int, typer.Option("--num", "--number", "-n", help="How many images the set has.")],
     out: Annotated[Path, typer.Option(help="The set's folder; it is made.")],
     model: Model = None,
     labels: Annotated[

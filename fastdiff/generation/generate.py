@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 
 from fastdiff.acceleration.worthwhile import accelerated
 from fastdiff.checks import check_choice, check_dtype, check_int, named_device, nearest
+from fastdiff.files import remove
 from fastdiff.generation.batch import best_batch_size, entries, make
 from fastdiff.generation.formats import size_of
 from fastdiff.generation.job import MOST, SUFFIXES, Folder, Job, describe
@@ -135,6 +135,8 @@ def generate(
     if channels not in (1, 3):
         raise ValueError(f"the model's images have {channels} channels, and pictures have 1 or 3")
     given = Labels(trained, labels, num)
+    if guidance_scale not in (None, 1.0) and not trained.classes:
+        raise ValueError(f"guidance_scale={guidance_scale} needs a class-conditional model; this one has no classes")
     trained.unet.to(device=_device(device), dtype=dtype)
     with accelerated(trained.unet, dtype, force=accelerate), Signals() as signals:
         signals.at_once = True  # until the first batch
@@ -179,7 +181,7 @@ def _finished(folder: Folder, job: Job, failed: dict[int, str]) -> Generated:
     failed = {shard: why for shard, why in failed.items() if shard not in published}  # another process made it
     sha256 = None
     if len(published) == job.shards:
-        shutil.rmtree(folder.unfinished, ignore_errors=True)
+        remove(folder.unfinished)
         sha256 = manifest(folder, job)
     elif not failed:
         raise RuntimeError(f"{folder.path}: shards are missing that this run made: were they removed?")

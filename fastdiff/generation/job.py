@@ -144,10 +144,11 @@ class Folder:
         then = self.read()
         if then is None:
             self.unfinished.mkdir(parents=True, exist_ok=True)
-            temporary = self.temporary("job.json")
+            temporary = self.temporary(self.unfinished, "job.json")
             with atomic_write(temporary) as file:
                 content = {"what": FORMAT, "version": VERSION, **msgspec.to_builtins(job)}
-                file.write(json.dumps(content, indent=1).encode())
+                lines = [f'"{name}": {json.dumps(value)}' for name, value in content.items()]
+                file.write(("{" + ",\n ".join(lines) + "}\n").encode())
             publish(temporary, self.path / "job.json")
             then = self.read()
             assert then is not None
@@ -156,9 +157,9 @@ class Folder:
         job.check_same(then, self.path)
         return then
 
-    def temporary(self, name: str) -> Path:
-        """A name of its own under ``.unfinished``."""
-        return self.unfinished / f"{name}.{secrets.token_hex(8)}"
+    def temporary(self, place: Path, name: str) -> Path:
+        """A name in a folder that no other process has."""
+        return place / f"{name}.{secrets.token_hex(8)}"
 
     def shard(self, job: Job, shard: int) -> Path:
         return self.path / job.shard_name(shard)

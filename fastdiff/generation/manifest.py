@@ -59,11 +59,11 @@ def listed(place: Folder) -> dict[str, str]:
 
 def in_place(job: Job, shard: int, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The records of a shard, which must be those that the job has there, each once, in order."""
-    numbers = iter(job.numbers(shard))
+    numbers, same = iter(job.numbers(shard)), (job.plan_sha256, job.recipe["arguments"]["seed"])
     for record in records:
         if record.get("number") != (number := next(numbers, None)):
             raise ValueError(f"it has image {record.get('number')} in the place of {number}")
-        if (record["plan"], record["seed"]) != (job.plan_sha256, job.recipe["arguments"]["seed"]):
+        if (record["plan"], record["seed"]) != same:
             raise ValueError(f"image {number} is of another plan or seed")
         yield record
     if (number := next(numbers, None)) is not None:

@@ -83,8 +83,8 @@ def _found(environment: Mapping[str, str], count: int | None) -> Share | None:
     if "SLURM_ARRAY_TASK_ID" in environment:
         first = _int(environment, "SLURM_ARRAY_TASK_MIN") if "SLURM_ARRAY_TASK_MIN" in environment else 0
         step = _int(environment, "SLURM_ARRAY_TASK_STEP", 1) if "SLURM_ARRAY_TASK_STEP" in environment else 1
-        index = (_int(environment, "SLURM_ARRAY_TASK_ID") - first) // step
-        share = Share(index, _int(environment, "SLURM_ARRAY_TASK_COUNT", 1))
+        index, count = _int(environment, "SLURM_ARRAY_TASK_ID") - first, _int(environment, "SLURM_ARRAY_TASK_COUNT", 1)
+        share = Share(index // step % count, count)  # the numbers of an array may be a list with gaps
     if "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment:
         rank, world = _int(environment, "SLURM_PROCID"), _int(environment, "SLURM_NTASKS", 1)
         share = Share(rank, world) if share is None else Share(share.rank * world + rank, share.world * world)

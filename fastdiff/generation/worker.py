@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,8 +97,9 @@ class Worker:
     def _finish(self, shard: int) -> None:
         """Make the shard of its batches and publish it, unless another process has."""
         published, batches = self.folder.shard(self.job, shard), self.job.batches(shard)
+        place = self.folder.batch(shard, batches[0]).parent
         if not published.exists():
-            temporary = self.folder.temporary(published.name)
+            temporary = self.folder.temporary(place, published.name)
             try:
                 with self._unless_published(shard):
                     write_shard(self.job.format, temporary, self._entries(shard, batches))
@@ -109,7 +109,7 @@ class Worker:
                 return
             finally:
                 remove(temporary)
-        shutil.rmtree(self.folder.batch(shard, batches[0]).parent, ignore_errors=True)
+        remove(place)
 
     def _entries(self, shard: int, batches: list[range]) -> Iterator[Entry]:
         for batch in batches:

@@ -14,6 +14,7 @@ import torch
 from helpers import run
 
 import fastdiff
+from fastdiff.acceleration.network import networks_in
 from fastdiff.generation import formats, worker
 from fastdiff.generation.formats import read_shard
 from fastdiff.generation.job import Folder
@@ -112,6 +113,21 @@ def test_a_picture_is_made_again_by_the_recipe_in_it(tmp_path):
     assert found.identical
     assert found.same_bits
     assert found.images.shape == (1, 1, 8, 8)
+
+
+def test_an_accelerated_network(tmp_path, whole, count):
+    """It is put in for the run alone, the job names it, and what is made again is made with it."""
+    trained = digits()
+    made = make_set(tmp_path / "set", model=trained, accelerate=True, format="png")
+    assert not networks_in(trained.unet)
+    assert Folder(tmp_path / "set").read().images.network.accelerated is not None
+    assert fastdiff.reproduce(tmp_path / "set" / "shard-000001" / "000005.png").same_bits
+    found = verify(tmp_path / "set", remake=2, device="cpu")
+    assert (found.right, found.again, found.sha256) == (True, 2, made.sha256)
+    count.clear()
+    with pytest.raises(ValueError, match=r"accelerated None \(now \{'dtype': 'float32'"):
+        make_set(whole[0], accelerate=True)
+    assert count == []
 
 
 def test_without_recipes(tmp_path, whole):
@@ -254,7 +270,10 @@ def test_a_small_disk(tmp_path, whole):
         with pytest.raises(OSError, match=r"cannot write .*No space left"):
             make_set(place / "set")
         assert verify(place / "set").damaged == {}
-        subprocess.run(["mount", "-o", "remount,size=4m", str(place)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,size=4m", str(place)], check=True)
+        with pytest.raises(OSError, match="Read-only file system"):
+            make_set(place / "set")
+        subprocess.run(["mount", "-o", "remount,rw", str(place)], check=True)
         assert make_set(place / "set").sha256 == whole[1]
     finally:
         subprocess.run(["umount", str(place)], check=True)
@@ -419,3 +438,5 @@ def test_a_model_without_classes_takes_no_labels(tmp_path):
     trained.classes = []
     with pytest.raises(ValueError, match="labels is 'balanced', but this model has no classes"):
         make_set(tmp_path / "set", model=trained, labels="balanced")
+    with pytest.raises(ValueError, match=r"guidance_scale=2\.0 needs a class-conditional model"):
+        make_set(tmp_path / "set", model=trained, guidance_scale=2.0)

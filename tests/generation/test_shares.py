@@ -15,6 +15,7 @@ from fastdiff.generation.shares import Share, launched, local_rank, share_of
         ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "3",
           "SLURM_ARRAY_TASK_STEP": "2"}, (2, 3)),
         ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, (7, 8)),
+        ({"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "2"}, (1, 3)),  # 2,5,9
         ({"JOB_COMPLETION_INDEX": "5", "WORLD_SIZE": "6"}, (5, 6)),
         ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, (0, 2)),  # torchrun under srun
     ],
