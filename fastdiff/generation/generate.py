@@ -21,7 +21,7 @@ from fastdiff.generation.job import MOST, SUFFIXES, Folder, Job, describe
 from fastdiff.generation.labels import Labels
 from fastdiff.generation.manifest import manifest
 from fastdiff.generation.progress import Bar
-from fastdiff.generation.shares import launched, local_rank, share_of
+from fastdiff.generation.shares import launcher, local_rank, share_of
 from fastdiff.generation.worker import Worker
 from fastdiff.models.trained import TrainedModel, digits, load
 from fastdiff.pictures.network import environment
@@ -128,7 +128,7 @@ def generate(
             raise TypeError(f"{name} is no argument of generate" + nearest(name, SAMPLING))
     if prompts is not None:
         raise ValueError("prompts: models that draw from words are not served by generate yet; see fastdiff.load")
-    share, parent = share_of(rank, world_size), os.getppid() if launched() else None
+    share, parent = share_of(rank, world_size), launcher()
     folder = Folder(out)
     then, trained = folder.read(), _trained(model)
     channels = trained.image_shape[0]
@@ -140,13 +140,7 @@ def generate(
     trained.unet.to(device=_device(device), dtype=dtype)
     with accelerated(trained.unet, dtype, force=accelerate), Signals() as signals:
         signals.at_once = True  # until the first batch
-        one = given.of(range(1))
-        where = device_of(trained.unet)
-        more = sampling.pop("sampler_options", None) or {}  # beside the folder's
-        told = trained.arguments(None if one is None else torch.tensor(one, device=where), guidance_scale, **sampling)
-        if more:
-            told["sampler_options"] = told.get("sampler_options", {}) | more
-        recipe = Recipe.of(trained.unet, (1, *trained.image_shape), seed=seed, **told)
+        recipe = _recipe(trained, given, seed, guidance_scale, sampling)
         size = batch_size or (1 if then is None else then.batch_size)
         job = Job(
             num=num, shard_size=shard_size, batch_size=size, format=format, labels=given.told,  # type: ignore[arg-type]
@@ -168,11 +162,21 @@ def generate(
             try:
                 worker.run()
             except Interrupted as interrupted:
-                kept = f"{interrupted}; {_made(folder, job):,} of {num:,} images are in shards"
-                raise Interrupted(
-                    f"{kept}, and further batches are kept: the same command goes on", interrupted.signal
-                ) from None
+                kept = f"{_made(folder, job):,} of {num:,} images are in shards, and further batches are kept"
+                raise Interrupted(f"{interrupted}; {kept}: the same command goes on", interrupted.signal) from None
         return _finished(folder, job, worker.failed)
+
+
+def _recipe(
+    trained: TrainedModel, labels: Labels, seed: int, guidance_scale: float | None, sampling: dict[str, Any]
+) -> Recipe:
+    """Of image 0, which checks the arguments."""
+    first, where = labels.of(range(1)), device_of(trained.unet)
+    more = sampling.pop("sampler_options", None) or {}  # beside the folder's
+    told = trained.arguments(None if first is None else torch.tensor(first, device=where), guidance_scale, **sampling)
+    if more:
+        told["sampler_options"] = told.get("sampler_options", {}) | more
+    return Recipe.of(trained.unet, (1, *trained.image_shape), seed=seed, **told)
 
 
 def _finished(folder: Folder, job: Job, failed: dict[int, str]) -> Generated:

@@ -66,9 +66,20 @@ def local_rank(environment: Mapping[str, str] | None = None) -> int:
     return 0 if name is None else _int(environment, name)
 
 
-def launched(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether a launcher of this machine started the process, which is then to end with it."""
-    return "TORCHELASTIC_RUN_ID" in (os.environ if environment is None else environment)
+def launcher(environment: Mapping[str, str] | None = None) -> int | None:
+    """The process number of the torchrun that started this process, which is to end with it; None without one.
+
+    One that has ended by now left this process to the system's own, which is no Python, or another user's: 0.
+    """
+    if "TORCHELASTIC_RUN_ID" not in (os.environ if environment is None else environment):
+        return None
+    parent = os.getppid()
+    try:
+        return parent if "python" in os.path.basename(os.readlink(f"/proc/{parent}/exe")) else 0
+    except PermissionError:
+        return 0
+    except OSError:  # this system has no /proc
+        return parent
 
 
 def _found(environment: Mapping[str, str], count: int | None) -> Share | None:

@@ -211,6 +211,7 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     parents = iter([1000, 1000, 1000, 1])
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "readlink", lambda path: "python3")
     with pytest.raises(Interrupted, match="has ended"):
         make_set(tmp_path / "set")
     assert not (tmp_path / "set" / "shard-000001.tar").exists()

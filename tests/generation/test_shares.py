@@ -1,8 +1,10 @@
 """Which part of a job a process makes first."""
 
+import os
+
 import pytest
 
-from fastdiff.generation.shares import Share, launched, local_rank, share_of
+from fastdiff.generation.shares import Share, launcher, local_rank, share_of
 
 
 @pytest.mark.parametrize(
@@ -76,5 +78,18 @@ def test_the_gpu_is_the_local_number():
     assert local_rank({}) == 0
     assert local_rank({"LOCAL_RANK": "3", "RANK": "11"}) == 3
     assert local_rank({"SLURM_LOCALID": "2"}) == 2
-    assert launched({"TORCHELASTIC_RUN_ID": "none"})
-    assert not launched({})
+
+
+def test_the_launcher_is_the_parent_while_it_lives(monkeypatch):
+    launched = {"TORCHELASTIC_RUN_ID": "none"}
+    assert launcher({}) is None
+    for link, expected in (("/usr/bin/python3.11", os.getppid()), ("/usr/sbin/init", 0), (PermissionError(), 0),
+                           (FileNotFoundError(), os.getppid())):  # fmt: skip
+
+        def readlink(path, link=link):
+            if isinstance(link, Exception):
+                raise link
+            return link
+
+        monkeypatch.setattr(os, "readlink", readlink)
+        assert launcher(launched) == expected
