@@ -22,6 +22,7 @@ from fastdiff.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fastdiff import images, plots
+    from fastdiff.generation.generate import generate
     from fastdiff.images import save_gif, save_grid, show
     from fastdiff.pictures.embedded import read_recipe
     from fastdiff.pictures.recipe import Recipe
@@ -35,6 +36,7 @@ _LAZY = {
     "Pipeline": "fastdiff.text.pipeline",
     "Recipe": "fastdiff.pictures.recipe",
     "Reproduction": "fastdiff.pictures.reproduce",
+    "generate": "fastdiff.generation.generate",
     "images": None,
     "load": "fastdiff.text.load",
     "plots": None,
@@ -59,6 +61,7 @@ __all__ = [
     "State",
     "accelerate",
     "add_noise",
+    "generate",
     "images",
     "info",
     "interpolate",

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -42,6 +43,57 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:  # a full disk's error does not say which file it was
             raise _named(error, path) from error
         raise
+
+
+def publish(made: Path, target: Path) -> bool:
+    """Give a finished file, or a folder of files, the name `target`, unless that is taken: whether it was given.
+
+    Either way `made` is gone afterwards. Of several processes that publish one name one wins, without a lock: a file
+    is linked and unlinked, a folder renamed, which fails where a folder with something in it has the name. What the
+    file or the folder holds must be on the disk already (fsync); the name is, when this returns.
+    """
+    try:
+        if made.is_dir():
+            os.rename(made, target)
+        else:
+            _link(made, target)
+    except OSError as error:
+        if not target.exists() or error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
+            raise _named(error, target) from error
+        remove(made)
+        return False
+    sync_folder(target.parent)
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _link(made: Path, target: Path) -> None:
+    try:
+        os.link(made, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if target.exists():  # a file system without links; between this look and the name one of two equals may win
+            raise FileExistsError(errno.EEXIST, "exists", str(target)) from None
+        os.rename(made, target)
+        return
+    made.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def remove_leftovers(folder: Path, names: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         sha256: of the images, float32 in row-major order, before they become bytes; of a film all frames' one by one.
         rows: of a film, the ``State.row`` of each frame; None for a grid.
         duration, hold: seconds a frame, and of the last one.
+        index: of a picture that shows one image of the recipe's batch: which.
     """
 
     columns: Annotated[int, Meta(ge=1, le=1 << 24)]
@@ -40,6 +42,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     rows: list[Count] | None = None
     duration: float = 0.0
     hold: float = 0.0
+    index: Count | None = None
 
 
 def text_of(recipe: Recipe, layout: Layout) -> str:
@@ -52,6 +55,21 @@ def png_info(text: str) -> PngInfo:
     info = PngInfo()
     for i in range(0, len(text), PART):
         info.add_text(f"{KEY}-{i // PART}" if i else KEY, text[i : i + PART], zip=True)
+    return info
+
+
+def packed(recipe: Recipe) -> list[bytes]:
+    """The compressed texts of a recipe that many pictures share, to be made once for `png_info_of`."""
+    text = recipe.to_json()[1:]
+    return [zlib.compress(text[i : i + PART].encode()) for i in range(0, len(text), PART)]
+
+
+def png_info_of(layout: Layout, shared: list[bytes]) -> PngInfo:
+    """A picture's layout, and the recipe that it shares with others, as `read` understands them."""
+    info = PngInfo()
+    info.add_text(KEY, f'{{"picture":{msgspec.json.encode(layout).decode()},')
+    for i, part in enumerate(shared, 1):
+        info.add(b"zTXt", f"{KEY}-{i}".encode() + b"\0\0" + part)
     return info
 
 
@@ -72,8 +90,10 @@ def read(path: str | os.PathLike[str]) -> tuple[Recipe, Layout]:
         content = parse_json(text, infinities=True)
         if not isinstance(content, dict) or "picture" not in content:
             raise ValueError(f"it must be an object of format {FORMAT!r} with a picture")
-        layout = msgspec.convert(content.pop("picture"), Layout)
-        return from_object(content), layout
+        layout, recipe = msgspec.convert(content.pop("picture"), Layout), from_object(content)
+        if layout.index is not None and layout.index >= recipe.shape[0]:
+            raise ValueError(f"it shows image {layout.index} of {recipe.shape[0]}")
+        return recipe, layout
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has a recipe that cannot be read: {error}") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def reproduce(
             f"{path} was made by another network: {recipe.network.name}, {recipe.network.dtype}, sha256 "
             f"{_short(recipe.network)}; this one is {now.name}, {now.dtype}, {_short(now)}"
         )
-    with cpu_threads(_threads_of(recipe) if threads is None else threads):
+    with cpu_threads(threads_of(recipe.made_with) if threads is None else threads):
         images, again, digest = _made_again(network, recipe, layout, progress)
         differences = _differences(recipe, now, device_of(network))
     if len(pixels) != len(again):  # a GIF's frames that are equal are one
@@ -170,6 +170,8 @@ def _made_again(
     digest = hashlib.sha256()
     if layout.rows is None:
         images = recipe.sample(network, progress=progress)
+        if layout.index is not None:
+            images = images[layout.index : layout.index + 1]
         sha256_of(images, digest)
         return images, _frames(make_grid(images, **shown), 1, recipe), digest.hexdigest()
     pictures, images = [], torch.empty(0)
@@ -186,7 +188,7 @@ def _made_again(
 
 def _pixels(path: Path, recipe: Recipe, layout: Layout) -> np.ndarray[Any, Any]:
     """The picture's own; ValueError where it has not the size that the recipe's images have in it."""
-    shape = recipe.shape
+    shape = recipe.shape if layout.index is None else [1, *recipe.shape[1:]]
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise ValueError(f"{path} has a recipe of {shape}, which is no batch of pictures")
     size = picture_size(shape, *resolve_layout(shape, layout.columns, layout.scale, layout.gap))
@@ -216,9 +218,9 @@ def _differences(recipe: Recipe, now: Identity, device: torch.device) -> tuple[t
     return tuple(pair for pair in pairs if pair[1] != pair[2])
 
 
-def _threads_of(recipe: Recipe) -> int | None:
+def threads_of(made_with: Mapping[str, str]) -> int | None:
     """As many threads as then, where there are so many cores."""
-    then = recipe.made_with.get("threads", "")
+    then = made_with.get("threads", "")
     return int(then) if then.isdecimal() and 1 <= int(then[:6]) <= (os.cpu_count() or 1) else None
 
 
