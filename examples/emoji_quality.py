@@ -198,12 +198,13 @@ def pictures(study: Study) -> dict[str, Any]:
     targets = choose_targets(rows, "held_out", 96)[::8].tolist()
     drawn = pipe([rows[i]["caption"] for i in targets], seed=0)
     fastdiff.save_grid(PICTURES / "held_out.png", torch.cat([study.images(targets), drawn.cpu()]), columns=len(targets))
-    a, b = pipe.encode(study.images(targets[:2])).split(1)
+    ends = [targets[3], targets[6]]
+    a, b = pipe.encode(study.images(ends)).split(1)
     mixed = []
     for mix in ("linear", "spherical"):
-        captions = {"encoder_hidden_states": words_between(pipe, [rows[i]["caption"] for i in targets[:2]])}
+        captions = {"encoder_hidden_states": words_between(pipe, [rows[i]["caption"] for i in ends])}
         mixed.append(pipe.decode(fastdiff.interpolate(
-            pipe.pipe.unet, a[0], b[0], weights=torch.linspace(0, 1, 9).tolist(), mix=mix, strength=0.6, steps=20,
+            pipe.pipe.unet, a[0], b[0], weights=torch.linspace(0, 1, 9).tolist(), mix=mix, t=500, steps=20,
             sampler="dpmpp_2m", schedule=pipe.sampling["schedule"], prediction=pipe.sampling["prediction"],
             model_kwargs=captions,
         )))  # fmt: skip

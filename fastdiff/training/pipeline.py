@@ -13,7 +13,7 @@ import torch
 from msgspec import Meta
 
 from fastdiff.checks import named_device
-from fastdiff.files import read_json_object
+from fastdiff.files import atomic_write, read_json_object
 from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.training.autoencoder import AutoencoderRun, encoded, new_autoencoder, psnr, reconstructed
 from fastdiff.training.captioned import Captioned, load_captioned
@@ -307,7 +307,7 @@ def write_pipeline(
         vae=autoencoder, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(dir=out, prefix=".pipeline-") as place:
+    with tempfile.TemporaryDirectory() as place:
         pipeline.save_pretrained(place)
         # transformers 5 names its class so that 4 does not know it; both know this name.
         index = read_json_object(Path(place, "model_index.json"))
@@ -318,5 +318,6 @@ def write_pipeline(
         for written in sorted(path for path in Path(place).rglob("*") if path.is_file()):
             target = out / written.relative_to(place)
             target.parent.mkdir(exist_ok=True)
-            os.replace(written, target)
+            with atomic_write(target) as file:  # diffusers' own files cannot be read by others than who wrote them
+                file.write(written.read_bytes())
     write_json(out / "sampling.json", SAMPLING)
