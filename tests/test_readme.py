@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -173,24 +175,51 @@ def test_the_options_that_the_text_names():
     assert named <= known
 
 
+def tiny_sheet(folder: Path) -> Path:
+    """Pictures in place of the emoji: two subjects in two styles and three tones, some of them held out."""
+    rows = [
+        {"style": style, "subject": subject, "tone": tone, "subset": "emoji-240"}
+        | {"caption": f"{style} style {subject} {tone}", "part": "held_out" if tone == "dark" else "train"}
+        for style in ("noto", "flat") for subject in ("cook", "pilot") for tone in ("", "light", "dark")
+    ]  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * 64, 6 * 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "sheet.webp", lossless=True)
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 @pytest.mark.slow
 def test_the_commands_run(tmp_path, monkeypatch):
     """As they stand, one after another in one folder, but for sizes, which come last and therefore count."""
     for library in ("sklearn", "matplotlib"):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastdiff.training.captioned._emoji_folder", lambda: tiny_sheet(tmp_path.parent))
     Image.new("RGB", (40, 30), (200, 100, 50)).save("photo.png")
+    for folder, shift in (("photos", 0), ("samples", 3)):
+        Path(folder).mkdir()
+        for i in range(12):
+            Image.new("RGB", (32, 32), (20 * i, 200 - 15 * i, 10 * shift + i)).save(f"{folder}/{i}.png")
     small = {
-        "train": "--steps 2 --batch-size 4 --channels 8,8 --sampling-steps 2",
+        "train digits": "--steps 2 --batch-size 4 --channels 8,8 --sampling-steps 2",
+        "train emoji": "--steps 2 --batch-size 2",
+        "evaluate --model": "--n 2 --seeds 0 --steps 1 --pixels-only",
+        "gallery": "--quick",
+        "generate": "--number 8 --batch-size 4 --steps 2",
         "sample": "--number 2",
         "compare": "--number 1 --fine 4",
         "bench": "--steps 1 --rounds 1 --batch-size 1",
     }
     for name, *arguments in commands():
-        result = CliRunner().invoke(cli.app, [name, *arguments, *small.get(name, "").split()])
+        kinds = [kind for kind in small if kind.split()[0] == name and set(kind.split()[1:]) <= set(arguments)]
+        few = "--channels 16,32 --autoencoder-steps 1" if "my-emoji" in arguments[-1:] and name == "train" else ""
+        more = " ".join([*(small[kind] for kind in kinds), few])
+        result = CliRunner().invoke(cli.app, [name, *arguments, *more.split()])
         assert result.exit_code == 0, f"fastdiff {shlex.join([name, *arguments])}: {result.output}"
     assert {path.name for path in tmp_path.iterdir()} == {
-        "photo.png", "samples.png", "plan.png", "plan.json", "compare.png", "my-digits", "seven.gif",
+        "photo.png", "samples.png", "plan.png", "plan.json", "compare.png", "my-digits", "seven.gif", "firefighter.png",
+        "pilots.png", "cook.png", "gallery", "my-emoji", "my-editor", "dark.png", "scores.json", "photos", "samples",
+        "digits-50k",
     }  # fmt: skip
 
 

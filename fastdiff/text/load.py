@@ -20,6 +20,10 @@ from fastdiff.files import read_json_object
 from fastdiff.text.pipeline import DEFAULTS, Pipeline
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+LACKING = {
+    "emoji": "; this installation lacks its model",
+    "emoji-edit": "; the package has none; fastdiff train --data emoji --edits --init FOLDER --out NEW makes one",
+}
 PACKAGED = {"emoji": ASSETS / "emoji", "emoji-edit": ASSETS / "emoji" / "edit"}
 
 # diffusers' pipelines that encode, denoise latents by a UNet2DConditionModel and decode, and nothing else.
@@ -44,7 +48,7 @@ def load(
         pipe.save(pipe("a woman firefighter, dark skin, noto style"), "firefighter.png")
 
     Args:
-        source: "emoji" or "emoji-edit", the models in the package; a folder that diffusers' ``save_pretrained`` wrote;
+        source: "emoji", the model in the package; a folder that diffusers' ``save_pretrained`` wrote;
             or one .safetensors or .ckpt file of Stable Diffusion 1.x, its inpainting form, InstructPix2Pix, 2.x, SDXL
             base or its refiner, which its keys tell apart. (2.x of 512 pixels predicts epsilon, which keys do not
             tell: ``pipe(…, prediction="epsilon")``.)
@@ -70,7 +74,7 @@ def load(
     name = os.fspath(source)
     path = PACKAGED.get(name, Path(source))
     if not path.exists():
-        why = f"; this installation lacks the model {name}" if name in PACKAGED else nearest(name, tuple(PACKAGED))
+        why = LACKING.get(name, "") if name in PACKAGED else nearest(name, tuple(PACKAGED))
         raise FileNotFoundError(f"there is no file and no folder {path}{why}")
     if path.is_dir() and (tokenizer is not None or config is not None):
         raise ValueError("tokenizer and config go with a file; a folder has its own")

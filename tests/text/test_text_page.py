@@ -24,7 +24,7 @@ def here(tmp_path, monkeypatch):
     """A folder with a model, a file, a photo and a mask."""
     models = {"emoji": random_pipeline.make(tmp_path / "folder")}
     kind = "StableDiffusionInstructPix2PixPipeline"
-    models["emoji-edit"] = random_pipeline.make(tmp_path / "edit", in_channels=8, kind=kind)
+    random_pipeline.make(tmp_path / "my-editor", in_channels=8, kind=kind)
     monkeypatch.setattr(loading, "PACKAGED", models)
     # test_single_file.py reads files; here one stands for the folder.
     (tmp_path / "model.safetensors").touch()
@@ -44,7 +44,7 @@ def test_the_python_runs(here):
     for block in blocks:
         exec(compile(block, "docs/text.md", "exec"), names)
     assert (here / "firefighter.png").exists()
-    assert (here / "dragons.png").exists()
+    assert (here / "mermaids.png").exists()
 
 
 def test_the_commands_run(here):
@@ -55,5 +55,5 @@ def test_the_commands_run(here):
         done = CliRunner().invoke(cli.app, [*arguments, "--steps", "2"])
         assert done.exit_code == 0, done.output
     assert {path.name for path in here.glob("*.png")} == {
-        "firefighter.png", "dragons.png", "pilot.png", "filled.png", "dark.png", "photo.png", "mask.png",
+        "firefighter.png", "mermaids.png", "pilot.png", "filled.png", "dark.png", "photo.png", "mask.png",
     }  # fmt: skip
