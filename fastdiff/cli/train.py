@@ -22,7 +22,7 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="The folder to write the model to.")],
     steps: Annotated[
-        int | None, typer.Option(help="Training steps in all. [default: 6000; with captions: 4500; edits: 2500]")
+        int | None, typer.Option(help="Training steps in all. [default: 6000; with captions: 6400; edits: 2500]")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images a step. [default: 64; with captions or edits: 32]")

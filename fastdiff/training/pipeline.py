@@ -54,7 +54,7 @@ class TextSettings(RunSettings):
     data: str = field(kw_only=False)
     init: str | None = None
     size: Annotated[int, Meta(ge=16, multiple_of=8)] = 64
-    steps: Count = 4500
+    steps: Count = 6400
     batch_size: Count = 32
     lr: Annotated[float, Meta(gt=0, le=sys.float_info.max)] = 1e-3
     cooldown: Annotated[float, Meta(ge=0, lt=1)] = 0.4
