@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from fastdiff.files import read_json_object
+from fastdiff.training.folder import write_json
 from fastdiff.training.pipeline import write_pipeline
 
 RECORD = ("training.json", "sampling.json")
@@ -30,6 +32,9 @@ def main() -> None:
         options.out, pipe.vae, pipe.unet, pipe.text_encoder, pipe.tokenizer, pipe.scheduler.config.prediction_type,
         kind=type(pipe).__name__,
     )  # fmt: skip
+    # transformers loads weights in what the config says, diffusers in float32: a pipeline of both needs one dtype.
+    config = options.out / "text_encoder" / "config.json"
+    write_json(config, read_json_object(config) | {"dtype": "float32"})
     for name in RECORD:
         shutil.copyfile(options.trained / name, options.out / name)
     for part in ("vae", "text_encoder", "tokenizer", "unet") if options.beside else ():
