@@ -26,7 +26,7 @@ from fastdiff.training.words import new_text_encoder, new_tokenizer, tokens_of
 
 AUTOENCODER = "autoencoder"  # the folder of the first run, in that of the second
 BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
-SAMPLING = {"sampler": "dpmpp_2m", "steps": 20, "guidance_scale": 3.0}
+SAMPLING = {"sampler": "dpmpp_2m", "steps": 20, "guidance_scale": 2.0}
 _SHOWN = 8  # captions of which the grids of a training have a row each
 
 Levels = Annotated[tuple[Annotated[int, Meta(ge=16, multiple_of=16)], ...], Meta(min_length=2)]
