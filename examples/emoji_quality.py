@@ -191,7 +191,7 @@ def pictures(study: Study) -> dict[str, Any]:
     """Grids to look at."""
     PICTURES.mkdir(exist_ok=True)
     pipe, rows = study.pipe, study.data.rows
-    people = ["woman firefighter", "man pilot", "woman surfing", "cook", "mermaid", "thumbs up"]
+    people = ["woman firefighter", "man pilot", "woman surfing", "cook", "mermaid", "woman scientist"]
     styles = ["noto", "flat", "fluent", "twemoji"]
     prompts = [f"a {p}, {t} skin, {s} style" for p in people for s in styles for t in ("light", "dark")]
     pipe.save(pipe(prompts, seed=1), PICTURES / "words.png", labels=people)
