@@ -248,13 +248,13 @@ def render(found: dict[str, Any]) -> str:
         "are 95% intervals.\n\n![words](emoji/words.png)\n\n"
         "Rows: a subject each; columns: four styles, each in light and dark.\n\n"
         "The model was trained by two commands, of which the second went on from the first, on one core of a CPU with\n"
-        "AMX, in some 130 minutes together with the autoencoder (`training.json` beside the model has the curve):\n\n"
+        "AMX, in some two hours together with the autoencoder (`training.json` beside the model has the curve):\n\n"
         "```sh\nfastdiff train --data emoji --out emoji --dtype bfloat16 --threads 1 --steps 3600 --save-every 600\n"
         "fastdiff train --data emoji --out emoji --dtype bfloat16 --threads 1 --steps 6400 --save-every 1000 --resume\n"
         "```\n"
     ]
     if "generation" in found:
-        parts.append("\n## From words\n\nThe defaults of the model, three seeds.\n\n")
+        parts.append("\n## From words\n\nThe defaults of the model, three seeds of each cell.\n\n")
         parts.append(table([(names[part], scores) for part, scores in found["generation"].items()]))
         parts.append("\n![above what held-out cells are, below what is drawn](emoji/held_out.png)\n")
     if "guidance" in found:
