@@ -315,6 +315,10 @@ def write_pipeline(
         write_json(Path(place, "model_index.json"), index)
         config = Path(place, "tokenizer", "tokenizer_config.json")
         write_json(config, read_json_object(config) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        for config in Path(place).glob("*/config.json"):  # which say where on this machine the weights were read from
+            content = read_json_object(config)
+            content.pop("_name_or_path", None)
+            write_json(config, content)
         for written in sorted(path for path in Path(place).rglob("*") if path.is_file()):
             target = out / written.relative_to(place)
             target.parent.mkdir(exist_ok=True)

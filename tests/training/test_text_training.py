@@ -222,6 +222,9 @@ def test_an_editor(trained, emoji, tmp_path):
     pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(out, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.unet.config.in_channels == 8
+    for config in out.rglob("*.json"):
+        if config.name != "training.json":  # a record of the command, which names what it started from
+            assert str(tmp_path.parent) not in config.read_text(), config
     images = pipe("make the skin dark", image=torch.rand(1, 3, 64, 64), num_inference_steps=2, output_type="pt").images
     assert images.shape == (1, 3, 64, 64)
     ids = words.tokens_of(pipe.tokenizer, ["make the skin yellow and a cook instead"])
