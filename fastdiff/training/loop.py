@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def own_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-class Loop:
+class Loop(ABC):
     """Everything that changes from step to step, and the folder that it is kept in. A subclass says what is learnt.
 
     Args:
@@ -147,9 +148,9 @@ class Loop:
 
     # ---- what a subclass says
 
+    @abstractmethod
     def loss(self) -> Tensor:
         """The loss of the next batch. Whatever it draws comes from `generator`, or is keyed by `step`."""
-        raise NotImplementedError
 
     def identity(self) -> dict[str, Tensor]:
         """What a checkpoint keeps beside the settings, and another run's would have otherwise."""
@@ -164,7 +165,8 @@ class Loop:
         write_network(self.average.module, out)
 
     def write_samples(self, out: Path) -> None:
-        """A picture of what the averaged network does."""
+        """A picture of what the averaged network does, where a subclass draws one."""
+        return
 
     # ---- the rest of the loop
 
