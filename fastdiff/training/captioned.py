@@ -46,10 +46,6 @@ class Captioned:
         """Of one picture: [3, H, W]."""
         return tuple(self.pixels.shape[1:])
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return ()
-
     def images(self, index: Tensor | slice = slice(None)) -> Tensor:
         """The chosen pictures, float32 [n, 3, H, W] in [-1, 1]."""
         return self.pixels[index].float() / 127.5 - 1

@@ -49,7 +49,6 @@ class Latents:
     first: Tensor
     wordings: Tensor
     fingerprint_: str
-    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
