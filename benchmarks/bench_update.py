@@ -11,6 +11,7 @@ from gates import SCHEDULE, TextbookSchedule, close, gpu_targets, graphed, only_
 import fastdiff
 from fastdiff.noise import SAMPLER, NoiseKey
 from fastdiff.ops.update import bind
+from fastdiff.ops.update.deviance import blocks, log_probs
 from fastdiff.ops.update.operands import Operands
 
 T, STEPS = 500, 50
@@ -50,10 +51,10 @@ def test_ddpm(contest, device, diffusers, shape, state, output_dtype):
         return fastdiff.ops.update(x, output, plan, row, seed=1).x
 
     def textbook():
-        return textbook.ddpm_step(x, output, T, schedule, clip=1.0)
+        return fastdiff.textbook.ddpm_step(x, output, T, schedule, clip=1.0)
 
     noise = fastdiff.randn(shape, seed=1, draw=row, stream=SAMPLER, device=device)
-    mean = textbook.ddpm_step(x.double(), output.double(), T, exact, torch.zeros_like(x).double(), clip=1.0)
+    mean = fastdiff.textbook.ddpm_step(x.double(), output.double(), T, exact, torch.zeros_like(x).double(), clip=1.0)
     sigma = plan[row].x["z"]
     close(ours().double(), mean + sigma * noise.double())
 
@@ -89,7 +90,7 @@ def test_ddim(contest, device, diffusers, shape, state):
         return fastdiff.ops.update(x, output, plan, row).x
 
     def textbook():
-        return textbook.ddim_step(x, output, T, following, schedule, clip=1.0)
+        return fastdiff.textbook.ddim_step(x, output, T, following, schedule, clip=1.0)
 
     compiled = torch.compile(textbook, fullgraph=True)
     theirs = None
@@ -98,7 +99,7 @@ def test_ddim(contest, device, diffusers, shape, state):
         scheduler.set_timesteps(STEPS)
         theirs = lambda: scheduler.step(output, T, x).prev_sample  # noqa: E731
     exact = TextbookSchedule(device, torch.float64)
-    right = textbook.ddim_step(x.double(), output.double(), T, following, exact, clip=1.0)
+    right = fastdiff.textbook.ddim_step(x.double(), output.double(), T, following, exact, clip=1.0)
     rivals = {"textbook": textbook, "torch.compile": compiled, "diffusers": theirs}
     for contestant in (ours, *filter(None, rivals.values())):
         close(contestant().double(), right)
@@ -111,4 +112,42 @@ def test_ddim(contest, device, diffusers, shape, state):
         shape=shape,
         moved=3 * x.nbytes,
         targets=targets,
+    )
+
+
+def test_ddpm_with_log_prob(contest, device, shape, state):
+    """What ``return_log_prob`` adds to a row's update: at most 15%."""
+    x, output = state
+    plan, schedule = fastdiff.samplers.ddpm(SCHEDULE, clip=1.0), TextbookSchedule(device)
+    row, elements = plan.timesteps.index(T), x[0].numel()
+    table = plan.table()
+    deviance = torch.zeros(len(plan), len(x), blocks(elements), device=device)
+
+    def bound(backend, **more):
+        where = table.to(device, torch.float32)
+        o = Operands(x, torch.empty_like(x), where, NoiseKey(seed=1), (output,), host_table=table, **more)
+        return bind(o, backend)
+
+    plain, ours = bound("native"), bound("native", deviance=deviance)
+    for update in (plain, ours):
+        update(row)
+    assert torch.equal(plain.operands.x_out, ours.operands.x_out)
+    reference = bound("reference", deviance=torch.zeros_like(deviance))
+    reference(row)
+    assert torch.equal(deviance, reference.operands.deviance)
+    sigma = plan[row].x["z"]
+    noise = fastdiff.randn(shape, seed=1, draw=row, stream=SAMPLER, device=device).double()
+    exact = torch.distributions.Normal(0.0, sigma).log_prob(noise * sigma).flatten(1).sum(1)
+    close(log_probs(deviance[row : row + 1], [sigma], elements)[0].double(), exact, 1e-6)
+
+    def by_hand():
+        z = torch.randn_like(x)
+        mean = fastdiff.textbook.ddpm_step(x, output, T, schedule, torch.zeros_like(x), clip=1.0)
+        following = mean + sigma * z
+        return following, torch.distributions.Normal(mean, sigma).log_prob(following).flatten(1).sum(1)
+
+    contestants = {"fastdiff": lambda: ours(row), "without it": lambda: plain(row), "textbook": by_hand}
+    targets = [{"kind": "ratio", "contestant": "without it", "goal": 1 / 1.15}] if device.type == "cpu" else []
+    contest(
+        "update", "DDPM, clip, noise, log-probability", contestants, shape=shape, moved=3 * x.nbytes, targets=targets
     )

@@ -128,6 +128,8 @@ def contest(
     calls: on a GPU, how many calls a turn makes before it waits, where it is no loop.
     repeats: how many times a contestant does its work when it is called; times are given for once.
     timesteps: how many such steps a sampling takes, where images a second are to be shown.
+    rounds: how many rounds, of calls that were made already; None is as many as ``seconds`` has room for.
+    memory: bytes that each contestant takes at most, where that was looked at.
     """
 
     def run(
@@ -145,12 +147,14 @@ def contest(
         calls: int = GPU_CALLS,
         repeats: int = 1,
         timesteps: int = 0,
+        rounds: int | None = None,
+        memory: dict[str, int | None] | None = None,
     ) -> None:
         calls = calls if device.type == "cuda" and steps == 1 else 1
         turns = {name: _turn(call, calls, device) for name, call in contestants.items() if call is not None}
         warm = steps == 1 if warm is None else warm
         times: dict[str, list[float]] = {name: [] for name in turns}
-        rounds = _rounds(turns, seconds, warm)
+        rounds = _rounds(turns, seconds, warm) if rounds is None else rounds
         ours, *others = turns
         started = _busy()
 
@@ -170,7 +174,7 @@ def contest(
         each = calls * steps * repeats
         benchmark.extra_info.update(
             op=op, case=case, shape=list(shape), rounds=rounds, calls=calls * repeats, steps=steps, bytes=moved,
-            flops=flops, timesteps=timesteps,
+            flops=flops, timesteps=timesteps, memory=memory or {},
             copy_bandwidth=copy_bandwidth, targets=targets or [], elsewhere=_elsewhere(started),
             ceiling=convolutions if flops else None,
             load=os.getloadavg()[0], absent=[name for name, call in contestants.items() if call is None],

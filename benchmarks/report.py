@@ -19,8 +19,12 @@ QUIET = 0.05  # a machine is called quiet while other processes take less than t
 NOTE = (
     "Each ratio is a contestant's median over fastdiff's in the same run, with the quartiles of the rounds' own ratios "
     "in brackets. GB/s counts the tensors that must be read and written, once; copy is torch's copy of 512 MiB on the "
-    "same threads. Tensors that fit a cache can exceed it."
+    "same threads. Tensors that fit a cache can exceed it. Memory is the most that a first call takes beyond what the "
+    "process held before it; of whole networks that are named so, their weights and what is packed of them are in it."
 )
+
+GUIDED_STEP, DECODING = ", a guided step of the UNet", ", decoding"  # how bench_text.py ends a case's name
+FEW_STEPS = (1, 2, 4, 8, 20)
 
 Case = dict[str, Any]
 
@@ -68,6 +72,7 @@ def render(machine: dict[str, Any], cases: list[Case]) -> Iterator[str]:
                 yield from table(case)
         yield from steps(stepped)
         yield from counts(counted)
+        yield from decoders(mine)
 
 
 def describe(machine: dict[str, Any], cases: list[Case]) -> Iterator[str]:
@@ -152,6 +157,8 @@ def table(case: Case) -> Iterator[str]:
     number = case.get("timesteps", 0)
     more = [*(["GB/s", "of copy"] if moved else []), *(["GFLOP/s"] if flops else [])]
     more += [f"images/s in {number} steps"] if number else []
+    memory = case.get("memory", {})
+    more += ["memory at most"] if memory else []
     yield " | ".join(["|", f"median{per}", "fastest", "÷ fastdiff", *more]) + " |"
     yield "|---|" + "---:|" * (3 + len(more))
     for name, c in case["contestants"].items():
@@ -163,6 +170,8 @@ def table(case: Case) -> Iterator[str]:
             line += f" {flops / c['median'] / 1e9:.0f} |"
         if number:
             line += f" {images(case, c):.3g} |"
+        if memory:
+            line += " |" if memory.get(name) is None else f" {amount(memory[name])} |"
         yield line
     for name in case["absent"]:
         yield f"| {name} | absent | | |" + " |" * len(more)
@@ -179,6 +188,28 @@ def counts(cases: list[Case]) -> Iterator[str]:
         for name, count in case["counts"].items():
             shape = "×".join(map(str, case["shape"]))
             yield f"| {case['case']}, {shape} | {name} | {count['kernels']} | {count['memory'] / 2**20:.0f} MiB |"
+
+
+def decoders(cases: list[Case]) -> Iterator[str]:
+    """The decoder's share of a picture, of models whose guided step and decoder were both timed."""
+    of_model: dict[tuple[str, int], dict[str, float]] = {}
+    for case in cases:
+        for part in (GUIDED_STEP, DECODING):
+            if case["case"].endswith(part):
+                key = case["case"].removesuffix(part), case["shape"][0]
+                of_model.setdefault(key, {})[part] = case["contestants"]["fastdiff"]["median"]
+    both = {key: parts for key, parts in of_model.items() if len(parts) == 2}
+    if not both:
+        return
+    yield "\nThe decoder's share of fastdiff's time, by the guided steps that a sampler takes.\n"
+    yield "| | " + " | ".join(map(str, FEW_STEPS)) + " | the largest part of a call |"
+    yield "|---|" + "---:|" * len(FEW_STEPS) + "---|"
+    for (model, batch), parts in both.items():
+        step, decoder = parts[GUIDED_STEP], parts[DECODING]
+        shares = [f"{decoder / (decoder + n * step):.0%}" for n in FEW_STEPS]
+        most = int(decoder / step)
+        largest = f"the decoder, in {most} or fewer steps" if most else "the UNet, in any number of steps"
+        yield f"| {model}, batch {batch} | {' | '.join(shares)} | {largest} |"
 
 
 def steps(cases: list[Case]) -> Iterator[str]:
@@ -204,6 +235,10 @@ def steps(cases: list[Case]) -> Iterator[str]:
 def title(case: Case) -> str:
     shape = f", {'×'.join(map(str, case['shape']))}" if case["shape"] else ""
     return f"{case['op']}, {case['case']}{shape}"
+
+
+def amount(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def duration(seconds: float) -> str:

@@ -156,7 +156,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         .ADDRESS(UpdateParams, x0_out)
         .def_readwrite("model_input", &UpdateParams::model_input)
         .def_readwrite("key", &UpdateParams::key)
-        .ADDRESS(UpdateParams, nonfinite);
+        .ADDRESS(UpdateParams, nonfinite)
+        .ADDRESS(UpdateParams, deviance);
 
     py::class_<Planes>(m, "Planes")
         .def(py::init([](uintptr_t data, int64_t batch_stride, int64_t channel_stride, int64_t pixel_stride) {

@@ -20,6 +20,9 @@ struct View {
 // Streams of noise that are not a parameter: what add_noise draws and what inpainting adds to the known pixels.
 constexpr uint32_t kAddNoiseStream = 2, kKnownNoiseStream = 3;
 
+// Elements of a sample whose deviances are added up in one tree.
+constexpr int kDevianceBlock = 1024;
+
 // Who draws: sample b has seed seeds[b] and number samples[b], or seed and sample_offset + b where those are null.
 struct NoiseKey {
     const int64_t* seeds = nullptr;
@@ -76,6 +79,9 @@ struct UpdateParams {
     View model_input;
     NoiseKey key;
     int64_t* nonfinite = nullptr;  // lowered to the row's index where a network output is not finite
+    // [rows, batch, ceil(n / kDevianceBlock)], written where the row draws noise: of each block of elements the sum of
+    // z^2 + ln sigma^2, with the learned sigma or 1. csrc/common/row.h
+    float* deviance = nullptr;
 };
 
 // A [batch, channels, pixels] tensor's memory; strides are in elements.

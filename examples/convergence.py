@@ -150,6 +150,7 @@ NOISY = (
     NoisyCase("dpmpp_2m_sde", 2, 80, whole=WHOLE),
     NoisyCase("dpmpp_3m_sde", 2, 80, whole=WHOLE),
     NoisyCase("sa_solver", 2, 80, {"corrector_order": 0}, WHOLE),
+    NoisyCase("flow_sde", 1, 500),
     NoisyCase("restart", 2, 80, {"intervals": ((0.3, 0.8, None, 1),)}),
     NoisyCase("repaint", 1, 500, {"jump_n_sample": 2}),
     NoisyCase("euler", 1, 500, {"s_churn": 4.0}),

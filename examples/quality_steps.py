@@ -1,11 +1,12 @@
 """How many network calls the packaged digits model needs with each sampler.
 
     python examples/quality_steps.py [--samples 500] [--out examples]        about ten minutes on two cores
+    python examples/quality_steps.py --only tuned                            a minute, where the others were made
 
 The Fréchet distance of ``digits_quality.py`` between samples and held-out digits against network calls, for eight
-samplers, and the same distance between two halves of the held-out digits, n samples a side in each. All walk the same
-levels: σ/α from 80 down by Karras et al. 2022, Equation 5, then 0. Writes quality_steps.png, and quality_steps.json
-with the numbers in it.
+samplers and the model's tuned plans (``fastdiff tune``), and the same distance between two halves of the held-out
+digits, n samples a side in each. All but the tuned plans, which have their own, walk the same levels: σ/α from 80 down
+by Karras et al. 2022, Equation 5, then 0. Writes quality_steps.png, and quality_steps.json with the numbers in it.
 
 Euler's ancestral sampler is DDPM's on these levels, so the two curves are one. x̂_0 is clipped, and ddim takes ε from
 the network as it is, euler from the clipped x̂_0: they part, and ddim the more so the more steps there are.
@@ -28,7 +29,7 @@ from fastdiff.files import atomic_write, check_writable
 from fastdiff.training.data import load_digits
 
 CALLS = (5, 10, 15, 20, 30, 50, 100)
-SAMPLERS = ("ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+SAMPLERS = ("ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "tuned")
 HIGH = 80.0
 
 
@@ -40,9 +41,12 @@ def karras(high: float, low: float, steps: int, rho: float = 7.0) -> list[float]
 
 def draw(trained: Any, asked: torch.Tensor, sampler: str, calls: int, seed: int) -> tuple[torch.Tensor, int]:
     """Samples, and the network calls that each took: Heun's steps are two, but for the last."""
-    steps = (calls + 1) // 2 if sampler == "heun" else calls
-    options = {"sigmas": karras(HIGH, trained.sampling["schedule"].sigma_min, steps)}
-    told = trained.arguments(asked, sampler=sampler, steps=None, spacing=None, sampler_options=options)
+    if sampler == "tuned":
+        told = trained.arguments(asked, sampler=sampler, steps=calls)
+    else:
+        steps = (calls + 1) // 2 if sampler == "heun" else calls
+        options = {"sigmas": karras(HIGH, trained.sampling["schedule"].sigma_min, steps)}
+        told = trained.arguments(asked, sampler=sampler, steps=None, spacing=None, sampler_options=options)
     made: list[int] = []
 
     def counted(x: torch.Tensor, t: torch.Tensor, **more: Any) -> Any:
@@ -63,7 +67,7 @@ def measure(count: int, seed: int, names: Sequence[str] = SAMPLERS) -> dict[str,
         real = classifier.features(held_out.images()).numpy()
         for sampler in names:
             curve = found["distances"][sampler] = []
-            for calls in tqdm(CALLS, desc=sampler):
+            for calls in tqdm(sorted(trained.plans) if sampler == "tuned" else CALLS, desc=sampler):
                 samples, made = draw(trained, asked, sampler, calls, seed)
                 features = classifier.features(samples).numpy()
                 distance, between_real, n = frechet_distances(features, asked.numpy(), real, labels)
@@ -76,9 +80,12 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
-    for (sampler, curve), marker in zip(found["distances"].items(), "osD^vP*X", strict=True):
+    for (sampler, curve), marker in zip(found["distances"].items(), "osD^vPhX*", strict=True):
         line = [(point["calls"], point["distance"]) for point in curve]
-        axes.plot(*zip(*line, strict=True), marker=marker, markersize=5, linewidth=1.2, label=sampler)
+        size, width, colour = (12, 2.2, "crimson") if sampler == "tuned" else (5, 1.2, None)
+        axes.plot(
+            *zip(*line, strict=True), marker=marker, markersize=size, linewidth=width, color=colour, label=sampler
+        )
     axes.axhline(found["real"], color="k", linestyle="--", linewidth=1, label="real digits to real digits")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -101,12 +108,24 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500, help="of each sampler and number of calls; at least 250")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--out", type=Path, default=Path("examples"), help="the folder to write to")
+    parser.add_argument(
+        "--only", nargs="+", choices=SAMPLERS, help="samplers to measure; others stay as the file has them"
+    )
     arguments = parser.parse_args()
     if arguments.samples < 250:
         parser.error(f"--samples must be at least 250, 25 a class; got {arguments.samples}")
     numbers = check_writable(arguments.out / "quality_steps.json")
     picture = check_writable(arguments.out / "quality_steps.png")
-    found = measure(arguments.samples, arguments.seed)
+    kept = json.loads(numbers.read_text()) if arguments.only else {"samples": arguments.samples, "seed": arguments.seed}
+    if (kept["samples"], kept["seed"]) != (arguments.samples, arguments.seed):
+        parser.error(f"{numbers} has {kept['samples']} samples of seed {kept['seed']}: leave --only out")
+    found = measure(arguments.samples, arguments.seed, arguments.only or SAMPLERS)
+    if kept.get("real", found["real"]) != found["real"]:
+        parser.error(
+            f"{numbers} was judged by another classifier (real to real {kept['real']}, here {found['real']}): trained "
+            "on another machine or number of threads it has other bits; leave --only out"
+        )
+    found["distances"] = kept.get("distances", {}) | found["distances"]
     with atomic_write(numbers) as file:
         file.write((json.dumps(found, indent=1) + "\n").encode())
     plot(found, picture)

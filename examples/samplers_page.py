@@ -62,6 +62,7 @@ PAPERS = {
     "ipndm": "Zhang & Chen 2023; Liu et al. 2022",
     "sa_solver": "Xue et al. 2023",
     "restart": "Xu et al. 2023",
+    "flow_sde": "Liu et al. 2025",
 }
 
 INTRODUCTION = """\

@@ -13,6 +13,7 @@ from fastdiff.ops import add_noise, randn
 from fastdiff.plan.plan import Plan
 from fastdiff.plan.row import Row
 from fastdiff.sampling.interpolate import interpolate
+from fastdiff.sampling.log_prob import log_prob
 from fastdiff.sampling.sample import sample, sample_iter
 from fastdiff.sampling.state import State
 from fastdiff.schedules.continuous import EDMSchedule, FlowSchedule
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fastdiff.text.load import load
     from fastdiff.text.pipeline import Pipeline
     from fastdiff.training.train import train
+    from fastdiff.tuning.tune import tune
 
 # What needs more than torch (Pillow, matplotlib) is loaded when it is asked for; None is the module itself.
 _LAZY = {
@@ -46,6 +48,7 @@ _LAZY = {
     "save_grid": "fastdiff.images",
     "show": "fastdiff.images",
     "train": "fastdiff.training.train",
+    "tune": "fastdiff.tuning.tune",
 }
 
 __all__ = [
@@ -66,6 +69,7 @@ __all__ = [
     "info",
     "interpolate",
     "load",
+    "log_prob",
     "models",
     "ops",
     "plots",
@@ -83,6 +87,7 @@ __all__ = [
     "show",
     "textbook",
     "train",
+    "tune",
 ]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from fastdiff.checks import check_number
 from fastdiff.files import atomic_write, check_writable
 from fastdiff.pictures.embedded import Layout, png_info, sha256_of, text_of
-from fastdiff.pictures.grid import make_grid, resolve_layout, to_uint8
+from fastdiff.pictures.grid import make_grid, resolve_layout, to_uint8, with_names
 from fastdiff.pictures.recipe import Recipe
 from fastdiff.sampling.state import State
 
@@ -33,21 +33,27 @@ def save_grid(
     columns: int | None = None,
     scale: int | None = None,
     gap: int = 1,
+    names: Sequence[str] = (),
     recipe: Recipe | None = None,
 ) -> Path:
     """Write a batch as one PNG (see `make_grid`); the file appears whole or not at all. Returns its path.
 
+    names: one a row, to stand beside it.
     recipe: how the images were made (``fastdiff.Recipe.of``), to be kept in the file as text, so that
         ``fastdiff.reproduce`` can make them again.
     """
     path = check_writable(path, suffix=".png")
-    picture = make_grid(images, columns=columns, scale=scale, gap=gap)
+    picture, margin = make_grid(images, columns=columns, scale=scale, gap=gap), 0
+    if names:
+        margin = -picture.width
+        picture = with_names(picture, names)
+        margin += picture.width
     about: dict[str, Any] = {}
     if recipe is not None:
         _check_recipe(recipe, images.shape)
         digest = hashlib.sha256()
         sha256_of(images, digest)
-        about["pnginfo"] = png_info(text_of(recipe, _layout(images.shape, columns, scale, gap, digest)))
+        about["pnginfo"] = png_info(text_of(recipe, _layout(images.shape, columns, scale, gap, digest, margin=margin)))
     with atomic_write(path) as file:
         picture.save(file, format="PNG", **about)
     return path
@@ -120,8 +126,6 @@ def _check_recipe(recipe: Any, shape: Sequence[int]) -> None:
         raise ValueError(f"recipe is of images {recipe.shape}; got {list(shape)}")
 
 
-def _layout(
-    shape: Sequence[int], columns: int | None, scale: int | None, gap: int, digest: Any, **of_a_film: Any
-) -> Layout:
+def _layout(shape: Sequence[int], columns: int | None, scale: int | None, gap: int, digest: Any, **more: Any) -> Layout:
     columns, scale, gap = resolve_layout(shape, columns, scale, gap)
-    return Layout(columns=columns, scale=scale, gap=gap, sha256=digest.hexdigest(), **of_a_film)
+    return Layout(columns=columns, scale=scale, gap=gap, sha256=digest.hexdigest(), **more)

@@ -86,6 +86,27 @@ class Affine(nn.Module):
         return x * self.weight + 0.125
 
 
+class TwoParts(nn.Module):
+    """A network with deep features, 0.5x + y + t/1000, that it gives and takes; the same bits on every backend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+        self.calls: list[str] = []
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.forward_deep(x, t, None, 0, y)[0]
+
+    def forward_deep(
+        self, x: Tensor, t: Tensor, deep: Tensor | None, branch: int, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.calls.append("whole" if deep is None else "shallow")
+        wide = (-1, *[1] * (x.ndim - 1))
+        if deep is None:
+            deep = x * self.weight + (t.view(wide) / 1000).to(x.dtype) + (0 if y is None else y.view(wide).to(x.dtype))
+        return deep - x * 0.25, deep
+
+
 def dummy(x: Tensor, t: Tensor) -> Tensor:
     """diffusers' test model."""
     t = t.view(-1, *[1] * (x.ndim - 1))

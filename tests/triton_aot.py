@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import re
 import subprocess
@@ -33,6 +34,7 @@ from triton.runtime.driver import driver
 from fastdiff.noise import NoiseKey
 from fastdiff.ops.add_noise.triton_impl import add_noise
 from fastdiff.ops.randn.triton_impl import randn
+from fastdiff.ops.update.deviance import blocks
 from fastdiff.ops.update.operands import Operands
 from fastdiff.ops.update.triton_impl import Update
 from fastdiff.plan.plan import COLUMNS
@@ -49,7 +51,7 @@ EXACT = ("randn", "add_noise", "update")  # to the bit what the reference comput
 EXACT_SHARED_LIMIT = 48 << 10  # bytes that every chip gives a program without being asked
 OTHERS = (aot_attention, aot_conv, aot_group_norm_silu, aot_conv_epilogue)
 SHAPE = (2, 4, 16, 16)
-FEATURES = ("plain", "drawn", "given")
+FEATURES = ("plain", "drawn", "given", "deviance")
 
 
 class Chip:
@@ -83,7 +85,10 @@ def keys() -> dict[str, NoiseKey]:
 def update(outputs: int, dtype: str, layout: str, features: str) -> None:
     tensors = tuple(empty(dtype, layout) for _ in range(outputs))
     o = Operands(empty(), empty(), torch.zeros(1, len(COLUMNS)), NoiseKey(1), tensors, model_input=empty(dtype, layout))
-    if features != "plain":
+    if features == "deviance":
+        o.variance = empty(dtype, layout) if outputs else None
+        o.deviance = torch.zeros(1, SHAPE[0], blocks(math.prod(SHAPE[1:])))
+    elif features != "plain":
         o.variance = empty(dtype, layout) if outputs else None
         o.anchor, o.anchor_out, o.gradient, o.mask, o.known, o.x0_out = (empty() for _ in range(6))
         o.slots, o.slots_out = [empty() for _ in range(4)], [empty() for _ in range(4)]
@@ -119,7 +124,7 @@ def variants() -> Iterator[tuple[str, Callable[[], None]]]:
 
 ONE_EACH = (
     "randn bf16 channels_last seeds", "add_noise f32 contiguous drawn tensor", "update 3 bf16 contiguous drawn",
-    *(name for module in OTHERS for name in module.ONE_EACH),
+    "update 1 f32 contiguous deviance", *(name for module in OTHERS for name in module.ONE_EACH),
 )  # fmt: skip
 
 

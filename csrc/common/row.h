@@ -78,14 +78,11 @@ FASTDIFF_HD typename L::F predict_x0(typename L::F x, typename L::F m, float p, 
     return x0 * scale;
 }
 
-// exp(y) for |y| <= 87 (clamped there), relative error 1e-7; NaN passes through. Exact operations only, as in normal.h.
+// exp(y) for |y| <= 87, relative error 1e-7; NaN passes through. Exact operations only, as in normal.h.
 template <class L>
-FASTDIFF_HD typename L::F exp_clamped(typename L::F y) {
+FASTDIFF_HD typename L::F exp_in_range(typename L::F y) {
     using F = typename L::F;
     using I = typename L::I;
-    const F top = L::splat(87.0f);
-    y = L::select(L::is_less(top, y), top, y);
-    y = L::select(L::is_less(y, -top), -top, y);
     const F shifted = y * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the rounded exponent
     const F k = shifted - 12582912.0f;
     const F r = (y - k * 0.693359375f) - k * -2.12194440e-4f;
@@ -98,12 +95,24 @@ FASTDIFF_HD typename L::F exp_clamped(typename L::F y) {
     return e * bit_cast<F>((bit_cast<I>(shifted) << 23) + 0x3f800000);
 }
 
-// The factor of z under learned variance: exp of half the interpolated logarithm (Nichol & Dhariwal 2021, Equation 15).
+// ln sigma under learned variance: half the interpolated logarithm (Nichol & Dhariwal 2021, Equation 15), clamped to
+// +-87, beyond which float32 does not hold sigma.
 template <class L>
-FASTDIFF_HD typename L::F learned_sigma(typename L::F v, float log_min, float log_max) {
+FASTDIFF_HD typename L::F learned_log_sigma(typename L::F v, float log_min, float log_max) {
     using F = typename L::F;
-    const F f = (v + 1.0f) * 0.5f;
-    return exp_clamped<L>((f * log_max + (1.0f - f) * log_min) * 0.5f);
+    const F f = (v + 1.0f) * 0.5f, top = L::splat(87.0f);
+    F y = (f * log_max + (1.0f - f) * log_min) * 0.5f;
+    y = L::select(L::is_less(top, y), top, y);
+    return L::select(L::is_less(y, -top), -top, y);
+}
+
+// What one element's draw adds to the deviance, -2 ln p(x' | x) less what a row's every element adds: z^2 + ln sigma^2,
+// for z before it is multiplied by sigma. A block's sum is a tree: element i takes i + 512's, then i + 256's, ... and
+// at last element 0 takes 1's, those beyond the sample's end counting as 0. So it has the same bits however the
+// elements were distributed to lanes and threads.
+template <class L>
+FASTDIFF_HD typename L::F deviance_of(typename L::F z, typename L::F log_sigma) {
+    return z * z + (log_sigma + log_sigma);
 }
 
 }  // namespace fastdiff

@@ -32,8 +32,9 @@ void store_at(float* data, int64_t at, int count, F f) {
 
 FASTDIFF_HD Simd::I not_finite(F f) { return (bit_cast<Simd::I>(f) & 0x7f800000) == 0x7f800000; }
 
-// Elements e .. e + count - 1 of sample b. Returns the lanes whose network output is not finite.
-Simd::I update_vector(const Update& u, int64_t b, int64_t e, int count, F z, F known_z) {
+// Elements e .. e + count - 1 of sample b; their deviances where they are asked for. Returns the lanes whose network
+// output is not finite.
+Simd::I update_vector(const Update& u, int64_t b, int64_t e, int count, F z, F known_z, float* deviance) {
     const UpdateParams& p = u.p;
     const Row& r = u.row;
     const int64_t at = b * p.n + e;
@@ -56,8 +57,12 @@ Simd::I update_vector(const Update& u, int64_t b, int64_t e, int count, F z, F k
         scale = F{} + p.clip[2 * b + 1];
     }
     t.x0 = predict_x0<Simd>(t.x, t.m, r.p, r.q, clip, scale);
-    if (p.variance.data && reads_z(r))
-        t.z = t.z * learned_sigma<Simd>(load(p.variance, b, e, count, p.n), r.log_min, r.log_max);
+    F log_sigma = {};
+    if (p.variance.data && reads_z(r)) {
+        log_sigma = learned_log_sigma<Simd>(load(p.variance, b, e, count, p.n), r.log_min, r.log_max);
+        t.z = t.z * exp_in_range<Simd>(log_sigma);
+    }
+    if (deviance) store_at(deviance, 0, count, deviance_of<Simd>(z, log_sigma));
     if (reads_anchor(r)) t.anchor = load_at(p.anchor, at, count);
     if (reads_slot0(r)) t.slot0 = load_at(p.slots[static_cast<int>(r.read0)], at, count);
     if (reads_slot1(r)) t.slot1 = load_at(p.slots[static_cast<int>(r.read1)], at, count);
@@ -171,8 +176,29 @@ bool is_plain(const UpdateParams& p, const Row& r) {
            !reads_slot2(r);
 }
 
-// Compiled twice: in one function the many vectors of state_vectors would push those of plain rows out of registers.
-template <bool plain>
+// The sum over a block of which `count` elements are there. It is added up in place.
+float deviance_sum(float* block, int64_t count) {
+    int half = kDevianceBlock / 2;
+    while (half > 1 && half >= count) half /= 2;  // these would add zeros
+    std::fill(block + count, block + 2 * half, 0.0f);
+    for (; half >= 2 * W; half /= 4)  // two levels at a time
+        for (int i = 0; i < half / 2; i += W) {
+            const F even = load_at(block, i, W) + load_at(block, i + half, W);
+            const F odd = load_at(block, i + half / 2, W) + load_at(block, i + half / 2 + half, W);
+            store_at(block, i, W, even + odd);
+        }
+    for (; half >= W; half /= 2)
+        for (int i = 0; i < half; i += W) store_at(block, i, W, load_at(block, i, W) + load_at(block, i + half, W));
+    for (; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) block[i] = block[i] + block[i + half];
+    return block[0];
+}
+
+int64_t deviance_blocks(int64_t n) { return (n + kDevianceBlock - 1) / kDevianceBlock; }
+
+// Compiled four times: in one function the many vectors of state_vectors would push those of plain rows out of
+// registers. With deviance, the range begins and ends with a block.
+template <bool plain, bool deviance>
 void update_range(const void* context, int64_t begin, int64_t end) {
     const Update& u = *static_cast<const Update*>(context);
     const UpdateParams p = u.p;  // copies: the compiler knows that no store changes them
@@ -184,29 +210,38 @@ void update_range(const void* context, int64_t begin, int64_t end) {
     const bool draws = uses_z && !p.noise, draws_known = uses_known_z && !p.known_noise;
     Simd::I bad = {};
     F z[kVectors] = {}, known_z[kVectors] = {};
+    alignas(64) float block[deviance ? kDevianceBlock : 1];
+    float* const sums = deviance ? p.deviance + u.index * p.batch * deviance_blocks(p.n) : nullptr;
     for (Cursor at(begin, p.n); at.group < end; at.advance()) {
-        const int64_t b = at.b, first = at.first;
+        const int64_t b = at.b, first = at.first, in_block = first % kDevianceBlock;
         if (draws) normal_group(quads, first, sample_of(p.key, b), draw, stream, seed_of(p.key, b), z);
         if (draws_known)
             normal_group(quads, first, sample_of(p.key, b), draw, kKnownNoiseStream, seed_of(p.key, b), known_z);
         if (whole && first + kGroup <= p.n) {
             if (uses_z && p.noise)
                 for (int j = 0; j < kVectors; ++j) z[j] = load_at(p.noise, b * p.n + first + j * W, W);
+            if constexpr (deviance)
+                for (int j = 0; j < kVectors; ++j) store_at(block, in_block + j * W, W, z[j] * z[j]);  // sigma is 1
             for (int j = 0; j < kVectors; j += 4) {
                 if constexpr (plain)
                     bad |= plain_vectors(p, r, b, first + j * W, z + j);
                 else
                     bad |= state_vectors(p, r, b, first + j * W, z + j);
             }
-            continue;
+        } else {
+            for (int j = 0; j < kVectors; ++j) {
+                const int64_t e = first + j * W;
+                if (e >= p.n) break;
+                const int count = static_cast<int>(std::min<int64_t>(W, p.n - e));
+                if (uses_z && p.noise) z[j] = load_at(p.noise, b * p.n + e, count);
+                if (uses_known_z && p.known_noise) known_z[j] = load_at(p.known_noise, b * p.n + e, count);
+                bad |= update_vector(u, b, e, count, z[j], known_z[j], deviance ? block + in_block + j * W : nullptr);
+            }
         }
-        for (int j = 0; j < kVectors; ++j) {
-            const int64_t e = first + j * W;
-            if (e >= p.n) break;
-            const int count = static_cast<int>(std::min<int64_t>(W, p.n - e));
-            if (uses_z && p.noise) z[j] = load_at(p.noise, b * p.n + e, count);
-            if (uses_known_z && p.known_noise) known_z[j] = load_at(p.known_noise, b * p.n + e, count);
-            bad |= update_vector(u, b, e, count, z[j], known_z[j]);
+        if constexpr (deviance) {
+            const int64_t begins = first - in_block, count = std::min<int64_t>(kDevianceBlock, p.n - begins);
+            if (in_block + kGroup >= count)
+                sums[b * deviance_blocks(p.n) + begins / kDevianceBlock] = deviance_sum(block, count);
         }
     }
     bool any = false;
@@ -219,6 +254,17 @@ void update_range(const void* context, int64_t begin, int64_t end) {
     }
 }
 
+// The same in blocks of deviance, numbered through the batch.
+template <bool plain>
+void update_blocks(const void* context, int64_t begin, int64_t end) {
+    const UpdateParams& p = static_cast<const Update*>(context)->p;
+    const int64_t blocks = deviance_blocks(p.n);
+    const auto first_group = [&](int64_t block) {
+        return block / blocks * groups_in(p.n) + block % blocks * (kDevianceBlock / kGroup);
+    };
+    update_range<plain, true>(context, first_group(begin), first_group(end));
+}
+
 }  // namespace
 
 void update(const UpdateParams& p, int threads) {
@@ -226,8 +272,13 @@ void update(const UpdateParams& p, int threads) {
     const Row& row = reinterpret_cast<const Row*>(p.table)[index];
     const Update u{p, row, index, takes_whole_vectors(p, row)};
     const int64_t grain = reads_z(row) && !p.noise ? kNoiseGrain : kCopyGrain;
-    parallel_for(p.batch * groups_in(p.n), grain / kGroup, threads,
-                 is_plain(p, row) ? update_range<true> : update_range<false>, &u);
+    const bool plain = is_plain(p, row);
+    if (p.deviance && reads_z(row))
+        parallel_for(p.batch * deviance_blocks(p.n), grain / std::clamp<int64_t>(p.n, 1, kDevianceBlock), threads,
+                     plain ? update_blocks<true> : update_blocks<false>, &u);
+    else
+        parallel_for(p.batch * groups_in(p.n), grain / kGroup, threads,
+                     plain ? update_range<true, false> : update_range<false, false>, &u);
 }
 
 }  // namespace FASTDIFF_SIMD

@@ -23,8 +23,10 @@ struct Grid {
     uint32_t multiplier;
     int shift;
 
-    static Grid of(int64_t batch, int64_t n) {
-        Grid grid{n, (n + 3) / 4, 0, 0, 31};
+    // With quads_multiple, a sample's quads are filled up to a multiple of it by some of a count of 0 or less.
+    static Grid of(int64_t batch, int64_t n, int64_t quads_multiple = 1) {
+        const int64_t quads = (n + 3) / 4;
+        Grid grid{n, (quads + quads_multiple - 1) / quads_multiple * quads_multiple, 0, 0, 31};
         grid.units = batch * grid.quads;
         if (grid.units == 0 || grid.units > INT32_MAX) return grid;
         while ((int64_t{1} << (grid.shift - 31)) < grid.quads) ++grid.shift;
@@ -35,7 +37,7 @@ struct Grid {
 
 struct Quad {
     uint32_t b;       // the sample
-    int count;        // 4, but for a sample's end
+    int count;        // 4, but for a sample's end and beyond it
     int64_t e, flat;  // the first element, in the sample and in a contiguous tensor
 };
 

@@ -1,7 +1,8 @@
 // One row of a plan: guidance, x0, clipping, the linear combinations, the noise and the next network input, in one
 // pass.
-#include "cuda/launch.cuh"     // kThreads, cover
-#include "cuda/update_quad.h"  // UpdateLaunch, is_plain, load_update, finish_update
+#include "cuda/deviance_block.h"  // deviance_sum
+#include "cuda/launch.cuh"        // kThreads, cover
+#include "cuda/update_quad.h"     // UpdateLaunch, is_plain, load_update, finish_update
 
 namespace fastdiff {
 
@@ -19,14 +20,17 @@ constexpr int kBlocks = kPlain ? 4 : 3;
 // The row is fetched by the block's first threads while the state's loads, which need no row, are on their way; the
 // barrier hands it to the others. In a captured graph its number is read from device memory (step), so that one graph
 // serves every step.
-template <bool kPlain, bool kWide>
+//
+// With kDeviance a sample's quads are filled up to whole blocks of kThreads, each of which adds up one block of
+// elements.
+template <bool kPlain, bool kWide, bool kDeviance>
 __global__ void __launch_bounds__(kThreads, kBlocks<kPlain>) update_kernel(const __grid_constant__ UpdateLaunch u) {
     __shared__ Row row;
     const int64_t first = threadIdx.x + int64_t{blockIdx.x} * kThreads * kQuads<kPlain>;
     UpdateInputs<kPlain> in[kQuads<kPlain>];
 #pragma unroll
     for (int k = 0; k < kQuads<kPlain>; ++k)
-        if (first + k * kThreads < u.grid.units) load_update<kPlain, kWide>(u, first + k * kThreads, in[k]);
+        if (first + k * kThreads < u.grid.units) load_update<kPlain, kWide, kDeviance>(u, first + k * kThreads, in[k]);
 
     const int64_t index = u.p.step ? __ldg(u.p.step) : u.p.row;
     constexpr int kColumns = sizeof(Row) / sizeof(float);
@@ -36,8 +40,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kPlain>) update_kernel(const
 
     bool bad = false;
 #pragma unroll
-    for (int k = 0; k < kQuads<kPlain>; ++k)
-        if (first + k * kThreads < u.grid.units) bad |= finish_update<kPlain, kWide>(u, row, in[k]);
+    for (int k = 0; k < kQuads<kPlain>; ++k) {
+        if (first + k * kThreads >= u.grid.units) continue;  // with kDeviance that is so of all threads or of none
+        Float4 deviance = {};
+        bad |= finish_update<kPlain, kWide, kDeviance>(u, row, in[k], deviance);
+        if (kDeviance && (kPlain ? row.x.z != 0 : reads_z(row))) {
+            const float sum = deviance_sum(deviance);
+            const int64_t blocks = u.grid.quads / kThreads;
+            if (threadIdx.x == 0)
+                u.p.deviance[(index * u.p.batch + in[k].at.b) * blocks + in[k].at.e / kDevianceBlock] = sum;
+        }
+    }
 
     // One thread of a warp reports, and only what lowers the word: an atomic of every thread would queue at the one
     // address. The ballot names all lanes, so that none may have returned before it.
@@ -49,14 +62,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kPlain>) update_kernel(const
 // ---------------------------------------------------------------------------------------------------------------------
 // launchers
 
+template <bool kDeviance>
+auto kernel_of(bool plain, bool wide) {
+    return plain ? (wide ? update_kernel<true, true, kDeviance> : update_kernel<true, false, kDeviance>)
+                 : (wide ? update_kernel<false, true, kDeviance> : update_kernel<false, false, kDeviance>);
+}
+
 int update_cuda(const UpdateParams& p, void* stream) {
-    const UpdateLaunch u{p, Grid::of(p.batch, p.n), is_wide_state(p)};
+    const UpdateLaunch u{p, Grid::of(p.batch, p.n, p.deviance ? kThreads : 1), is_wide_state(p)};
     if (u.grid.units == 0) return cudaSuccess;
     const bool plain = is_plain(p), wide = u.wide_state && has_wide_views(p);
     unsigned blocks;
     if (!cover(u.grid, plain ? kQuads<true> : kQuads<false>, blocks)) return cudaErrorInvalidConfiguration;
-    const auto kernel = plain ? (wide ? update_kernel<true, true> : update_kernel<true, false>)
-                              : (wide ? update_kernel<false, true> : update_kernel<false, false>);
+    const auto kernel = p.deviance ? kernel_of<true>(plain, wide) : kernel_of<false>(plain, wide);
     kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(u);
     return cudaGetLastError();
 }

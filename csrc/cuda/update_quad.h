@@ -47,22 +47,27 @@ struct UpdateInputs {
     Float4 x, outputs[kOutputs<kPlain>];  // the outputs raw
 };
 
-// kWide promises wide_state and has_wide_views.
-template <bool kPlain, bool kWide>
+// kWide promises wide_state and has_wide_views; with kDeviance a quad may lie beyond the sample.
+template <bool kPlain, bool kWide, bool kDeviance>
 FASTDIFF_HD void load_update(const UpdateLaunch& u, int64_t unit, UpdateInputs<kPlain>& in) {
     const UpdateParams& p = u.p;
     in.at = locate(u.grid, unit);
+    if (kDeviance && in.at.count <= 0) return;
     in.x = load4(p.x, kWide || u.wide_state, in.at);
     FASTDIFF_UNROLL
     for (int i = 0; i < kOutputs<kPlain>; ++i)
         in.outputs[i] = kPlain || i < p.n_outputs ? load_raw4<kWide>(p.outputs[i], in.at, p.n) : Float4{};
 }
 
-// Returns whether a network output is not finite.
-template <bool kPlain, bool kWide>
-FASTDIFF_HD bool finish_update(const UpdateLaunch& u, const Row& r, const UpdateInputs<kPlain>& in) {
+// Returns whether a network output is not finite. kDeviance: writes the elements' deviances, 0 beyond the sample.
+template <bool kPlain, bool kWide, bool kDeviance>
+FASTDIFF_HD bool finish_update(const UpdateLaunch& u, const Row& r, const UpdateInputs<kPlain>& in, Float4& deviance) {
     const UpdateParams& p = u.p;
     const Quad& at = in.at;
+    if (kDeviance) {
+        deviance = {};
+        if (at.count <= 0) return false;
+    }
     const bool wide = kWide || u.wide_state;
     Terms<Float4> t = {};
     t.x = in.x;
@@ -99,10 +104,19 @@ FASTDIFF_HD bool finish_update(const UpdateLaunch& u, const Row& r, const Update
         FASTDIFF_UNROLL
         for (int i = 0; i < 4; ++i) t.x0.v[i] = predict_x0<Scalar>(t.x.v[i], t.m.v[i], r.p, r.q, clip, scale);
     }
+    if (kDeviance) {
+        FASTDIFF_UNROLL
+        for (int i = 0; i < 4; ++i)
+            if (i < at.count) deviance.v[i] = deviance_of<Scalar>(t.z.v[i], 0.0f);
+    }
     if (uses_variance) {
         variance = widen(variance, p.variance.dtype);
         FASTDIFF_UNROLL
-        for (int i = 0; i < 4; ++i) t.z.v[i] *= learned_sigma<Scalar>(variance.v[i], r.log_min, r.log_max);
+        for (int i = 0; i < 4; ++i) {
+            const float log_sigma = learned_log_sigma<Scalar>(variance.v[i], r.log_min, r.log_max);
+            if (kDeviance && i < at.count) deviance.v[i] = deviance_of<Scalar>(t.z.v[i], log_sigma);
+            t.z.v[i] *= exp_in_range<Scalar>(log_sigma);
+        }
     }
 
     Combination c = r.x;

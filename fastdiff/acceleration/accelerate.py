@@ -12,11 +12,18 @@ from fastdiff.acceleration import pipeline
 from fastdiff.acceleration.blocks import Upsample
 from fastdiff.acceleration.known import KNOWN
 from fastdiff.acceleration.network import INSTALLING, RECORD, Network, install, network_of, networks_in
+from fastdiff.acceleration.pipeline import Asked
 from fastdiff.acceleration.report import Accelerated, class_name
 from fastdiff.checks import DTYPES
 
 
-def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_convolutions: bool = False) -> Accelerated:
+def accelerate(
+    target: Any,
+    *,
+    dtype: torch.dtype | str = "auto",
+    exact_convolutions: bool = False,
+    batch_invariant: bool = False,
+) -> Accelerated:
     """Give a network, or a diffusers pipeline's schedulers and networks, their fast path, in place.
 
     Of a network, every module that is known computes the same function in fewer passes over memory: fused GroupNorm
@@ -47,6 +54,14 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_convolut
         exact_convolutions: compute convolutions as they stand. Else those of 3×3 windows may be of transformed weights
             (``ops.conv2d``): equal in exact arithmetic, rounded otherwise, and a number that is not finite spreads
             farther.
+        batch_invariant: promise that an image's bits depend neither on the batch's size, nor on its place in it, nor
+            on the other images, on equal hardware, threads and versions. What a library computes is then called sample
+            by sample, with memory of its own for each (``acceleration/invariance.py``), and so is every module of
+            which nothing is known; the report says which. Tensors that the network is given must have an entry a
+            sample, in the order of its first one, or one for all. A network whose images look at each other, as
+            frames do, no longer does so. With gradients and under autocast its own code runs sample by sample; in
+            training mode and under torch.compile it raises RuntimeError. A pipeline's text and image encoders are
+            called so, too.
 
     Returns:
         What was changed, for printing.
@@ -54,40 +69,42 @@ def accelerate(target: Any, *, dtype: torch.dtype | str = "auto", exact_convolut
     Raises:
         TypeError: for anything else, and for a dtype that is none.
         ValueError: for what is accelerated already with other arguments, in training mode, or has nothing in it that
-            fastdiff knows.
+            fastdiff knows; and where batch_invariant cannot be promised, saying which module and why.
     """
     if not isinstance(dtype, (torch.dtype, str)) or dtype not in ("auto", *DTYPES):
         kind = TypeError if not isinstance(dtype, (torch.dtype, str)) else ValueError
         raise kind(f'dtype must be "auto", torch.float32, torch.bfloat16 or torch.float16; got {dtype!r}')
-    if not isinstance(exact_convolutions, bool):
-        raise TypeError(f"exact_convolutions must be a bool; got {type(exact_convolutions).__name__}")
-    target = _checked(target)
+    for name, value in (("exact_convolutions", exact_convolutions), ("batch_invariant", batch_invariant)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
+    target, asked = _checked(target), Asked(dtype, exact_convolutions, batch_invariant)
     if isinstance(target, nn.Module):
-        return accelerate_network(target, dtype, exact_convolutions)
-    return pipeline.accelerate(target, accelerate_network, _remove, dtype, exact_convolutions)
+        return accelerate_network(target, asked)
+    return pipeline.accelerate(target, accelerate_network, _remove, asked)
 
 
-def accelerate_network(network: nn.Module, dtype: torch.dtype | str, exact: bool) -> Accelerated:
+def accelerate_network(network: nn.Module, asked: Asked) -> Accelerated:
     """``accelerate`` for a network; ValueError says why one cannot be."""
     with INSTALLING:
-        return _accelerate_network(network, dtype, exact)
+        return _accelerate_network(network, asked)
 
 
-def _accelerate_network(network: nn.Module, dtype: torch.dtype | str, exact: bool) -> Accelerated:
+def _accelerate_network(network: nn.Module, asked: Asked) -> Accelerated:
     found = network_of(network)
     if found is not None and found.accelerated is not None:
-        if (found.requested, found.exact) == (dtype, exact):
+        if Asked(found.requested, found.exact, found.invariant) == asked:
             return found.accelerated
+        also = " and batch_invariant=True" if found.invariant else ""
         raise ValueError(
             f"this {type(network).__name__} is accelerated already, with dtype={found.requested!r} and "
-            f"exact_convolutions={found.exact}; restore it first"
+            f"exact_convolutions={found.exact}{also}; restore it first"
         )
     if networks_in(network):
         raise ValueError(f"this {type(network).__name__} is accelerated already, in part; restore that first")
     if network.training:
         raise ValueError(f"this {type(network).__name__} is in training mode; call eval() first")
-    kinds = {name: kind for name, kind in KNOWN.items() if kind is not Upsample} if exact else KNOWN
-    put = install(network, dtype, exact, kinds)
+    kinds = {name: kind for name, kind in KNOWN.items() if kind is not Upsample} if asked.exact else KNOWN
+    put = install(network, asked.dtype, asked.exact, kinds, asked.invariant)
     put.accelerated = Accelerated(class_name(network), networks={"": put.report()})
     return put.accelerated
 

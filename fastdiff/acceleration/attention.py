@@ -74,9 +74,7 @@ class SelfAttention(Block):
     def bind(self, x: Tensor) -> tuple[Any, Tensor]:
         """The block for tensors like x, and its result for x."""
         m, store = self.module, self.store(x)
-        if "joined" not in store:
-            store["joined"] = _joined((m.to_q, m.to_k, m.to_v))
-        weight, bias = (wide(t, x.dtype) for t in store["joined"])
+        weight, bias = (wide(t, x.dtype) for t in _joined((m.to_q, m.to_k, m.to_v)))
         out = m.to_out[0]
         norm = m.group_norm.forward.bind(x, silu=False)
         h = norm(x, None, None)
@@ -112,7 +110,7 @@ class SelfAttention(Block):
 
 @torch.no_grad()
 def _joined(linear: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
-    """The weights and biases of layers that read the same tensor, one below the other."""
+    """The weights and biases of layers that read the same tensor, one below the other; packed forms alone are kept."""
     weight = torch.cat([layer.weight.detach() for layer in linear])
     if all(layer.bias is None for layer in linear):
         return weight, None
@@ -127,6 +125,7 @@ class Attention(Block):
     """
 
     summary = "one projection to q, k and v; a prompt's keys and values kept from step to step"
+    summary_alone = "one projection to q, k and v"  # a sample's prompt is a tensor of its own, made for each call
     reads = ("processor", *SelfAttention.reads, "scale_qk", "spatial_norm", "norm_q", "norm_k", "norm_cross",
              "add_k_proj", "add_q_proj", "fused_projections")  # fmt: skip
 
@@ -192,9 +191,7 @@ class Attention(Block):
     def bind_self(self, x: Tensor) -> Any:
         """Self-attention of tokens like x: call(x, None), without the residual."""
         m, store = self.module, self.store(x)
-        if "joined" not in store:
-            store["joined"] = _joined((m.to_q, m.to_k, m.to_v))
-        to_qkv = bind_linear(x, *store["joined"], packed=store.setdefault("qkv", {}))
+        to_qkv = bind_linear(x, *_joined((m.to_q, m.to_k, m.to_v)), packed=store.setdefault("qkv", {}))
         widths = [layer.out_features for layer in (m.to_q, m.to_k, m.to_v)]
         heads = m.heads
 
@@ -210,10 +207,8 @@ class Attention(Block):
         """Attention from tokens like x to a prompt like ``prompt``: call(x, prompt), without the residual."""
         m, store = self.module, self.store(x)
         dtype, heads = self.network.dtype, m.heads
-        if "both" not in store:
-            store["both"] = _joined((m.to_k, m.to_v))
         to_q = bind_linear(x, m.to_q.weight, m.to_q.bias, packed=store.setdefault("q", {}))
-        to_kv = bind_linear(self.taken(prompt), *store["both"], packed=store.setdefault("kv", {}))
+        to_kv = bind_linear(self.taken(prompt), *_joined((m.to_k, m.to_v)), packed=store.setdefault("kv", {}))
 
         def split(t: Tensor) -> Tensor:
             return t.unflatten(2, (heads, -1)).transpose(1, 2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastdiff.acceleration.layers import Conv, GroupNorm
+from fastdiff.acceleration.layers import LIBRARY, Conv, GroupNorm
 from fastdiff.acceleration.module import ADDRESS, StandIn, hooked, stand_in_of, unusual, wide
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Resnet(Block):
     """
 
     summary = "GroupNorm and SiLU in one pass that adds the embedding and reads the skip; residual summed as stored"
+    of_batch = LIBRARY
     reads = ("output_scale_factor", "time_embedding_norm", "skip_time_act", "upsample", "downsample")
     number: int  # among the network's blocks that take the time embedding
 
@@ -136,6 +137,7 @@ class Up(StandIn):
     """Residual blocks that each read x and a skip connection, which are not copied side by side; then up-sampling."""
 
     summary = "skip connections read where they are"
+    of_batch = ""
 
     @classmethod
     def unsupported_reason(cls, module: Any) -> str | None:
@@ -159,7 +161,12 @@ class Up(StandIn):
         return block.run(x, temb, skip)
 
     def run(self, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
-        for (resnet, attention), skip in zip(self.pairs, skips, strict=True):
+        deep = self.network.local.deep
+        if deep is not None and deep.leaves_out(self.module):
+            return x
+        for i, ((resnet, attention), skip) in enumerate(zip(self.pairs, skips, strict=True)):
+            if deep is not None and (x := deep.before(self.module, i, x)) is None:
+                continue
             x = attention(self.residual(resnet, x, temb, skip))
         for upsample in self.module.upsamplers:
             x = upsample(x)
@@ -178,8 +185,14 @@ class DiffusersUp(Up):
     ) -> Tensor:
         m, x = self.module, hidden_states
         if freeu(m) or len(res_hidden_states_tuple) < len(self.pairs):
-            return self.original(x, res_hidden_states_tuple, temb, upsample_size)
-        for (resnet, attention), skip in zip(self.pairs, reversed(res_hidden_states_tuple), strict=False):
+            return self.network.by_sample(self.original, (x, res_hidden_states_tuple, temb, upsample_size))
+        deep = self.network.local.deep
+        if deep is not None and deep.leaves_out(m):
+            return x
+        skips = reversed(res_hidden_states_tuple)
+        for i, ((resnet, attention), skip) in enumerate(zip(self.pairs, skips, strict=False)):
+            if deep is not None and (x := deep.before(m, i, x)) is None:
+                continue
             x = self.residual(resnet, x, temb, skip)
             if attention is not None:
                 x = attention(x)
@@ -204,11 +217,15 @@ class CrossAttentionUp(Up):
     ) -> Tensor:
         m, x = self.module, hidden_states
         if freeu(m) or len(res_hidden_states_tuple) < len(self.pairs):
-            return self.original(
-                x, res_hidden_states_tuple, temb, encoder_hidden_states, cross_attention_kwargs, upsample_size,
-                attention_mask, encoder_attention_mask,
-            )  # fmt: skip
-        for (resnet, attention), skip in zip(self.pairs, reversed(res_hidden_states_tuple), strict=False):
+            rest = encoder_hidden_states, cross_attention_kwargs, upsample_size, attention_mask, encoder_attention_mask
+            return self.network.by_sample(self.original, (x, res_hidden_states_tuple, temb, *rest))
+        deep = self.network.local.deep
+        if deep is not None and deep.leaves_out(m):
+            return x
+        skips = reversed(res_hidden_states_tuple)
+        for i, ((resnet, attention), skip) in enumerate(zip(self.pairs, skips, strict=False)):
+            if deep is not None and (x := deep.before(m, i, x)) is None:
+                continue
             x = self.residual(resnet, x, temb, skip)
             x = attention(
                 x, encoder_hidden_states=encoder_hidden_states, cross_attention_kwargs=cross_attention_kwargs,
@@ -228,6 +245,7 @@ class Upsample(Block):
     """Nearest-neighbour doubling and a 3x3 convolution on the small grid, where there is a kernel for that."""
 
     summary = "the doubled image is not made: 4/9 of the multiplications, or 1/4 by Winograd's"
+    of_batch = LIBRARY
     reads = ("use_conv", "use_conv_transpose", "interpolate", "norm")
 
     @classmethod
@@ -267,6 +285,7 @@ class Downsample(Block):
     """A convolution of stride 2, whose zeros at the right and the bottom are not stored where the kernel adds them."""
 
     summary = "no padded copy"
+    of_batch = LIBRARY
     reads = ("padding", "use_conv", "norm")
 
     @classmethod

@@ -10,7 +10,7 @@ from torch import nn
 from fastdiff.acceleration.attention import Attention, SelfAttention
 from fastdiff.acceleration.blocks import CrossAttentionUp, DiffusersUp, Downsample, Resnet, Up, Upsample
 from fastdiff.acceleration.layers import Conv, GroupNorm, LayerNorm, Linear, Sequential
-from fastdiff.acceleration.module import StandIn, replaced_method
+from fastdiff.acceleration.module import Single, StandIn, replaced_method
 from fastdiff.acceleration.time_embedding import TimeEmbedding, TimeProjection
 
 # By the exact class's full name: a subclass, or a class of that name elsewhere, may compute something else.
@@ -113,15 +113,16 @@ def is_whole(root: nn.Module, stand_ins: dict[nn.Module, StandIn]) -> bool:
     if name_of(root) not in (*UNETS, *AUTOENCODERS):
         return False
     for m in inside_out(root):
-        if m in stand_ins:
-            if stand_ins[m].reason is not None:
+        stand_in = stand_ins.get(m)
+        if stand_in is not None and not isinstance(stand_in, Single):
+            if stand_in.reason is not None:
                 return False
         elif name_of(m) in EMBEDDINGS:
             continue
         elif (
             any(True for _ in m.parameters(recurse=False))
             or name_of(m).split(".")[0] not in PACKAGES
-            or "forward" in m.__dict__
+            or m.__dict__.get("forward") is not stand_in
             or getattr(m, "_compiled_call_impl", None) is not None
         ):
             return False

@@ -21,6 +21,9 @@ SMALL_POINTWISE = 1 << 15
 SMALL_LINEAR = 1 << 17
 
 
+LIBRARY = "library's convolutions sample by sample"  # in a batch-invariant network; Winograd's are of all samples
+
+
 class Layer(StandIn):
     """A layer with a weight and a bias. Amid code that is not known its result has its input's dtype."""
 
@@ -36,6 +39,7 @@ class Conv(Layer):
     """A convolution with packed weights."""
 
     summary = "weights packed or transformed once, channels_last"
+    of_batch = LIBRARY
     reads = ("stride", "padding", "dilation", "groups", "padding_mode")
 
     @classmethod
@@ -74,6 +78,7 @@ class Conv(Layer):
         arguments = {
             "bias": m.bias, "stride": m.stride, "padding": m.padding, "dilation": m.dilation, "groups": m.groups,
             "residual": residual, "exact": self.network.exact, "packed": self.store(x),
+            "batch_invariant": self.network.takes_batches,
         } | instead  # fmt: skip
         arguments["bias"] = wide(arguments["bias"], x.dtype)
         return bind_conv2d(x, wide(m.weight, x.dtype), **arguments)
@@ -108,6 +113,7 @@ class GroupNorm(Layer):
     """GroupNorm in one pass over memory, and SiLU after it where the network's own code reads it by a SiLU alone."""
 
     summary = "one fused pass"
+    of_batch = "a group's sums are its own"
     reads = ("num_groups", "eps")
     silu = False  # whether the SiLU at ``known.py``'s TAILS is done here
 
@@ -134,7 +140,8 @@ class GroupNorm(Layer):
         """The norm of tensors like x: call(x, x2, add), as ``ops.group_norm_silu`` has them."""
         m = self.module
         weight, bias = wide(m.weight, x.dtype), wide(m.bias, x.dtype)
-        return bind_group_norm_silu(x, weight, bias, m.num_groups, m.eps, x2=x2, add=add, silu=silu)
+        backend = "native" if self.network.takes_batches else "auto"
+        return bind_group_norm_silu(x, weight, bias, m.num_groups, m.eps, x2=x2, add=add, silu=silu, backend=backend)
 
 
 class LayerNorm(Layer):
@@ -169,11 +176,12 @@ class AbsorbedSiLU(StandIn):
     """A SiLU whose work the GroupNorm before it has done, where its input is that norm's result."""
 
     summary = "done by the GroupNorm before it"
+    of_batch = ""
 
     def run(self, input: Tensor) -> Tensor:
         if self.network.local.activated is input:
             return input
-        return F.silu(input)
+        return self.network.by_sample(F.silu, (input,))
 
 
 class Sequential(StandIn):

@@ -31,13 +31,17 @@ class StandIn(ABC):
     Attributes:
         summary: what it does, for the report.
         reads: the module's attributes that ``run`` or a bound call relies on.
+        of_batch: how ``run`` keeps a sample's bits from depending on the batch, in a batch-invariant network, for the
+            report; None where it does not, so that it is called sample by sample.
         reason: why the module's own code runs instead, or None.
         bound: the calls that were bound, by the layout of their tensors; replaced as a whole when weights change.
         packed: weights in another form, shared by the bound calls; likewise.
     """
 
     summary: ClassVar[str]
+    summary_alone: ClassVar[str | None] = None  # where another is true of one sample at a time
     reads: ClassVar[tuple[str, ...]] = ()
+    of_batch: ClassVar[str | None] = None
     reason: str | None
 
     def __init__(self, module: Any, network: Network) -> None:
@@ -68,11 +72,11 @@ class StandIn(ABC):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return self.original(*args, **kwargs)
+            return self.outside(args, kwargs)
         if not self.network.local.inside:
             return self.network.enter(self, args, kwargs)
         if self.reason is not None:
-            return self.original(*args, **kwargs)
+            return self.network.by_sample(self.original, args, kwargs)
         if list(map(ADDRESS, self.weights)) != self.addresses:
             return self.own(args, kwargs)
         if kwargs:
@@ -80,7 +84,15 @@ class StandIn(ABC):
             if arranged is None:
                 return self.own(args, kwargs)
             args = arranged
+        if self.of_batch is None or self.network.apart is not None:
+            return self.network.by_sample(self.run, args)
         return self.run(*args)
+
+    def outside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``original`` in a call that stand-ins do not serve; in a batch-invariant network sample by sample."""
+        if not self.network.invariant:
+            return self.original(*args, **kwargs)
+        return self.network.outside(self, args, kwargs)
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
@@ -104,12 +116,13 @@ class StandIn(ABC):
         """``original`` amid tensors of the network's dtype, which its parameters may not have; in a network that is not
         known as a whole, the tensors around have the dtype that the module's own code expects.
         """
+        by_sample = self.network.by_sample
         if not self.network.whole:
-            return self.original(*args, **kwargs)
+            return by_sample(self.original, args, kwargs)
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), self.network.dtype)
         if dtype == self.network.dtype:
-            return self.original(*args, **kwargs)
-        return cast(self.original(*cast(args, dtype), **cast(kwargs, dtype)), self.network.dtype)
+            return by_sample(self.original, args, kwargs)
+        return cast(by_sample(self.original, cast(args, dtype), cast(kwargs, dtype)), self.network.dtype)
 
     def taken(self, x: Tensor) -> Tensor:
         """A tensor of another dtype in the network's."""
@@ -149,6 +162,25 @@ class StandIn(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"bound": {}, "packed": {}, "weights": [], "addresses": []}
+
+
+class Single(StandIn):
+    """A module of which nothing is known, in a network that its other modules serve batch by batch."""
+
+    summary = "its own code"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return self.outside(args, kwargs)
+        if not self.network.local.inside:
+            return self.network.enter(self, args, kwargs)
+        return self.network.by_sample(self.original, args, kwargs)
+
+    def run(self, *args: Any) -> Any:
+        return self.original(*args)
+
+    def look(self) -> None:
+        """Nothing is bound to its weights."""
 
 
 @lru_cache(maxsize=256)
@@ -226,10 +258,12 @@ def unusual(*modules: Any) -> str | None:
     return None
 
 
-def own_replica(module: nn.Module) -> nn.Module:
+def own_replica(module: nn.Module, invariant: bool = False) -> nn.Module:
     """What ``nn.DataParallel`` makes of a module for another device, with the module's own code: a stand-in is bound to
     the weights of the one module.
     """
+    if invariant:
+        raise RuntimeError("a batch_invariant network has no replicas: nn.DataParallel runs its own code on a batch")
     replica = type(module)._replicate_for_data_parallel(module)
     for name in ("forward", REPLICATE):
         replica.__dict__.pop(name, None)

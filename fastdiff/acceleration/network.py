@@ -14,6 +14,14 @@ from torch.nn.modules import module as nn_module
 
 from fastdiff.acceleration.blocks import Block, Resnet
 from fastdiff.acceleration.guard import Guard
+from fastdiff.acceleration.invariance import (
+    batch_of,
+    each,
+    reason_apart,
+    reason_for_kernels,
+    refusal,
+    unknown_in,
+)
 from fastdiff.acceleration.known import (
     AUTOENCODERS,
     EMBEDDINGS,
@@ -31,7 +39,16 @@ from fastdiff.acceleration.known import (
     reason_of,
 )
 from fastdiff.acceleration.layers import AbsorbedSiLU, GroupNorm, Layer
-from fastdiff.acceleration.module import REPLICATE, StandIn, cast, hooked, own_replica, replaced_method, stand_in_of
+from fastdiff.acceleration.module import (
+    REPLICATE,
+    Single,
+    StandIn,
+    cast,
+    hooked,
+    own_replica,
+    replaced_method,
+    stand_in_of,
+)
 from fastdiff.acceleration.report import Accelerated, NetworkReport, Rows
 from fastdiff.acceleration.time_embedding import PlannedEmbeddings, TimeEmbedding, TimeEmbeddings, TimeProjection
 from fastdiff.checks import DTYPES
@@ -49,9 +66,12 @@ class Local(threading.local):
     version: Any = None
     rows: Any = None
     planned: Any = None  # the row of PlannedEmbeddings that the sampler has reached, and the epoch that it belongs to
+    deep: Any = None  # what the blocks of a call that keeps or takes deep features ask (acceleration.deep)
     entered = False  # by the network's own forward, or a part's that is called by itself, such as a decoder
     activated: Any = None  # the result of a GroupNorm that did the work of the SiLU after it
     prompt: Any = (None, None)  # the prompt of this call and its number
+    batch = 0  # samples of this call of a batch-invariant network
+    alone = False  # one of them is computed by itself
 
     def clear(self) -> None:
         self.inside = self.entered = False
@@ -73,16 +93,18 @@ class Entry(StandIn):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         network = self.network
         if torch.compiler.is_compiling():
-            return self.original(*args, **kwargs)
+            return self.outside(args, kwargs)
         if network.local.inside:
             return self._inside(args, kwargs)
         if torch.is_grad_enabled():  # what asks for a gradient may be hidden in a hook, a list or a closure
             network.stale = True
-            return self.original(*args, **kwargs)
+            return self.outside(args, kwargs)
         return network.enter(self, args, kwargs)
 
     def _inside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        out = self.original(*args, **kwargs) if self.inner is None else self.inner(*args, **kwargs)
+        call = self.original if self.inner is None else self.inner
+        whole = self.network.apart is None
+        out = call(*args, **kwargs) if whole else self.network.by_sample(call, args, kwargs, given=True)
         return self.network.as_given(out, args, kwargs)
 
     def look(self) -> None:
@@ -107,10 +129,18 @@ class Network:
             layer's result has its input's dtype, whatever it computes in.
         stand_ins: by module, the inner before the outer.
         stale: whether the network recorded gradients or was trained since the weights were looked at.
+        invariant: whether a sample's bits are promised to be the same in every batch (invariance.py).
+        apart: why an invariant network is called sample by sample as a whole; None where parts of it alone are.
+        refused: why that promise cannot be kept of the network as it is now, or None.
     """
 
-    def __init__(self, root: nn.Module, requested: torch.dtype | str, exact: bool, kinds: dict[str, Any]) -> None:
+    def __init__(
+        self, root: nn.Module, requested: torch.dtype | str, exact: bool, kinds: dict[str, Any], invariant: bool
+    ) -> None:
         self.root, self.requested, self.exact, self.kinds = root, requested, exact, kinds
+        self.invariant = invariant
+        self.apart: str | None = None
+        self.refused: str | None = None
         self.number = next(_numbers)  # no other network's, in this process
         self.epoch = 0  # a graph's key: another one means other weights or other stand-ins
         self.local, self.lock = Local(), threading.RLock()
@@ -158,7 +188,11 @@ class Network:
                 if name_of(part) in TIMES and "forward" not in part.__dict__:
                     self._put(part, TIMES[name_of(part)](part, self))
         self._absorb()
-        if not self.stand_ins:
+        if self.invariant:
+            for part in [m for entry in _entries(self.root) for m in unknown_in(entry, self.stand_ins)]:
+                if part not in _entries(self.root) and "forward" not in part.__dict__:
+                    self._put(part, Single(part, self))
+        elif not self.stand_ins:
             what = f"nothing in this {type(self.root).__name__} is known to fastdiff"
             raise ValueError(f"{what}{' and would be faster' if self.left else ''}, so nothing was changed")
         for part in _entries(self.root):
@@ -167,6 +201,9 @@ class Network:
             self._put(part, entry)
         self.root.__dict__[RECORD] = self
         self.renew()
+        if self.refused is not None:
+            self.remove()
+            raise ValueError(f"batch_invariant cannot be promised of this {type(self.root).__name__}: {self.refused}")
 
     def _needed(self) -> set[nn.Module]:
         """The modules that get a stand-in whether or not that alone is faster: all, where the whole network is known
@@ -179,7 +216,16 @@ class Network:
 
     def _put(self, module: nn.Module, stand_in: StandIn) -> None:
         module.__dict__["forward"] = self.stand_ins[module] = stand_in
-        module.__dict__.setdefault(REPLICATE, partial(own_replica, module))
+        module.__dict__.setdefault(REPLICATE, partial(own_replica, module, self.invariant))
+
+    def add(self, kinds: dict[nn.Module, type[StandIn]]) -> None:
+        """Put further stand-ins in, where modules have none and are as their class has them."""
+        with INSTALLING:
+            new = {m: kind for m, kind in kinds.items() if m not in self.stand_ins and reason_of(m, kind) is None}
+            for module, kind in new.items():
+                self._put(module, kind(module, self))
+            if new:
+                self.renew()
 
     def _absorb(self) -> None:
         """The SiLU at the end of networks whose own forward reads their last GroupNorm by it alone."""
@@ -215,17 +261,73 @@ class Network:
     def enter(self, stand_in: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The outermost call of a stand-in: compare what was assumed, then run."""
         if self.removed or self.unsuitable(args, kwargs):
-            return stand_in.original(*args, **kwargs)
+            return stand_in.outside(args, kwargs)
         if self.root.training:
             self.stale = True
-            return stand_in.original(*args, **kwargs)
+            return stand_in.outside(args, kwargs)
         self.check(stand_in.module)
         local = self.local
+        if self.invariant:
+            self._promise()
+            local.batch = batch_of(stand_in, args, kwargs)
         local.inside, local.entered = True, isinstance(stand_in, Entry)
         try:
             return self.as_given(stand_in(*args, **kwargs), args, kwargs)
         finally:
             local.clear()
+
+    # ---- of a batch-invariant network
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether it is a batch-invariant network of which parts are given a whole batch."""
+        return self.invariant and self.apart is None
+
+    def by_sample(
+        self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, given: bool = False
+    ) -> Any:
+        """``call(*args, **kwargs)``; in a batch-invariant network of each sample alone, unless one is already.
+
+        given: these are the network's own arguments, whose tensors must have an entry a sample, or one for all.
+        """
+        local, kwargs = self.local, kwargs or {}
+        if not self.invariant or local.alone or not local.batch:
+            return call(*args, **kwargs)
+        local.alone = True
+        try:
+            return each(call, args, kwargs, local.batch, type(self.root).__name__, not given)
+        finally:
+            local.alone = False
+
+    def outside(self, stand_in: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module's own code sample by sample, where stand-ins do not serve: gradients are recorded, say."""
+        if self.removed or self.local.alone:
+            return stand_in.original(*args, **kwargs)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or _transformed():
+            raise RuntimeError(
+                "a batch_invariant network is not compiled, traced or transformed, which would compute a whole batch "
+                "at once; fastdiff.restore it first"
+            )
+        self._promise()
+        self.local.batch = batch_of(stand_in, args, kwargs)
+        return self.by_sample(stand_in.original, args, kwargs, given=True)
+
+    def _promise(self) -> None:
+        """RuntimeError where a sample's bits would depend on the batch, or on what was measured."""
+        why = self.refused
+        if self.root.training:
+            why = "it is in training mode; call eval()"
+        elif torch.backends.cudnn.benchmark and _device(self.root).type == "cuda":
+            why = "torch.backends.cudnn.benchmark chooses its convolutions by what was fastest once"
+        if why is not None:
+            raise RuntimeError(f"batch_invariant cannot be promised of this {type(self.root).__name__}: {why}")
+
+    def _settle(self) -> None:
+        """Look which parts may be given a whole batch."""
+        entries = _entries(self.root)
+        reasons = [reason_for_kernels(_device(self.root)), *(reason_apart(part, self.stand_ins) for part in entries)]
+        self.apart = next(filter(None, reasons), None)
+        self.refused = refusal(self.root, entries)
 
     def as_given(self, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A result for the world outside: in the dtype of what went in, where all inside has the network's."""
@@ -273,6 +375,8 @@ class Network:
             for module in self.root.modules():
                 if name_of(module) in TAILS:
                     self._tail(module)
+            if self.invariant:
+                self._settle()
             self.whole = False
             known = is_whole(self.root, self.stand_ins)
             self.dtype = self._choose_dtype(known)
@@ -285,7 +389,7 @@ class Network:
             self.guards[self.root] = Guard(self.root, self.stand_ins)
 
     def _reason(self, module: nn.Module, stand_in: StandIn) -> str | None:
-        if isinstance(stand_in, Entry):
+        if isinstance(stand_in, (Entry, Single)):
             return None
         forward = module.__dict__.get("forward")
         if forward is not stand_in and getattr(forward, "inner", None) is not stand_in:
@@ -348,6 +452,8 @@ class Network:
     def prompt_number(self, prompt: Tensor) -> int | None:
         """A number for a prompt, the same for as long as its numbers are; None where that cannot be told cheaply."""
         local = self.local
+        if self.invariant:
+            return None  # each sample's is a tensor of its own, made for the call
         if local.prompt[0] is prompt:
             return local.prompt[1]
         number = None
@@ -414,8 +520,17 @@ class Network:
         used = {m: s for m, s in self.stand_ins.items() if s.reason is None}
         inside = {part for m, s in used.items() if isinstance(getattr(s, "inner", s), WHOLE) for part in m.modules()}
         inside -= {m for m, s in used.items() if isinstance(getattr(s, "inner", s), WHOLE)}
-        found = Counter((type(m).__name__, s.summary) for m, s in used.items() if m not in inside)
+        found = Counter((type(m).__name__, self._does(s)) for m, s in used.items() if m not in inside)
         return tuple((kind, count, summary) for (kind, summary), count in found.items())
+
+    def _does(self, stand_in: StandIn) -> str:
+        """What a stand-in does; in an invariant network also how its batches are computed."""
+        inner: StandIn = getattr(stand_in, "inner", None) or stand_in
+        summary = (self.invariant and inner.summary_alone) or stand_in.summary
+        if not self.takes_batches or isinstance(inner, Entry):
+            return summary
+        how = "sample by sample" if inner.of_batch is None else inner.of_batch
+        return f"{summary}; {how}" if how else summary
 
     def reasons(self) -> Rows:
         """(class, how many, why) of what is as it was."""
@@ -441,11 +556,12 @@ _numbers = itertools.count(1)
 
 
 def install(
-    module: nn.Module, dtype: torch.dtype | str = "auto", exact: bool = False, kinds: dict[str, Any] = KNOWN
-) -> Network:
-    """Put stand-ins into a network; raises ValueError where nothing is known."""
+    module: nn.Module, dtype: torch.dtype | str = "auto", exact: bool = False, kinds: dict[str, Any] = KNOWN,
+    invariant: bool = False,
+) -> Network:  # fmt: skip
+    """Put stand-ins into a network; raises ValueError where nothing is known, or the promise cannot be kept."""
     with INSTALLING:
-        return Network(module, dtype, exact, kinds)
+        return Network(module, dtype, exact, kinds, invariant)
 
 
 def network_of(module: Any) -> Network | None:

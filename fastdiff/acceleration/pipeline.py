@@ -5,26 +5,36 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from fastdiff.acceleration.network import RECORD, Network, network_of
-from fastdiff.acceleration.report import Accelerated, class_name
+from fastdiff.acceleration.network import RECORD, Network, install, network_of, networks_in
+from fastdiff.acceleration.report import Accelerated, NetworkReport, class_name
 
 # Components that run once a prompt or once an image beside the network, and are left to their own library.
 BESIDE = ("text_encoder", "image_encoder", "safety_checker", "feature_extractor", "prior_text", "image_normalizer")
 
+ENCODERS = ("text_encoder", "image_encoder")  # of them, those that a batch-invariant pipeline calls sample by sample
+
 # Pipelines that edit a scheduler's past outputs.
 EDITING = ("ChronoEditPipeline", "LEditsPPPipelineStableDiffusion", "LEditsPPPipelineStableDiffusionXL")
+
+
+class Asked(NamedTuple):
+    """The arguments of ``accelerate``."""
+
+    dtype: torch.dtype | str
+    exact: bool
+    invariant: bool
 
 
 @dataclass
 class Record:
     """What was put into a pipeline, by which arguments; kept on the pipeline itself."""
 
-    arguments: tuple[Any, ...]
+    arguments: Asked
     schedulers: dict[str, tuple[Any, Any]]  # what was there, and ours
     networks: list[Network]  # that this pipeline's accelerate changed
     report: Accelerated
@@ -33,10 +43,9 @@ class Record:
 
 def accelerate(
     pipe: Any,
-    accelerate_network: Callable[[nn.Module, Any, bool], Accelerated],
+    accelerate_network: Callable[[nn.Module, Asked], Accelerated],
     remove: Callable[[Network], None],
-    dtype: torch.dtype | str,
-    exact: bool,
+    asked: Asked,
 ) -> Accelerated:
     """``fastdiff.accelerate`` for a pipeline, which is begun anew where a component was exchanged since."""
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -45,11 +54,11 @@ def accelerate(
 
     record = pipe.__dict__.get(RECORD)
     if record is not None:
-        if record.arguments == (dtype, exact) and record.components == _components(pipe):
+        if record.arguments == asked and record.components == _components(pipe):
             return record.report
-        if record.arguments == (dtype, exact):  # something was exchanged since
+        if record.arguments == asked:  # something was exchanged since
             restore(pipe, record, remove)
-            return accelerate(pipe, accelerate_network, remove, dtype, exact)
+            return accelerate(pipe, accelerate_network, remove, asked)
         raise ValueError(f"this {type(pipe).__name__} is accelerated already, with other arguments; restore it first")
     kept: dict[str, str] = {}
     schedulers = {}
@@ -68,19 +77,28 @@ def accelerate(
                 schedulers[name] = scheduler, new
             else:
                 kept[name] = f"{class_name(scheduler)}, since {why}"
-    reports, networks = {}, []
+    reports: dict[str, NetworkReport] = {}
+    networks: list[Network] = []
     for name, network in _networks(pipe).items():
+        if asked.invariant and name.startswith(ENCODERS) and network_of(network) is None:
+            networks.append(install(network, kinds={}, invariant=True))
+            reports[name] = networks[-1].report()
+            continue
         if name.startswith(BESIDE):
             kept[name] = f"{class_name(network)}, which runs beside the steps"
             continue
         before = network_of(network)
         try:
-            reports[name] = accelerate_network(network, dtype, exact).networks[""]
+            reports[name] = accelerate_network(network, asked).networks[""]
         except ValueError as error:
+            if asked.invariant:  # a promise that one of them breaks is none
+                for put in networks:
+                    remove(put)
+                raise
             kept[name] = f"{class_name(network)}, since {error}"
             continue
         if before is None:
-            networks.append(network_of(network))
+            networks.append(networks_in(network)[0])
     if not schedulers and not reports:
         found = "; ".join(f"{name} is {what}" for name, what in kept.items()) or "it has no scheduler"
         raise ValueError(f"fastdiff has nothing for this {type(pipe).__name__}: {found}")
@@ -88,8 +106,7 @@ def accelerate(
         setattr(pipe, name, new)
     changed = {name: (class_name(old), class_name(new)) for name, (old, new) in schedulers.items()}
     report = Accelerated(class_name(pipe), changed, kept, reports)
-    put = [network for network in networks if network is not None]
-    pipe.__dict__[RECORD] = Record((dtype, exact), schedulers, put, report, _components(pipe))
+    pipe.__dict__[RECORD] = Record(asked, schedulers, networks, report, _components(pipe))
     return report
 
 

@@ -50,7 +50,12 @@ class NetworkReport:
 
     def title(self) -> str:
         """The network and how it computes."""
-        return f"{self.what}, computing in {str(self.dtype).removeprefix('torch.')}, channels_last"
+        told = f"{self.what}, computing in {str(self.dtype).removeprefix('torch.')}, channels_last"
+        if not self._network.invariant:
+            return told
+        apart = self._network.apart
+        how = "" if apart is None else f"; called sample by sample, since {apart}"
+        return f"{told}, the same bits of an image in every batch{how}"
 
     def rows(self) -> list[tuple[int, str, str]]:
         """(how many, class, what they do or why they are as they were)."""

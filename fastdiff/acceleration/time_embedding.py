@@ -49,7 +49,8 @@ class TimeEmbeddings:
         # An embedding that is written to between two blocks is another one; inference tensors cannot tell.
         version = None if temb.is_inference() else temb._version
         if local.temb is not temb or local.version != version:
-            local.temb, local.version, local.rows = temb, version, self.project(temb)
+            local.temb, local.version = temb, version
+            local.rows = self.network.by_sample(self.project, (temb,))
         return local.rows[:, self.bounds[number] : self.bounds[number + 1]]
 
     def project(self, temb: Tensor) -> Tensor:
@@ -105,21 +106,23 @@ class TimeProjection(StandIn):
     """The sinusoid of t, which a planned row does not need."""
 
     summary = "once for all timesteps of a plan"
+    of_batch = ""
 
     def run(self, timesteps: Tensor) -> Tensor:
         planned = self.network.planned_row()
-        return self.original(timesteps) if planned is None else planned[0]
+        return self.network.by_sample(self.original, (timesteps,)) if planned is None else planned[0]
 
 
 class TimeEmbedding(StandIn):
     """The embedding's MLP, in its own dtype; under a plan, a row of its results."""
 
     summary = "once for all timesteps of a plan"
+    of_batch = ""
 
     def run(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         local, planned = self.network.local, self.network.planned_row()
         if planned is None or condition is not None:
-            return self.original(sample) if condition is None else self.original(sample, condition)
+            return self.network.by_sample(self.original, (sample,) if condition is None else (sample, condition))
         local.temb, local.rows = planned
         local.version = None if local.temb.is_inference() else local.temb._version
         return local.temb

@@ -21,15 +21,18 @@ def worthwhile(network: nn.Module) -> bool:
 
 
 @contextmanager
-def accelerated(network: nn.Module, dtype: torch.dtype = torch.float32, *, force: bool | None = None) -> Iterator[None]:
+def accelerated(
+    network: nn.Module, dtype: torch.dtype = torch.float32, *, force: bool | None = None, batch_invariant: bool = False
+) -> Iterator[None]:
     """A network in eval mode with its fast path for a while, where that is worthwhile and something in it is known.
 
     force: put it in, or leave it out, whatever is worthwhile; ValueError where nothing in the network is known.
+    batch_invariant: as ``accelerate`` has it; it goes with force.
     """
     put = worthwhile(network) if force is None else force
     if put:
         try:
-            accelerate(network, dtype=dtype)
+            accelerate(network, dtype=dtype, batch_invariant=batch_invariant)
         except ValueError:  # nothing in it is known
             if force:
                 raise

@@ -40,12 +40,19 @@ def fastdiff(
     """Sample images from diffusion models, fast and exactly reproducible."""
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command whose errors and warnings are told in words on standard error.
+def command(target: Any) -> Callable[..., Any]:
+    """A command whose errors and warnings are told in words on standard error. target: the function; or the group to
+    which the command belongs, as in ``@command(group)``.
 
     Exit codes: 1, it failed; 2, it was asked wrongly; 128 and the signal's number where one ended it (Ctrl-C: 130).
     """
 
+    if isinstance(target, typer.Typer):
+        return lambda function: target.command()(_told(function))
+    return app.command()(_told(target))
+
+
+def _told(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         with warnings.catch_warnings():
@@ -59,7 +66,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 typer.echo(f"error: {error}", err=True)
                 raise typer.Exit(ASKED_WRONGLY if isinstance(error, WRONG) else FAILED) from None
 
-    return app.command()(run)
+    return run
 
 
 def _show_warning(

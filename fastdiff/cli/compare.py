@@ -108,7 +108,7 @@ def compare(
 
 
 def _calls(plan: Any) -> int:
-    return sum(row.calls_model for row in plan)
+    return sum(row.runs_network for row in plan)
 
 
 def _caption(plan: Any, images: Any, exact: Any) -> str:

@@ -14,7 +14,6 @@ from fastdiff.cli.arguments import (
     Device,
     DType,
     Guidance,
-    Model,
     Option,
     Quiet,
     Threads,
@@ -34,14 +33,31 @@ class Format(str, Enum):
 
 @command
 def generate(
-    num: Annotated[int, typer.Option("--num", "--number", "-n", help="How many images the set has.")],
-    out: Annotated[Path, typer.Option(help="The set's folder; it is made.")],
-    model: Model = None,
+    out: Annotated[
+        str, typer.Option(help="The set's folder, which is made; or an s3://, gs:// or az:// URL (the extra stores).")
+    ],
+    num: Annotated[
+        int | None,
+        typer.Option("--num", "--number", "-n", help="How many images the set has. [default: as many as --prompts]"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder written by `fastdiff train` or diffusers; with --prompts also one file of a checkpoint. "
+            "[default: the digits in the package, or the emoji]"
+        ),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(help="balanced, or a file with a class a line. [default: balanced, where there are classes]"),
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Not served yet: a file with a prompt a line.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file with a prompt a line, one an image, for a model that draws from words.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="With --prompts: what to keep away from.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="With --prompts: pixels along a side. [default: the model's own]")
+    ] = None,
     guidance: Guidance = None,
     sampler: Annotated[
         str | None, typer.Option(help="Any sampler that `fastdiff plan` lists. [default: the model's own, or ddpm]")
@@ -76,10 +92,25 @@ def generate(
         Accelerate,
         typer.Option(help="The network's fast path: on, off, or auto: for networks of a million weights and more."),
     ] = Accelerate.auto,
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant", help="The same bits of an image in batches of any size, and some percent slower."
+        ),
+    ] = False,
     rank: Annotated[
         int | None, typer.Option(help="Which process this is. [default: as torchrun, SLURM or Kubernetes say]")
     ] = None,
     world_size: Annotated[int | None, typer.Option(help="How many processes there are. [default: as they say]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Make it in so many processes of this machine, or actors of Ray's.")
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="In a process, or actor, for each of so many GPUs; all: for every one.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="ray: actors of a Ray cluster (the extra ray). [default: processes]")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Make nothing: say what is missing, and what it would take.")
     ] = False,
@@ -108,13 +139,16 @@ def generate(
         if changes:
             raise ValueError(f"--plan fixes what is given beside it: {', '.join(changes)}")
         changes["sampler"] = fastdiff.Plan.load(plan)
+    changes |= {name: value for name, value in (("negative_prompt", negative), ("size", size)) if value is not None}
     try:
         with cpu_threads(threads):
             made = fastdiff.generate(
                 model, num, out, labels=labels, prompts=prompts, guidance_scale=guidance, seed=seed,
                 shard_size=shard_size, batch_size=batch_size, format=format.value, recipes=recipes, device=device,
                 dtype=getattr(torch, dtype.value), accelerate={"on": True, "off": False}.get(accelerate.value),
-                rank=rank, world_size=world_size, dry_run=dry_run, progress=not quiet, **changes,
+                batch_invariant=batch_invariant, rank=rank, world_size=world_size, workers=workers,
+                gpus=int(gpus) if gpus is not None and gpus.isdecimal() else gpus, engine=engine, dry_run=dry_run,
+                progress=not quiet, **changes,
             )  # fmt: skip
     except Interrupted as interrupted:
         typer.echo(str(interrupted), err=True)
@@ -127,12 +161,14 @@ def generate(
 
 @command
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder that `fastdiff generate` wrote.")],
+    folder: Annotated[str, typer.Argument(help="A folder, or URL, that `fastdiff generate` wrote.")],
     remake: Annotated[int, typer.Option(min=0, help="Make so many batches again, evenly spread, and compare.")] = 0,
     discard: Annotated[
         bool, typer.Option("--discard", help="Remove damaged shards, so that `fastdiff generate` makes them again.")
     ] = False,
-    model: Annotated[Path | None, typer.Option(help="The model's folder. [default: as it was named then]")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The model's folder or file. [default: as it was named then]")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to make them again. [default: where the set was begun, or the CPU]")
     ] = None,

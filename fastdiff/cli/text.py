@@ -52,15 +52,18 @@ def draw(
     if gif is not None and len(every) > size:
         raise ValueError(f"--gif shows one batch: {len(every)} pictures must not exceed --batch-size {size}")
     frames: list[torch.Tensor] = []
-    first = call.pop("sample_offset", 0)
+    first, how = call.pop("sample_offset", 0), {"backend": call.pop("backend", "auto")}
     if gif is not None:
-        call["callback"] = lambda state: frames.append(pipe.decode(state.x if state.x0 is None else state.x0).cpu())
-    parts = [
-        pipe(every[i : i + size], sample_offset=first + i, progress=not quiet, **call).cpu()
-        for i in range(0, len(every), size)
-    ]
-    images = torch.cat(parts)
-    pipe.save(images, out, labels=lines if len(lines) > 1 else ())
+        how["callback"] = lambda state: frames.append(pipe.decode(state.x if state.x0 is None else state.x0).cpu())
+    recipe = pipe.recipe(every, batch_size=size, sample_offset=first, **call)
+    images = recipe.sample(pipe, progress=not quiet, **how).cpu()
+    kept: fastdiff.Recipe | None = recipe
+    try:
+        recipe.to_json()
+    except ValueError as error:
+        kept = None
+        typer.echo(f"without a recipe in it: {error}", err=True)
+    pipe.save(images, out, labels=lines if len(lines) > 1 else (), recipe=kept)
     said = [f"{out}: {len(images)} images of {images.shape[2]}×{images.shape[3]} pixels"]
     if gif is not None:
         save_gif(gif, frames)

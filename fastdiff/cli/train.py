@@ -22,13 +22,13 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="The folder to write the model to.")],
     steps: Annotated[
-        int | None, typer.Option(help="Training steps in all. [default: 6000; with captions: 6400; edits: 2500]")
+        int | None, typer.Option(help="Training steps in all. [default: 6000; with captions: 6400; edits: 13000]")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images a step. [default: 64; with captions or edits: 32]")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate (of AdamW). [default: 2e-3; with captions: 1e-3; edits: 5e-4]")
+        float | None, typer.Option(help="Learning rate (of AdamW). [default: 2e-3; with captions or edits: 1e-3]")
     ] = None,
     cooldown: Annotated[
         float | None,
@@ -36,6 +36,9 @@ def train(
     ] = None,
     autoencoder_steps: Annotated[
         int | None, typer.Option(help="Of the first stage, with captions. [default: 2000]")
+    ] = None,
+    decoder_steps: Annotated[
+        int | None, typer.Option(help="Of the decoder of --init alone, which come first, with captions. [default: 0]")
     ] = None,
     edits: Annotated[
         bool, typer.Option("--edits", help="Train an editor by instruction, from the pipeline in --init.")
@@ -50,7 +53,9 @@ def train(
     layers: Annotated[int | None, typer.Option(help="Residual blocks at each resolution. [default: 1]")] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="A model's folder, to start from its network and weights. [default: drawn by --seed]"),
+        typer.Option(
+            help="A model's folder, or emoji or emoji-edit, to start from its weights. [default: drawn by --seed]"
+        ),
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the images, left to right.")] = False,
     label_dropout: Annotated[float, typer.Option(help="Share of labels left out, which --guidance needs.")] = 0.1,
@@ -88,6 +93,10 @@ def train(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and list them.")
     ] = False,
+    tune: Annotated[
+        str | None,
+        typer.Option(help="Then learn the model's plans of so many steps, such as 4,6,8: see `fastdiff tune`."),
+    ] = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -97,11 +106,13 @@ def train(
     2022). It may be killed at any time; Ctrl-C ends the step that is being done and keeps it.
     """
     from fastdiff.ops.native import cpu_threads
+    from fastdiff.training.settings import Settings
     from fastdiff.training.signals import Interrupted
 
     asked: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "cooldown": cooldown, "seed": seed, "size": size,
-        "autoencoder_steps": autoencoder_steps, "layers": layers, "init": init, "flip": flip or None,
+        "autoencoder_steps": autoencoder_steps, "decoder_steps": decoder_steps, "layers": layers,
+        "init": init, "flip": flip or None,
         "channels": None if channels is None else tuple(whole_numbers("--channels", channels)),
         "label_dropout": label_dropout, "ema_decay": ema_decay, "schedule": schedule, "timesteps": timesteps,
         "prediction": prediction, "sampler": sampler, "sampling_steps": sampling_steps, "guidance": guidance,
@@ -110,11 +121,14 @@ def train(
     asked = {name: value for name, value in asked.items() if value is not None}
     if edits and init is None:
         raise ValueError("--edits needs --init, the folder of the pipeline that the editor starts from")
+    counts = [] if tune is None else whole_numbers("--tune", tune)
     run, kind = _trainer(data, edits)
     unknown = sorted(set(asked) - {field.name for field in fields(kind)})
     if unknown:
         told = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
         raise ValueError(f"{told} is not for {'edits' if edits else data!r}: see the lines of --help that name it")
+    if counts and kind is not Settings:
+        raise ValueError("--tune is for models of classes or of pictures alone; fastdiff.tune takes any network")
     try:
         with cpu_threads(threads):
             run(data, out, resume=resume, overwrite=overwrite, progress=not quiet, **asked)
@@ -123,6 +137,11 @@ def train(
             told = f"{interrupted}: the same command with --resume goes on"
             raise Interrupted(told, interrupted.signal) from None
         raise
+    if counts:
+        from fastdiff.tuning.folder import tune_folder
+
+        with cpu_threads(threads):
+            tune_folder(out, counts, progress=not quiet)
     if not quiet:
         _tell(out)
 

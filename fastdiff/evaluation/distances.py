@@ -14,6 +14,39 @@ NEIGHBOURS = 3  # of precision and recall, as their paper has it
 _BLOCK = 512  # rows of a matrix of N × N at a time
 
 
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What the Fréchet distance needs of n features: float64 mean [D], zero where n is 0, and R [at most D, D], where
+    RᵀR = Σ (x − mean)(x − mean)ᵀ is n − 1 times the covariance.
+
+    Two sets' moments join into those of both (Chan, Golub & LeVeque 1983), so that a set of any size is walked block by
+    block. R takes the covariance's place because squaring would lose half of the digits of small variances.
+    """
+
+    n: int
+    mean: Tensor
+    root: Tensor
+
+    @classmethod
+    def none(cls, size: int) -> Moments:
+        """Of no features of this size."""
+        return cls(0, torch.zeros(size, dtype=torch.float64), torch.zeros(0, size, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, features: Tensor) -> Moments:
+        """Of features [N, D], N > 0."""
+        mean = features.double().mean(0)
+        return cls(len(features), mean, _triangle(features.double() - mean))
+
+    def join(self, other: Moments) -> Moments:
+        n = self.n + other.n
+        if n == 0:
+            return self
+        apart = other.mean - self.mean
+        between = (self.n * other.n / n) ** 0.5 * apart[None]
+        return Moments(n, self.mean + apart * (other.n / n), _triangle(torch.cat((self.root, other.root, between))))
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½) of features [N, D] and [M, D] (Dowson & Landau 1982; Heusel et al.
     2017).
@@ -24,9 +57,14 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     features, for other numbers of features, for fewer than two pictures.
     """
     a, b = _features(a, b, at_least=2)
-    root_a, root_b = _root(a), _root(b)
+    return frechet_of_moments(Moments.of(a), Moments.of(b))
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
+    """The same, of sets of which the moments are known, of at least two pictures each."""
+    root_a, root_b = (each.root / (each.n - 1) ** 0.5 for each in (a, b))
     common = torch.linalg.svdvals(root_a @ root_b.T).sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * common
+    distance = (a.mean - b.mean).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * common
     return max(0.0, distance.item())  # of equal sets, rounding leaves some −1e-13 of the variance
 
 
@@ -53,7 +91,10 @@ def precision_recall(fake: Tensor, real: Tensor, k: int = NEIGHBOURS) -> tuple[f
 
 @dataclass(frozen=True)
 class Distances:
-    """What is told of two sets of pictures, n fake ones and m real ones."""
+    """What is told of two sets of pictures, n fake ones and m real ones.
+
+    drawn: how many of each kernel distance, precision and recall are of.
+    """
 
     frechet: float
     kernel: float
@@ -61,23 +102,33 @@ class Distances:
     recall: float
     n: int
     m: int
+    drawn: tuple[int, int]
 
     @classmethod
     def between(cls, fake: Tensor, real: Tensor) -> Distances:
         """Of features [N, D] and [M, D]."""
-        precision, recall = precision_recall(fake, real)
-        return cls(frechet_distance(fake, real), kernel_distance(fake, real), precision, recall, len(fake), len(real))
+        fake, real = _features(fake, real, at_least=NEIGHBOURS + 1)
+        return cls.of(Moments.of(fake), Moments.of(real), fake, real)
+
+    @classmethod
+    def of(cls, fake: Moments, real: Moments, fake_drawn: Tensor, real_drawn: Tensor) -> Distances:
+        """Of two sets' moments, and of features that were drawn from each, [N, D] and [M, D]."""
+        precision, recall = precision_recall(fake_drawn, real_drawn)
+        kernel, drawn = kernel_distance(fake_drawn, real_drawn), (len(fake_drawn), len(real_drawn))
+        return cls(frechet_of_moments(fake, real), kernel, precision, recall, fake.n, real.n, drawn)
 
 
 def table(rows: dict[str, Distances]) -> str:
     """Distances as lines of text, a name each. KID is told times 1000."""
     width = max(map(len, rows))
-    head = f"{'':{width}}  {'Fréchet':>9}  {'KID·10³':>9}  {'precision':>9}  {'recall':>9}  pictures"
-    lines = [
-        f"{name:{width}}  {d.frechet:9.3f}  {1000 * d.kernel:9.3f}  {d.precision:9.3f}  {d.recall:9.3f}  {d.n}, {d.m}"
-        for name, d in rows.items()
-    ]
-    return "\n".join([head, *lines])
+    lines = [f"{'':{width}}  {'Fréchet':>9}  {'KID·10³':>9}  {'precision':>9}  {'recall':>9}  pictures"]
+    for name, d in rows.items():
+        numbers = f"{d.frechet:9.3f}  {1000 * d.kernel:9.3f}  {d.precision:9.3f}  {d.recall:9.3f}"
+        drawn = f" ({d.drawn[0]}, {d.drawn[1]} drawn)" if d.drawn != (d.n, d.m) else ""
+        lines.append(f"{name:{width}}  {numbers}  {d.n}, {d.m}{drawn}")
+    if any(d.drawn != (d.n, d.m) for d in rows.values()):
+        lines.append("The Fréchet distance is of all pictures; KID, precision and recall are of those drawn.")
+    return "\n".join(lines)
 
 
 def _features(a: Tensor, b: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
@@ -94,10 +145,10 @@ def _features(a: Tensor, b: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
     return a.double(), b.double()
 
 
-def _root(features: Tensor) -> Tensor:
-    """R [min(N, D), D] with RᵀR the covariance."""
-    centred = (features - features.mean(0)) / (len(features) - 1) ** 0.5
-    return torch.linalg.qr(centred, mode="r").R if len(centred) > centred.shape[1] else centred
+def _triangle(rows: Tensor) -> Tensor:
+    """R [min(N, D), D] with the RᵀR of rows [N, D]."""
+    found = torch.linalg.qr(rows, mode="r").R if len(rows) > rows.shape[1] else rows
+    return found.contiguous()  # as it comes back from a file: BLAS rounds differently for another layout
 
 
 def _blocks(a: Tensor) -> Iterator[tuple[int, Tensor]]:

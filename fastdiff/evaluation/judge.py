@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from fastdiff.checks import check_finite, check_image, kind_of
 from fastdiff.evaluation.features import pooled_pixels
 
+SUBSET = "emoji-240"  # of whose cells the factors are complete; rows that tell no subset belong to it
 FACTORS = ("subject", "tone", "style")
 TWINS = 1 / 255  # pooled pixels that are nearer (root mean square, in [-1, 1]) look the same: half a grey level
 _Z = 1.959964  # of a normal distribution, 95%
@@ -24,8 +25,8 @@ class Scores:
     """What the judge found, a sample each.
 
     targets, nearest: int64 [B], the picture that was asked for and the real one that is nearest, as rows of the data.
-    hits: bool [B] by name: "exact", each factor, and "training", whether the nearest is of the part "train" (of the
-        rest, too, which a model of emoji-240 alone has not seen).
+    hits: bool [B] by name: "exact", each factor, and "training", whether the nearest is of emoji-240's part "train",
+        which is what `fastdiff train --data emoji` sees.
     psnr: float64 [B], in dB and at most 100, to the picture that was asked for, values clamped to [-1, 1].
     """
 
@@ -73,10 +74,11 @@ class Scores:
 class Judge:
     """Names the real picture that a sample is nearest to, among all of a data set's, whether trained on or held out.
 
-    rows: a dict a picture, with its factors (subject, tone, style) and its "part" ("train", or what was held out).
-    pixels: uint8 [N, 3, H, W], the pictures in that order. features: what turns images [B, 3, H, W] in [-1, 1] into
-    features [B, D], whose Euclidean distance is the measure; by default pooled pixels, see `pooled_pixels`. A second
-    judge, of `ImageNetFeatures`, shows what a model pleased the first with alone. progress: a bar.
+    rows: a dict a picture, with its factors (subject, tone, style), its "part" ("train", or what was held out), and
+    its "subset" where it is another than `SUBSET`. pixels: uint8 [N, 3, H, W], the pictures in that order. features:
+    what turns images [B, 3, H, W] in [-1, 1] into features [B, D], whose Euclidean distance is the measure; by default
+    pooled pixels, see `pooled_pixels`. A second judge, of `ImageNetFeatures`, shows what a model pleased the first with
+    alone. progress: a bar.
     Raises TypeError or ValueError for rows and pixels that do not match.
     """
 
@@ -99,7 +101,8 @@ class Judge:
                 raise ValueError(f"row {number} lacks {', '.join(missing)}")
         self.pixels, self.features = pixels, features or pooled_pixels
         self.factors = {name: _numbers([row[name] for row in rows]) for name in FACTORS}
-        self.trained = torch.tensor([row["part"] == "train" for row in rows], device="cpu")
+        seen = [row["part"] == "train" and row.get("subset", SUBSET) == SUBSET for row in rows]
+        self.trained = torch.tensor(seen, device="cpu")
         parts = tqdm(pixels.split(_BATCH), desc="real pictures", disable=not progress, leave=False)
         self.bank = torch.cat([self._features_of(images) for images in map(_images, parts)])
 

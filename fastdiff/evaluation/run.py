@@ -1,16 +1,14 @@
-"""The two evaluations of the command line: a text-to-image model on a data set that has a judge, and two folders."""
+"""A text-to-image model, evaluated on a data set that has a judge."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -18,16 +16,10 @@ from fastdiff.checks import check_int
 from fastdiff.evaluation.distances import NEIGHBOURS, Distances
 from fastdiff.evaluation.distances import table as distances_table
 from fastdiff.evaluation.features import ImageNetFeatures
-from fastdiff.evaluation.judge import Judge, Scores
+from fastdiff.evaluation.judge import SUBSET, Judge, Scores
 from fastdiff.training.captioned import Captioned
-from fastdiff.training.pictures import is_picture, read_picture
 
-SUBSET = "emoji-240"  # of whose cells the factors are complete; rows that tell no subset belong to it
-FEWEST = 2 * (NEIGHBOURS + 1)  # real pictures, so that half of them have neighbours enough
 _BATCH = 64
-
-
-# ---- a model
 
 
 def choose_targets(rows: Sequence[dict[str, Any]], part: str, number: int, subset: str = SUBSET) -> Tensor:
@@ -130,72 +122,6 @@ def _to_training(
     truth = features(_images(data.pixels[targets[:n]]))
     found = {f"samples, seed {seed}": Distances.between(features(images[:n]), real) for seed, images in fakes.items()}
     return {**found, "the real ones (floor)": Distances.between(truth, real)}
-
-
-# ---- two folders
-
-
-def compare_folders(
-    real: Path, fake: Path, features: Callable[[Tensor], Tensor], *, size: int | None = None, progress: bool = False
-) -> dict[str, Distances]:
-    """Distances of two folders of pictures, and the floor: of one half of the real ones to the other.
-
-    The Fréchet distance depends on the number of pictures, so that "as many" and "floor" are of one number.
-    size: pixels a side to which pictures are cropped and resized; None asks that all are square and of one size.
-    Raises FileNotFoundError, NotADirectoryError or ValueError: an empty folder, too few pictures, several sizes.
-    """
-    files = {folder: _pictures(folder) for folder in (real, fake)}
-    for folder, least in ((real, FEWEST), (fake, NEIGHBOURS + 1)):
-        if len(files[folder]) < least:
-            raise ValueError(f"{folder} holds {len(files[folder])} pictures; at least {least} are needed")
-    side = _one_size([*files[real], *files[fake]]) if size is None else check_int("size", size, 1, 1 << 13)
-    a, b = (torch.cat([features(batch) for batch in _batches(files[f], side, progress)]) for f in (real, fake))
-    n = min(len(a) // 2, len(b))
-    a, b = a[_drawn(range(len(a)), len(a))], b[_drawn(range(len(b)), len(b))]
-    return {
-        "all": Distances.between(b, a),
-        "as many": Distances.between(b[:n], a[n : 2 * n]),
-        "real (floor)": Distances.between(a[:n], a[n : 2 * n]),
-    }
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.exists():
-        raise FileNotFoundError(f"no folder {folder}")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder")
-    files = [path for path in sorted(folder.rglob("*")) if is_picture(path)]
-    if not files:
-        raise ValueError(f"{folder} holds no picture that Pillow reads by its name (.png, .jpg, …)")
-    return files
-
-
-def _one_size(files: Sequence[Path]) -> int:
-    """The side of all pictures, of which only the headers are read."""
-    side = 0
-    for file in files:
-        try:
-            with Image.open(file) as opened:
-                width, height = opened.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"cannot read the picture {file}: {error}") from error
-        side = side or width
-        if (width, height) != (side, side):
-            raise ValueError(
-                f"pictures must be square and of one size; {file} is {width}×{height}, and {files[0]} {side} wide: "
-                "a size (--size) crops and resizes all"
-            )
-    return side
-
-
-def _batches(files: Sequence[Path], side: int, progress: bool) -> Iterator[Tensor]:
-    starts = range(0, len(files), _BATCH)
-    for start in tqdm(starts, desc=str(files[0].parent), unit="batch", disable=not progress, leave=False):
-        pixels = [read_picture(file, (side, side)).expand(3, -1, -1) for file in files[start : start + _BATCH]]
-        yield _images(torch.stack(pixels))
-
-
-# ---- both
 
 
 def _drawn(numbers: Sequence[int], count: int) -> Tensor:

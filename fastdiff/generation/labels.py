@@ -5,51 +5,41 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from fastdiff.models.trained import TrainedModel
-from fastdiff.pictures.values import to_plain
 
 BALANCED = "balanced"
 
 
 class Labels:
-    """The labels of a job's images, and the network's keywords for some of them.
+    """The labels of a job's images.
 
+    classes: the model's; empty for a model without.
     labels: "balanced", class i % C for image i; or a file with a class a line, by its name or number, of at least
         ``num`` lines. None is "balanced", or none for a model without classes.
     """
 
-    def __init__(self, trained: TrainedModel, labels: str | os.PathLike[str] | None, num: int) -> None:
-        self.trained, self.classes, self._listed = trained, trained.classes, None
-        if not self.classes:
+    def __init__(self, classes: list[str], labels: str | os.PathLike[str] | None, num: int) -> None:
+        self._classes, self._listed = len(classes), None
+        if not classes:
             if labels is not None:
                 raise ValueError(f"labels is {os.fspath(labels)!r}, but this model has no classes")
             self.told = "none"
         elif labels is None or labels == BALANCED:
-            self.told = f"{BALANCED} over {len(self.classes)} classes"
+            self.told = f"{BALANCED} over {len(classes)} classes"
         else:
-            self._listed = _listed(Path(labels), self.classes, num)
+            self._listed = _listed(Path(labels), classes, num)
             self.told = f"a file, sha256 {hashlib.sha256(self._listed.numpy().tobytes()).hexdigest()[:16]}"
 
     def of(self, numbers: range) -> list[int] | None:
         """The labels of these images."""
-        if not self.classes:
+        if not self._classes:
             return None
         if self._listed is None:
-            return [number % len(self.classes) for number in numbers]
-        return self._listed[numbers.start : numbers.stop].tolist()
-
-
-def keywords(trained: TrainedModel, labels: list[int] | None, scale: float | None) -> dict[str, Any]:
-    """model_kwargs and uncond_kwargs of a batch of these labels, as a recipe has them."""
-    if labels is None:
-        return {}
-    told = trained.arguments(torch.tensor(labels, dtype=torch.int64), scale)
-    return {name: to_plain(name, told[name]) for name in ("model_kwargs", "uncond_kwargs") if name in told}
+            return [number % self._classes for number in numbers]
+        labels: list[int] = self._listed[numbers.start : numbers.stop].tolist()
+        return labels
 
 
 def _listed(path: Path, classes: list[str], num: int) -> Tensor:

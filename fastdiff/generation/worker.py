@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
-from fastdiff.files import publish, remove
 from fastdiff.generation.batch import entries, make
 from fastdiff.generation.formats import Entry, check_png, read_tar, write_shard, write_tar
 from fastdiff.generation.job import Folder, Job
 from fastdiff.generation.labels import Labels
+from fastdiff.generation.models import Model
+from fastdiff.generation.prompts import Prompts
 from fastdiff.generation.shares import Share
 from fastdiff.generation.writer import Writer
-from fastdiff.models.trained import TrainedModel
 from fastdiff.training.signals import Interrupted, Signals
 
 
@@ -25,6 +26,7 @@ class Worker:
     """What a process needs to make images; ``run`` does.
 
     Attributes:
+        given: the label or prompt of each image.
         advanced: told of each batch, once it is made: its shard, and how many images it has.
         parent: the process that this one ends with; None for one that was not launched.
         failed: of each shard that could not be made, why.
@@ -32,8 +34,8 @@ class Worker:
 
     folder: Folder
     job: Job
-    trained: TrainedModel
-    labels: Labels
+    model: Model
+    given: Labels | Prompts
     share: Share
     signals: Signals
     advanced: Callable[[int, int], None]
@@ -42,53 +44,76 @@ class Worker:
 
     def run(self) -> None:
         """Make all that is missing, or raise Interrupted when the batch that was being made is on the disk."""
+        shards, stop = self.job.shards, None
+        own = len(self.share.own(shards))
         with Writer() as writer:
-            for shard in self.share.order(self.job.shards):
-                if (stop := self._make_shard(shard, writer)) is not None:
+            published = self.folder.published(self.job)
+            for i, shard in enumerate(self.share.order(shards)):
+                if i == own:  # one listing spares a look at each of the others' shards
+                    published = self.folder.published(self.job)
+                if shard not in published:
+                    stop = self._make_shard(shard, self.share.place(shard, shards), writer)
+                if stop is not None:
                     break
         if stop is not None:  # and the writer has done what waited
             raise stop
 
-    def _make_shard(self, shard: int, writer: Writer) -> Interrupted | None:
+    def make(self, shard: int, place: float | None = None) -> str | None:
+        """Make one shard and publish it; why that failed, if so. place: of who helps with it, as ``Share.place``."""
+        with Writer() as writer:
+            stop = self._make_shard(shard, place, writer)
+        if stop is not None:
+            raise stop
+        return self.failed.pop(shard, None)
+
+    def _make_shard(self, shard: int, place: float | None, writer: Writer) -> Interrupted | None:
         """Make what a shard lacks; why to stop, if so."""
-        for batch in self._missing(shard):
+        for batch in self._missing(shard, place):
             writer.check()
             if (stop := self._stop()) is not None:
                 return stop
             if not self._make(shard, batch, writer):
                 return None
-        if not self.folder.shard(self.job, shard).exists():
+        if not self._is_published(shard):
             writer.put(partial(self._finish, shard))
         return self._stop()
 
-    def _missing(self, shard: int) -> Iterator[range]:
+    def _missing(self, shard: int, place: float | None) -> Iterator[range]:
         """The batches of a shard that nobody has made by the time that they are asked for.
 
         In a shard of another's share the first who helps begins at the far end, and others elsewhere, so that they meet
         neither each other nor the one who is at it.
         """
-        batches, place = self.job.batches(shard), self.share.place(shard, self.job.shards)
+        batches = self.job.batches(shard)
         if place is not None:
             turn = int(place * len(batches))
             batches = [*batches[::-1][turn:], *batches[::-1][:turn]]
-        published = self.folder.shard(self.job, shard)
         for batch in batches:
-            if not (self.folder.batch(shard, batch).exists() or published.exists()):
+            if self._is_published(shard):
+                return
+            if not self._is_kept(shard, batch):
                 yield batch
+
+    def _is_kept(self, shard: int, batch: range) -> bool:
+        """Whether a batch is there; of a batch-invariant job, also in batches of other sizes."""
+        if not self.job.batch_invariant:
+            return self.folder.store.has(self.folder.batch(shard, batch))
+        return not set(batch) - {number for kept in self.folder.kept(shard) for number in kept}
 
     def _make(self, shard: int, batch: range, writer: Writer) -> bool:
         """Make a batch and have it written; False where the network failed, which is noted."""
         try:
-            made = make(self.job, self.trained, batch, self.labels.of(batch))
+            made = make(self.job, self.model, batch, self.given.of(batch))
         except Exception as error:  # whatever a network raises costs its shard alone
             self.failed[shard] = f"images {batch.start} to {batch.stop - 1}: {type(error).__name__}: {error}"
             return False
 
         def write() -> None:
-            place = self.folder.batch(shard, batch)
+            if self._is_published(shard):  # meanwhile, and a whole set keeps no batches
+                return
             with self._unless_published(shard):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                write_tar(place, entries(self.job, self.labels.classes, made))
+                found = entries(self.job, self.model, made)
+                self.folder.store.replace(self.folder.batch(shard, batch), lambda path: write_tar(path, found))
 
         writer.put(write)
         self.advanced(shard, len(batch))
@@ -96,26 +121,32 @@ class Worker:
 
     def _finish(self, shard: int) -> None:
         """Make the shard of its batches and publish it, unless another process has."""
-        published, batches = self.folder.shard(self.job, shard), self.job.batches(shard)
-        place = self.folder.batch(shard, batches[0]).parent
-        if not published.exists():
-            temporary = self.folder.temporary(place, published.name)
+        name, beside = self.job.shard_name(shard), self.folder.beside(shard)
+
+        def write(path: Path) -> None:
+            write_shard(self.job.format, path, self._entries(shard))
+
+        if not self._is_published(shard):
             try:
                 with self._unless_published(shard):
-                    write_shard(self.job.format, temporary, self._entries(shard, batches))
-                    publish(temporary, published)
+                    self.folder.store.create(name, write, scratch=beside)
             except _Damaged as error:
                 self.failed[shard] = str(error)
                 return
-            finally:
-                remove(temporary)
-        remove(place)
+        self.folder.store.remove(beside)
 
-    def _entries(self, shard: int, batches: list[range]) -> Iterator[Entry]:
-        for batch in batches:
-            place = self.folder.batch(shard, batch)
+    def _entries(self, shard: int) -> Iterator[Entry]:
+        """Each image of a shard once, of the batches that are there."""
+        numbers, kept = self.job.numbers(shard), self.folder.kept(shard)
+        at = numbers.start
+        while at < numbers.stop:
+            batch = next((batch for batch in kept if batch.start <= at < batch.stop), None)
+            if batch is None:
+                raise FileNotFoundError(f"{self.folder.path}: image {at} of {self.job.shard_name(shard)} is missing")
+            name = self.folder.batch(shard, batch)
             try:
-                found = list(read_tar(place))
+                with self.folder.store.local(name) as path:
+                    found = list(read_tar(path))
                 for entry, number in zip(found, batch, strict=True):
                     check_png(entry)
                     if entry.record["number"] != number:
@@ -123,11 +154,15 @@ class Worker:
             except FileNotFoundError:
                 raise
             except Exception as error:
-                place.unlink(missing_ok=True)
+                self.folder.store.remove(name)
                 raise _Damaged(
-                    f"{place} was damaged, and is removed: the same command makes it again: {error}"
+                    f"{self.folder.path}/{name} was damaged, and is removed: the same command makes it again: {error}"
                 ) from None
-            yield from found
+            yield from found[at - batch.start :]
+            at = batch.stop
+
+    def _is_published(self, shard: int) -> bool:
+        return self.folder.store.has(self.job.shard_name(shard))
 
     @contextmanager
     def _unless_published(self, shard: int) -> Iterator[None]:
@@ -135,7 +170,7 @@ class Worker:
         try:
             yield
         except FileNotFoundError:
-            if not self.folder.shard(self.job, shard).exists():
+            if not self._is_published(shard):
                 raise
 
     def _stop(self) -> Interrupted | None:

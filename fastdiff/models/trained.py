@@ -12,12 +12,16 @@ import torch
 
 from fastdiff.files import read_json_object
 from fastdiff.models.unet import UNet
+from fastdiff.plan.plan import Plan
 from fastdiff.samplers.names import understood
 from fastdiff.schedules.convert import from_diffusers
 from fastdiff.schedules.diffusers_config import class_of, kind, prediction_type
 from fastdiff.schedules.discrete import NoiseSchedule
 
 _DIGITS = Path(__file__).resolve().parents[1] / "assets" / "digits"
+PLANS = "plans"  # in a model's folder: 5.json is its learned plan of five steps (``fastdiff.tune``)
+TUNED = "tuned"  # the sampler's name that stands for them
+_FIXED = ("steps", "schedule", "prediction", "variance", "spacing", "eta", "clip", "sampler_options")  # by a plan
 PACKAGED = "package:digits"  # what ``digits`` calls its folder, which lies elsewhere on every machine
 
 
@@ -30,12 +34,14 @@ class TrainedModel:
         sampling: schedule, prediction, spacing, clip and, where the folder says, variance, sampler, steps and eta.
         guidance_scale: what the folder was tuned for; 1 where it does not say.
         classes: the names of the classes; empty for an unconditional model.
+        plans: the files of its learned plans by their steps: sampler="tuned", steps=5 takes plans[5].
     """
 
     unet: UNet
     sampling: dict[str, Any]
     guidance_scale: float = 1.0
     classes: list[str] = field(default_factory=list)
+    plans: dict[int, Path] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.unet.parameters())
@@ -43,7 +49,9 @@ class TrainedModel:
         classes = f", {len(self.classes)} classes" if self.classes else ""
         guidance = f", guidance_scale={self.guidance_scale:g}" if self.guidance_scale != 1 else ""
         told = "".join(f", {name}={value!r}" for name, value in self.sampling.items())
-        return f"TrainedModel({type(self.unet).__name__} of {parameters:,} parameters{shape}{classes}{guidance}{told})"
+        plans = f", tuned for {', '.join(map(str, self.plans))} steps" if self.plans else ""
+        kind = type(self.unet).__name__
+        return f"TrainedModel({kind} of {parameters:,} parameters{shape}{classes}{guidance}{told}{plans})"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -62,10 +70,14 @@ class TrainedModel:
 
         labels: int64 [B], the class of each image, for a class-conditional model.
         guidance_scale: in place of the folder's; 1 is none.
-        changes: further arguments in place of the folder's, such as sampler and steps.
+        changes: further arguments in place of the folder's, such as sampler and steps; sampler="tuned" takes the
+            folder's learned plan of so many steps.
         """
         arguments = dict(self.sampling)
         sampler = changes.get("sampler", arguments.get("sampler", "ddpm"))
+        if sampler == TUNED:
+            sampler = changes["sampler"] = self.tuned(changes.pop("steps", arguments.get("steps")))
+            arguments = {name: value for name, value in arguments.items() if name not in _FIXED}
         if isinstance(sampler, str):
             sampler, said = understood(sampler)
             if said is not None:
@@ -86,6 +98,8 @@ class TrainedModel:
         arguments |= changes
         if labels is None:
             return arguments
+        if isinstance(sampler, Plan) and sampler.provenance is not None and guidance_scale is None:
+            guidance_scale = sampler.provenance.guidance_scale  # what the plan was learned under
         arguments["model_kwargs"] = {"class_labels": labels}
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         null = self.unet.null_class
@@ -94,6 +108,18 @@ class TrainedModel:
                 raise ValueError(f"guidance_scale={scale} needs a model with a null class; this one has none")
             arguments |= {"guidance_scale": scale, "uncond_kwargs": {"class_labels": torch.full_like(labels, null)}}
         return arguments
+
+    def tuned(self, steps: int | None = None) -> Plan:
+        """The folder's learned plan of so many steps; None is the only one. ValueError says which there are."""
+        if steps is None and len(self.plans) == 1:
+            steps = next(iter(self.plans))
+        if steps not in self.plans:
+            there = f"it has {', '.join(map(str, self.plans))}" if self.plans else "it has none"
+            raise ValueError(
+                f"the model has no tuned plan of {steps} steps; {there}: fastdiff tune --model FOLDER --steps N makes "
+                f"one, FOLDER/{PLANS}/N.json"
+            )
+        return Plan.load(self.plans[steps])
 
 
 def load(folder: str | os.PathLike[str]) -> TrainedModel:
@@ -114,7 +140,7 @@ def load(folder: str | os.PathLike[str]) -> TrainedModel:
             break
     if unet.config.out_channels == 2 * unet.config.in_channels:
         sampling.setdefault("variance", "learned_range")  # whatever the scheduler's class; PixArt's has no word for it
-    trained = TrainedModel(unet, sampling)
+    trained = TrainedModel(unet, sampling, plans=_plans(root / PLANS))
     record = root / "training.json"
     if record.exists():
         told = read_json_object(record)
@@ -131,6 +157,12 @@ def load(folder: str | os.PathLike[str]) -> TrainedModel:
         count = unet.config.num_class_embeds - (unet.null_class is not None)
         trained.classes = [str(i) for i in range(count)]
     return trained
+
+
+def _plans(folder: Path) -> dict[int, Path]:
+    """The files of a folder's learned plans, by their numbers of steps."""
+    found = {int(path.stem): path for path in folder.glob("*.json") if path.stem.isdecimal()}
+    return dict(sorted(found.items()))
 
 
 def digits() -> TrainedModel:

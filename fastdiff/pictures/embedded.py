@@ -33,6 +33,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         rows: of a film, the ``State.row`` of each frame; None for a grid.
         duration, hold: seconds a frame, and of the last one.
         index: of a picture that shows one image of the recipe's batch: which.
+        margin: pixels to the left of the grid, where the names of its rows stand.
     """
 
     columns: Annotated[int, Meta(ge=1, le=1 << 24)]
@@ -43,6 +44,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     duration: float = 0.0
     hold: float = 0.0
     index: Count | None = None
+    margin: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
 
 
 def text_of(recipe: Recipe, layout: Layout) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from fastdiff.checks import check_int
 
@@ -51,6 +51,26 @@ def make_grid(
     pixels = grid.permute(1, 2, 0).numpy()  # [rows, columns, C]
     picture = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def with_names(picture: Image.Image, names: Sequence[str]) -> Image.Image:
+    """A grid with a name to the left of each of its rows.
+
+    Names may have several lines; what is longer than 24 characters a line is cut.
+    """
+    font = ImageFont.load_default()
+    # A font without Unicode has no glyph for such a name, and says so with an error.
+    shown = [name if hasattr(font, "path") else name.encode("latin-1", "replace").decode("latin-1") for name in names]
+    shown = ["\n".join(n if len(n) <= 24 else f"{n[:21]}..." for n in name.split("\n")) for name in shown]
+    margin = 8 + max(int(font.getlength(line)) for name in shown for line in name.split("\n"))
+    height = picture.height / len(names)
+    wide = Image.new(picture.mode, (picture.width + margin, picture.height), "white")
+    wide.paste(picture, (margin, 0))
+    draw = ImageDraw.Draw(wide)
+    for row, name in enumerate(shown):
+        top = row * height + (height - (draw.multiline_textbbox((0, 0), name, font=font)[3] if name else 0)) / 2
+        draw.text((4, top), name, fill="black", font=font)
+    return wide
 
 
 def resolve_layout(shape: Sequence[int], columns: int | None, scale: int | None, gap: int) -> tuple[int, int, int]:

@@ -36,6 +36,7 @@ def words_of_state(state: Any) -> str:
     t = "" if state.t is None else f"t={state.t:.5g}, "
     held = ["no x0" if state.x0 is None else "x0", *(["anchor"] if state.anchor is not None else [])]
     held += [f"slot {k}" for k, slot in enumerate(state.slots) if slot is not None]
+    held += [name for name in ("output", "deep") if getattr(state, name) is not None]
     return f"State(row={state.row}, {t}x={list(state.x.shape)} on {state.x.device}, {', '.join(held)})"
 
 

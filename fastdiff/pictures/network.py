@@ -12,17 +12,18 @@ import msgspec
 import torch
 from torch import nn
 
-import fastdiff
 from fastdiff.acceleration.network import network_of, networks_in
 from fastdiff.ops.backend import chip_of
 from fastdiff.pictures.values import as_bytes
+from fastdiff.version import __version__
 
 
-class Acceleration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How ``fastdiff.accelerate`` was called: the dtype that it computes in, and exact_convolutions."""
+class Acceleration(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How ``fastdiff.accelerate`` was called: the dtype that it computes in, and the other arguments."""
 
     dtype: str
     exact_convolutions: bool
+    batch_invariant: bool = False
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -52,10 +53,13 @@ def identify(model: Any) -> Identity:
     """A network's identity, now."""
     module = getattr(model, "_orig_mod", model)
     if not isinstance(module, nn.Module):
+        if callable(identity := getattr(model, "identity", None)):  # a pipeline, whose parts are several
+            told: Identity = identity()
+            return told
         return Identity(name=getattr(model, "__qualname__", type(model).__qualname__))
     floating = [p for p in module.parameters() if p.is_floating_point()]
     found = network_of(module)
-    accelerated = None if found is None else Acceleration(_dtype(found.dtype), found.exact)
+    accelerated = None if found is None else Acceleration(_dtype(found.dtype), found.exact, found.invariant)
     return Identity(
         name=f"{type(module).__module__}.{type(module).__qualname__}",
         folder=_folder(module),
@@ -88,7 +92,7 @@ def environment(device: torch.device) -> dict[str, str]:
     """What else a network's rounding may depend on, by name."""
     on_gpu = device.type == "cuda"
     return {
-        "fastdiff": fastdiff.__version__,
+        "fastdiff": __version__,
         "torch": str(torch.__version__),
         "Python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
@@ -99,11 +103,16 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def _config(module: nn.Module) -> Any:
-    """Options that the weights do not show, such as a norm's epsilon; keys with an underscore say where it lies."""
+    """Options that the weights do not show, such as a norm's epsilon; keys with an underscore say where it lies.
+
+    What transformers writes of its own version is left out: it is no option.
+    """
     config = getattr(module, "config", None)
     to_dict = getattr(config, "to_dict", None)
     config = to_dict() if callable(to_dict) else config
-    return {str(k): v for k, v in config.items() if str(k)[:1] != "_"} if isinstance(config, Mapping) else None
+    if not isinstance(config, Mapping):
+        return None
+    return {str(k): v for k, v in config.items() if str(k)[:1] != "_" and k != "transformers_version"}
 
 
 def _folder(module: nn.Module) -> str | None:

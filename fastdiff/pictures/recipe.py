@@ -34,6 +34,7 @@ KEPT = (
     "uncond_kwargs", "guidance_scale", "guidance_rescale", "guidance_interval", "thresholding", "model_dtype",
 )  # fmt: skip
 WITHOUT_EFFECT = ("device", "backend", "cuda_graph", "callback", "progress")  # on the bits, but for the device's own
+BESIDE = ("return_log_prob",)  # asks for more than the images
 # Others (generator, noise_fn, resume, cond_fn) are no data: a recipe is refused.
 
 _PAIRS = ("guidance_interval", "thresholding")  # JSON has no tuples
@@ -41,6 +42,20 @@ _MOST_BYTES = 1 << 28  # of all tensors of a recipe that is read, beside eight b
 _DTYPES = ("float32", "bfloat16", "float16")
 
 Size = Annotated[int, Meta(ge=1, le=1 << 24)]
+
+
+class Words(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a pipeline's text encoder is given: a prompt for each image, and what to keep away from, one or one each."""
+
+    prompts: list[str]
+    negative_prompts: list[str] | None = None
+
+    def of(self, begin: int, count: int) -> Words:
+        """Those of some of the images."""
+        negatives = self.negative_prompts
+        if negatives is not None and len(negatives) > 1:
+            negatives = negatives[begin : begin + count]
+        return Words(prompts=self.prompts[begin : begin + count], negative_prompts=negatives)
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +66,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     arguments: dict[str, Any]
     network: Identity
     made_with: dict[str, str]
+    words: Words | None = None
 
 
 class Recipe(Head, frozen=True, kw_only=True):
@@ -66,6 +82,8 @@ class Recipe(Head, frozen=True, kw_only=True):
         arguments: arguments of ``sample`` that were given and that the plan does not hold, as JSON has them.
         network: which network.
         made_with: versions, device and threads, by name.
+        words: what a pipeline encodes, of one that draws from words (``Pipeline.recipe``): its images are those that
+            the autoencoder decodes, its other tensors latents. None for a network by itself.
         plan: the rows.
     """
 
@@ -87,7 +105,7 @@ class Recipe(Head, frozen=True, kw_only=True):
         sizes = list(check_shape("shape", shape))
         size = check_int("batch_size", max(1, sizes[0]) if batch_size is None else batch_size, 1, 1 << 24)
         told = {name: value for name, value in bound.arguments.items() if not _is_default(name, value)}
-        for name in set(told) - {"model", "shape", *IN_THE_PLAN, *KEPT, *WITHOUT_EFFECT}:
+        for name in set(told) - {"model", "shape", *IN_THE_PLAN, *KEPT, *WITHOUT_EFFECT, *BESIDE}:
             raise ValueError(f"a recipe cannot hold {name}, which is no data")
         scale = told.pop("guidance_scale", 1.0)
         kept = {name: _plain(name, told[name]) for name in KEPT if name in told}
@@ -116,11 +134,12 @@ class Recipe(Head, frozen=True, kw_only=True):
     def sample(self, model: Callable[..., Any], **how: Any) -> Tensor:
         """The images, float32 [B, …], of this or of another network; of several batches on the CPU.
 
+        model: a network; of a recipe of words a pipeline (``fastdiff.load``).
         how: device, backend, cuda_graph, callback and progress, as ``fastdiff.sample`` has them.
         """
         count, size = self.shape[0], self.batch_size
         if count <= size:
-            return sample(model, self.shape, **self._run(model, how, 0, count))
+            return self._draw(model, how, 0, count)
         begins = range(0, count, size)
         if how.get("progress"):
             from tqdm.auto import tqdm
@@ -129,30 +148,54 @@ class Recipe(Head, frozen=True, kw_only=True):
         parts = []
         for begin in begins:
             n = min(size, count - begin)
-            parts.append(sample(model, (n, *self.shape[1:]), **self._run(model, how, begin, n)).cpu())
+            parts.append(self._draw(model, how, begin, n).cpu())
         return torch.cat(parts)
 
     def states(self, model: Callable[..., Any], **how: Any) -> Iterator[State]:
-        """Every state on the way, as ``fastdiff.sample_iter`` yields them; of one batch alone."""
+        """Every state on the way, as ``fastdiff.sample_iter`` yields them; of one batch alone. Of words: latents'."""
         if self.shape[0] > self.batch_size:
             raise ValueError(f"states are those of one batch; the recipe has {self.shape[0]} images in batches")
-        return sample_iter(model, self.shape, **self._run(model, how, 0, self.shape[0]))
+        network, shape, arguments = self._run(model, how, 0, self.shape[0])
+        return sample_iter(network, shape, **arguments)
 
-    def _run(self, model: Any, how: Mapping[str, Any], begin: int, count: int) -> dict[str, Any]:
-        """The arguments of ``sample`` for some of the images."""
+    def _draw(self, model: Any, how: Mapping[str, Any], begin: int, count: int) -> Tensor:
+        network, shape, arguments = self._run(model, how, begin, count)
+        drawn = sample(network, shape, **arguments)
+        if self.words is None:
+            return drawn
+        images: Tensor = model.decode(drawn)
+        return images
+
+    def _run(
+        self, model: Any, how: Mapping[str, Any], begin: int, count: int
+    ) -> tuple[Any, Sequence[int], dict[str, Any]]:
+        """The network, shape and arguments of ``sample`` for some of the images."""
         unknown = sorted(set(how) - set(WITHOUT_EFFECT))
         if unknown:
             raise TypeError(f"a recipe fixes {', '.join(unknown)}; it takes {', '.join(WITHOUT_EFFECT)}")
         device = device_of(model, how.get("device"))
-        return {**how, "sampler": self.plan, **_batch(self.arguments, begin, count, self.shape[0], device)}
+        shape = [count, *self.shape[1:]]
+        arguments = {**how, "sampler": self.plan, **_batch(self.arguments, begin, count, self.shape[0], device)}
+        if self.words is None:
+            return model, shape, arguments
+        if not hasattr(model, "conditioned"):
+            raise TypeError(
+                f"the recipe is of words, which a pipeline of fastdiff.load draws; got {type(model).__name__}"
+            )
+        conditioned: tuple[Any, Sequence[int], dict[str, Any]] = model.conditioned(
+            self.words.of(begin, count), shape[2:], arguments
+        )
+        return conditioned
 
     def __str__(self) -> str:
         count, first = self.shape[0], self.arguments.get("sample_offset", 0)
         seed = "a seed each" if "seeds" in self.arguments else f"seed {self.arguments['seed']}"
         numbers = f", numbers {first} … {first + count - 1}" if first else ""
         run = () if self.arguments.get("strength") == 0 else self.plan.rows[self.arguments.get("start_step", 0) :]
-        calls = sum(row.calls_model for row in run)
+        calls = sum(row.runs_network for row in run)
         what = f"{count} image{'' if count == 1 else 's'} {self.shape[1:]}, {seed}{numbers}"
+        if self.words is not None:
+            what += f", of {self.words.prompts[0]!r}{' …' * (len(set(self.words.prompts)) > 1)}"
         return f"{what}, {self.plan.name} in {calls} network calls, {self.network.name.rpartition('.')[2]}"
 
     __repr__ = __str__
@@ -165,6 +208,8 @@ class Recipe(Head, frozen=True, kw_only=True):
         ValueError where tensors of many megabytes make it longer than pictures keep.
         """
         fields = {name: msgspec.to_builtins(getattr(self, name)) for name in Head.__struct_fields__}
+        if self.words is None:
+            del fields["words"]
         content = {"format": FORMAT, "version": VERSION, **more, **fields, "plan": json.loads(self.plan.to_json())}
         text = json.dumps(content, separators=(",", ":"))
         if len(text) > MOST:
@@ -186,6 +231,11 @@ def from_object(content: dict[str, Any]) -> Recipe:
     good = isinstance(told.get("seeds", []), list) and type(told.get("sample_offset", 0)) is int
     if not good or ("seeds" in told) == ("seed" in told) or told.get("model_dtype", "float32") not in _DTYPES:
         raise ValueError("its seed, seeds, sample_offset or model_dtype are not those of a run")
+    if (words := head.words) is not None:
+        counts = {len(words.prompts), head.shape[0]}
+        negatives = 1 if words.negative_prompts is None else len(words.negative_prompts)
+        if len(counts) > 1 or negatives not in (1, head.shape[0]):
+            raise ValueError(f"its prompts are not those of {head.shape[0]} images")
     if unpacked_bytes(told) > _MOST_BYTES + 32 * math.prod(head.shape):
         raise ValueError(f"its tensors would take {unpacked_bytes(told):,} bytes")
     plan = Plan.from_json(json.dumps(content.get("plan")))
@@ -219,8 +269,9 @@ def _scale(scale: Any, request: Request) -> Any:
 
 
 def device_of(model: Any, device: Any = None) -> torch.device:
-    """Where a network is, as ``sample`` finds it."""
-    return inspect_model(model, (1,), device, None).device
+    """Where a network, or that of a pipeline or trained model, is, as ``sample`` finds it."""
+    network = model if isinstance(model, torch.nn.Module) else getattr(model, "unet", model)
+    return inspect_model(network, (1,), device, None).device
 
 
 def _batch(kept: Mapping[str, Any], begin: int, count: int, total: int, device: torch.device) -> dict[str, Any]:

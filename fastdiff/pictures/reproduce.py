@@ -24,6 +24,8 @@ from fastdiff.pictures.embedded import Layout, open_picture, read, sha256_of
 from fastdiff.pictures.grid import make_grid, picture_size, resolve_layout
 from fastdiff.pictures.network import Identity, environment, identify
 from fastdiff.pictures.recipe import Recipe, device_of
+from fastdiff.text.load import load as load_words
+from fastdiff.text.pipeline import Pipeline
 
 _OPTIONS = ("channels_last", "compiled", "accelerated", "partly")
 
@@ -80,7 +82,7 @@ class Reproduction:
 
 def reproduce(
     picture: str | os.PathLike[str],
-    model: Callable[..., Any] | TrainedModel | str | os.PathLike[str] | None = None,
+    model: Callable[..., Any] | TrainedModel | Pipeline | str | os.PathLike[str] | None = None,
     *,
     device: torch.device | str | None = None,
     threads: int | None = None,
@@ -90,7 +92,8 @@ def reproduce(
 
     picture: a PNG or GIF that ``fastdiff sample``, or ``save_grid`` or ``save_gif`` with a recipe, wrote.
     model: the network, in the dtype that it had, or a model's folder, which is brought into that dtype and accelerated
-        as it was; None takes the folder that the recipe names. A network is used as it is.
+        as it was; None takes the folder that the recipe names. A network is used as it is. Of a picture of words a
+        pipeline of ``fastdiff.load``, or what that loads.
     device: where a folder's network is to run; None is where it ran, if that is here, and else the CPU.
     threads: of the CPU; None takes as many as the first run, if the machine has so many cores.
     progress: show a bar.
@@ -106,7 +109,7 @@ def reproduce(
     pixels = _pixels(path, recipe, layout)
     if device is None and torch.cuda.is_available() and recipe.made_with.get("device", "cpu") != "cpu":
         device = "cuda"
-    network = _network(path, recipe.network, model, device)
+    network = _network(path, recipe, model, device)
     now = identify(network)
     if recipe.network.sha256 != now.sha256:
         raise ValueError(
@@ -132,6 +135,19 @@ def reproduce(
     )
 
 
+def load_pipeline(identity: Identity, source: str | os.PathLike[str], device: torch.device | str | None) -> Pipeline:
+    """What ``fastdiff.load`` loads, in the dtype and acceleration of an identity."""
+    dtype = getattr(torch, str(identity.dtype), torch.float32)
+    pipe = load_words(source, device="cpu" if device is None else device, dtype=dtype, accelerate=False)
+    if not isinstance(pipe, Pipeline):
+        raise ValueError(f"{source} is a {type(pipe).__name__}, which draws no picture that carries a recipe")
+    if (put := identity.accelerated) is not None:
+        own = put.dtype == identity.dtype  # then each network's, of which an autoencoder's may be another
+        accelerate(pipe.pipe, dtype="auto" if own and dtype != torch.float32 else getattr(torch, put.dtype),
+                   exact_convolutions=put.exact_convolutions)  # fmt: skip
+    return pipe
+
+
 def load_network(identity: Identity, folder: str | os.PathLike[str], device: torch.device | str | None) -> Any:
     """A folder's network in the dtype, memory format and acceleration of an identity."""
     unet = (digits() if os.fspath(folder) == PACKAGED else load(folder)).unet
@@ -141,12 +157,16 @@ def load_network(identity: Identity, folder: str | os.PathLike[str], device: tor
     unet.to(device=where, dtype=dtype if isinstance(dtype, torch.dtype) else None)
     unet.to(memory_format=layout)  # type: ignore[call-overload]  # documented, but torch's overloads leave it out
     if identity.accelerated is not None:
-        found = getattr(torch, identity.accelerated.dtype, None)
-        accelerate(unet, dtype=found, exact_convolutions=identity.accelerated.exact_convolutions)  # type: ignore[arg-type]
+        how = identity.accelerated
+        found: Any = getattr(torch, how.dtype, None)
+        accelerate(
+            unet, dtype=found, exact_convolutions=how.exact_convolutions, batch_invariant=how.batch_invariant
+        )  # fmt: skip
     return unet
 
 
-def _network(path: Path, identity: Identity, model: Any, device: Any) -> Any:
+def _network(path: Path, recipe: Recipe, model: Any, device: Any) -> Any:
+    identity, load = recipe.network, load_network if recipe.words is None else load_pipeline
     if isinstance(model, TrainedModel):
         return model.unet
     if model is not None and not isinstance(model, (str, os.PathLike)):
@@ -155,7 +175,7 @@ def _network(path: Path, identity: Identity, model: Any, device: Any) -> Any:
     if folder is None:
         raise ValueError(f"{path} was made by {identity.name}, which came from no folder: say which model it was")
     try:
-        return load_network(identity, folder, device)
+        return load(identity, folder, device)
     except FileNotFoundError as error:
         if model is not None:
             raise
@@ -191,13 +211,14 @@ def _pixels(path: Path, recipe: Recipe, layout: Layout) -> np.ndarray[Any, Any]:
     shape = recipe.shape if layout.index is None else [1, *recipe.shape[1:]]
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise ValueError(f"{path} has a recipe of {shape}, which is no batch of pictures")
-    size = picture_size(shape, *resolve_layout(shape, layout.columns, layout.scale, layout.gap))
+    width, height = picture_size(shape, *resolve_layout(shape, layout.columns, layout.scale, layout.gap))
+    size = (layout.margin + width, height)
     with open_picture(path) as picture:
         if picture.size != size:
             raise ValueError(f"{path} has {'×'.join(map(str, picture.size))} pixels, its recipe makes "
                              f"{'×'.join(map(str, size))}: it was cropped or resized")  # fmt: skip
         try:
-            return _frames(picture, 1 if layout.rows is None else len(layout.rows), recipe)
+            return _frames(picture, 1 if layout.rows is None else len(layout.rows), recipe)[:, :, layout.margin :]
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
 

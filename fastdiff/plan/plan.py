@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,7 +15,9 @@ import torch
 from fastdiff.checks import check_finite_number
 from fastdiff.files import atomic_write, check_writable
 from fastdiff.pictures import html
-from fastdiff.plan.row import SLOTS, TERMS, Row
+from fastdiff.plan.provenance import Provenance
+from fastdiff.plan.reuse import check_sources, reused
+from fastdiff.plan.row import SLOTS, TERMS, Reuse, Row
 from fastdiff.plan.text import from_json, table_text, to_json
 
 __all__ = ["COLUMNS", "SLOTS", "TERMS", "Plan", "Row", "guidance_weights"]
@@ -32,25 +34,29 @@ COLUMNS = (
 class Plan:
     """The rows of one sampling run, from noise to image, and what the run needs to know beside them.
 
-    Two plans are equal where their rows are, their kind of t, and the other arguments.
+    Two plans are equal where their rows are, their kind of t, and the other arguments but ``provenance``.
 
     Args:
         rows: the rows, in order; row i's noise has draw i.
         name: the sampler's name, for messages.
         init_sigma: x_T = init_sigma · z.
         learned_variance: whether the network returns twice the channels, the second half being its variance.
+        provenance: of a learned plan, which network it was learned for, and how; ``sample`` warns of another one.
 
     Attributes:
         timesteps: t of every row.
         reads_variance: whether some row draws with the learned variance; log_variance=(0, 0) leaves it unread.
+        reused: what some rows take again, "output" or "deep" or both.
     """
 
     rows: tuple[Row, ...]
     name: str = "custom"
     init_sigma: float = 1.0
     learned_variance: bool = False
+    provenance: Provenance | None = None
     timesteps: tuple[float, ...] = field(init=False)
     reads_variance: bool = field(init=False)
+    reused: frozenset[Reuse] = field(init=False)
     _hash: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +68,8 @@ class Plan:
         check_finite_number("init_sigma", self.init_sigma)
         if not isinstance(self.learned_variance, bool):
             raise TypeError(f"learned_variance must be a bool; got {type(self.learned_variance).__name__}")
+        if self.provenance is not None and not isinstance(self.provenance, Provenance):
+            raise TypeError(f"provenance must be a Provenance or None; got {type(self.provenance).__name__}")
         if not self.rows:
             raise ValueError("a plan needs at least one row")
         if len(self.rows) >= 1 << 24:
@@ -74,6 +82,9 @@ class Plan:
         object.__setattr__(self, "timesteps", tuple(row.t for row in self.rows))
         reads = self.learned_variance and any(any(row.log_variance or ()) for row in self.rows)
         object.__setattr__(self, "reads_variance", reads)
+        object.__setattr__(self, "reused", frozenset(row.reuse for row in self.rows if row.reuse))
+        if self.reused:
+            check_sources(self.rows)
         object.__setattr__(self, "_hash", hash((self.timesteps, self.init_sigma, self.learned_variance)))
 
     def __eq__(self, other: object) -> bool:
@@ -116,7 +127,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON (format "fastdiff.plan"), which ``from_json`` gives back with every float64 to the bit."""
-        return to_json(self.rows, self.name, self.init_sigma, self.learned_variance)
+        return to_json(self.rows, self.name, self.init_sigma, self.learned_variance, self.provenance)
 
     @staticmethod
     def from_json(text: str | bytes) -> Plan:
@@ -169,17 +180,73 @@ class Plan:
         return any(row.uses("g") for row in self.rows)
 
     @cached_property
-    def entries(self) -> tuple[int, ...]:
-        """The rows at which a run can begin: none from there on reads a slot or an anchor that was written before."""
-        entries, needed = [], set[int]()  # −1 stands for the anchor
-        for i, row in reversed(list(enumerate(self.rows))):
-            needed -= {-1} if row.anchor is not None else set()
-            needed -= {row.write}
+    def noisy_rows(self) -> tuple[int, ...]:
+        """The numbers of the rows whose x' is drawn, noise being a part of it: those that have a log-density."""
+        return tuple(i for i, row in enumerate(self.rows) if row.x.get("z"))
+
+    @cached_property
+    def needs(self) -> tuple[frozenset[int | str], ...]:
+        """What of the rows before it each row and those after it read: numbers of slots, "anchor", "output", "deep"."""
+        needs, needed = [], set[int | str]()
+        for row in reversed(self.rows):
+            needed -= {"anchor"} if row.anchor is not None else set()
+            needed -= {row.write} if row.write is not None else set()
+            if row.runs_network:
+                needed -= {"output"}
+            if row.runs_network and row.reuse is None:
+                needed -= {"deep"}
             needed |= {slot for k, slot in enumerate(row.reads) if row.uses(f"slot{k}")}
-            needed |= {-1} if row.uses("anchor") else set()
-            if not needed:
-                entries.append(i)
-        return tuple(reversed(entries))
+            needed |= {"anchor"} if row.uses("anchor") else set()
+            needed |= {row.reuse} if row.reuse is not None else set()
+            needs.append(frozenset(needed))
+        return tuple(reversed(needs))
+
+    @cached_property
+    def entries(self) -> tuple[int, ...]:
+        """The rows at which a run can begin: none from there on reads what rows before it made: a slot, the anchor, an
+        output, deep features.
+        """
+        return tuple(i for i, needed in enumerate(self.needs) if not needed)
+
+    @cached_property
+    def calls(self) -> int:
+        """How many rows call the whole network."""
+        return sum(row.calls_model and row.reuse is None for row in self.rows)
+
+    @cached_property
+    def branch(self) -> int:
+        """The branch of the rows that reuse deep features, which all have the same; 0 where there is none."""
+        return max(row.branch for row in self.rows)
+
+    # ---- reused calls
+
+    def reuse(
+        self, rows: Sequence[int] | None = None, *, every: int | None = None, kind: Reuse = "output", branch: int = 0
+    ) -> Plan:
+        """The plan in which some rows take the network's last output, or its last deep features, instead of a call.
+
+            plan = fastdiff.samplers.ddim(schedule, 50).reuse(every=3)               # 17 calls of the network
+            plan = fastdiff.samplers.ddim(schedule, 50).reuse(every=3, kind="deep")  # 17 calls and 33 shallow ones
+
+        Every other number of the rows stays as it is. An output is taken as the network returned it, of both calls
+        under guidance, whatever it means at the other level: this suits epsilon better than what depends on the level,
+        as v_prediction does. Deep features are those of DeepCache (Ma, Fang & Wang 2024, Section 3.2) and need a
+        network that offers them (``sampling.reuse``). A run, or an image-to-image one, begins at a row of ``entries``,
+        which no reusing row is.
+
+        Args:
+            rows: the numbers of rows that reuse; others stay as they are.
+            every: instead, of the rows that call the network one in ``every`` calls it, from the first one on, and the
+                others reuse (1:N in the paper). 1 takes every reuse away.
+            kind: "output" or "deep".
+            branch: of deep rows, the paper's skip branch (``Row.branch``).
+
+        Raises:
+            TypeError, ValueError: for rows that there are not or that have no call, for a row without an earlier call
+                to take from, the first one above all, and for two branches in one plan.
+        """
+        # What was measured of a learned plan does not hold of this one.
+        return replace(self, rows=reused(self.rows, rows, every, kind, branch), provenance=None)
 
     def table(self, guidance: tuple[Any, ...] = ()) -> torch.Tensor:
         """The rows as a float64 CPU tensor [rows, 48] with the columns ``COLUMNS``; do not write to it.

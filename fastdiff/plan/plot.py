@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.files import atomic_write, check_writable
-from fastdiff.pictures.figure import new_figure
+from fastdiff.pictures.figure import new_figure, save_figure
 from fastdiff.plan.row import TERMS
 from fastdiff.plan.text import named
 
@@ -18,11 +17,7 @@ if TYPE_CHECKING:
 
 def save_plot(plan: Plan, path: str | os.PathLike[str]) -> Path:
     """Write ``figure`` as a PNG, whole or not at all. Returns its path. Raises ImportError as it does, and OSError."""
-    path = check_writable(path, suffix=".png")
-    drawing = figure(plan)
-    with atomic_write(path) as file:
-        drawing.savefig(file, format="png", dpi=110, metadata={"Software": None})
-    return path
+    return save_figure(lambda: figure(plan), path)
 
 
 def figure(plan: Plan) -> Any:
@@ -43,7 +38,7 @@ def figure(plan: Plan) -> Any:
         level.plot(rows, [row.alpha for row in plan], marker=marker, label="α")
     elif min(sigmas) > 0:
         level.set_yscale("log")
-    silent = [i for i, row in enumerate(plan) if not row.calls_model]
+    silent = [i for i, row in enumerate(plan) if not row.runs_network]
     if silent:
         level.plot(silent, [sigmas[i] for i in silent], "o", mfc="none", color="k", label="no network call")
     level.set(ylabel="level", title=f"{plan.name}: {len(plan)} rows, {len(plan) - len(silent)} network calls")

@@ -19,11 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from fastdiff.checks import check_finite_number, check_int, check_real, is_finite
 
 TERMS = ("x", "anchor", "x0", "m", "slot0", "slot1", "slot2", "z", "g")
 SLOTS = 4
+Reuse = Literal["output", "deep"]
+KINDS: tuple[str, ...] = get_args(Reuse)
 
 
 _NUMBERS = ("t", "alpha", "sigma", "p", "q", "scale", "c_in", "log_variance[0]", "log_variance[1]")
@@ -32,6 +35,9 @@ _NUMBERS = ("t", "alpha", "sigma", "p", "q", "scale", "c_in", "log_variance[0]",
 @dataclass(frozen=True)
 class Row:
     """One network call, or one change of state without a call (``calls_model=False``).
+
+    A row that takes an earlier call's output or deep features again (``reuse``) counts as one with a call, since it has
+    an m.
 
     Args:
         t: the timestep that the network is given. Where every row's is an int the network is given int64, else float32.
@@ -46,6 +52,11 @@ class Row:
         log_variance: (log_min, log_max) under learned variance (Nichol & Dhariwal 2021, Equation 15); (0, 0) leaves z
             as it is, whatever the network says.
         stream: the noise's stream; its draw is the row's number in the plan.
+        reuse: where the network's output comes from: None, a call of the whole network; "output", the call before,
+            whose output is taken again as it was, before guidance; "deep", a call of the shallow layers alone, which
+            takes the deep features of the last whole call (DeepCache, Ma et al. 2024).
+        branch: of a deep row, how many skip connections beside the first are computed anew: DeepCache's branch, of
+            which 0 is the cheapest.
         variance: σ² of the Gaussian that the row draws from, where a classifier's gradient is to move its mean (times
             the network's own variance, where that is learned); None: it moves x̂_0 and ε
             (``sampling.classifier_guidance``).
@@ -68,6 +79,8 @@ class Row:
     stream: int = 1
     calls_model: bool = True
     variance: float | None = None
+    reuse: Reuse | None = None
+    branch: int = 0
     reads_terms: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +112,8 @@ class Row:
         check_real("clip", self.clip)
         if not self.clip > 0 or not (self.clip == math.inf or is_finite(self.clip)):
             raise ValueError(f"clip must be positive or infinite; got {self.clip}")
+        if self.reuse is not None or self.branch != 0 or type(self.branch) is not int:
+            self._check_reuse()
         read = set[str]()
         for name, coefficients in (("x", self.x), ("anchor", self.anchor), ("slot", self.slot)):
             if coefficients is not None:
@@ -107,6 +122,15 @@ class Row:
         object.__setattr__(self, "reads_terms", frozenset(read))
         if not self.calls_model and (self.q or "m" in read):
             raise ValueError("a row without a network call has no m: q and the coefficients of m must be 0")
+
+    def _check_reuse(self) -> None:
+        if self.reuse is not None and self.reuse not in KINDS:
+            raise ValueError(f"reuse must be one of {', '.join(KINDS)}, or None; got {self.reuse!r}")
+        if self.reuse is not None and not self.calls_model:
+            raise ValueError("a row without a network call has no output to take again: reuse must be None")
+        check_int("branch", self.branch, 0, (1 << 24) - 1)
+        if self.branch and self.reuse != "deep":
+            raise ValueError(f"branch is {self.branch}, but it goes with reuse='deep'; got reuse={self.reuse!r}")
 
     def _read_by(self, name: str, coefficients: Mapping[str, float]) -> set[str]:
         """The terms that an output's checked coefficients read."""
@@ -123,6 +147,11 @@ class Row:
     def uses(self, term: str) -> bool:
         """Whether any of the row's outputs reads this term."""
         return term in self.reads_terms
+
+    @property
+    def runs_network(self) -> bool:
+        """Whether the network is called, in whole or its shallow layers."""
+        return self.calls_model and self.reuse != "output"
 
     def is_guided(self, interval: tuple[float, float] | None) -> bool:
         """Whether σ/α lies in the interval (low, high] of guidance; None is everywhere."""

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from fastdiff.files import parse_json
+from fastdiff.plan.provenance import Provenance
 from fastdiff.plan.row import TERMS, Row
 
 FORMAT = "fastdiff.plan"
@@ -20,7 +21,9 @@ LINES = 40  # rows of a printed table; of a longer plan the middle is left out
 # ---- JSON: a row is an object of its fields; one that is absent has Row's default (an infinite clip, say)
 
 
-def to_json(rows: Sequence[Row], name: str, init_sigma: float, learned_variance: bool) -> str:
+def to_json(
+    rows: Sequence[Row], name: str, init_sigma: float, learned_variance: bool, provenance: Provenance | None = None
+) -> str:
     """The plan as a JSON object, one line a row. Python writes the shortest digits that read back as the same float."""
     head = {
         "format": FORMAT,
@@ -29,6 +32,8 @@ def to_json(rows: Sequence[Row], name: str, init_sigma: float, learned_variance:
         "init_sigma": init_sigma,
         "learned_variance": learned_variance,
     }
+    if provenance is not None:
+        head["provenance"] = msgspec.to_builtins(provenance)
     lines = [f"  {json.dumps(key)}: {_dump(value)}," for key, value in head.items()]
     entries = ",\n".join(f"    {_dump(_changed(row))}" for row in rows)
     return "\n".join(["{", *lines, '  "rows": [', entries, "  ]", "}", ""])
@@ -51,7 +56,7 @@ def from_json(text: str | bytes) -> dict[str, Any]:
     if type(version) is not int or version != VERSION:
         raise ValueError(f"the plan's version is {version!r}; this fastdiff reads version {VERSION}")
     try:
-        msgspec.convert(content, _PlanFields)
+        told = msgspec.convert(content, _PlanFields)
     except msgspec.ValidationError as error:
         raise ValueError(f"the plan does not fit its format: {error}") from None
     rows = []
@@ -62,7 +67,7 @@ def from_json(text: str | bytes) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"the plan does not fit its format: {error} - at `$.rows[{i}]`") from None
     names = ("name", "init_sigma", "learned_variance")
-    return {"rows": tuple(rows), **{name: content[name] for name in names}}
+    return {"rows": tuple(rows), **{name: content[name] for name in names}, "provenance": told.provenance}
 
 
 _FIELDS = [field for field in fields(Row) if field.init]
@@ -73,7 +78,11 @@ _RowFields: Any = msgspec.defstruct(
     forbid_unknown_fields=True,
 )
 _HEAD = {"format": str, "version": int, "name": str, "init_sigma": float, "learned_variance": bool}
-_PlanFields = msgspec.defstruct("_PlanFields", [*_HEAD.items(), ("rows", list[_RowFields])], forbid_unknown_fields=True)
+_PlanFields: Any = msgspec.defstruct(
+    "_PlanFields",
+    [*_HEAD.items(), ("rows", list[_RowFields]), ("provenance", Provenance | None, None)],
+    forbid_unknown_fields=True,
+)
 
 
 def _changed(row: Row) -> dict[str, Any]:
@@ -124,8 +133,14 @@ def _aligned(line: list[str], widths: list[int], columns: list[tuple[str, Any]])
 
 
 def _heading(rows: Sequence[Row], name: str, init_sigma: float, learned_variance: bool) -> str:
-    calls = sum(row.calls_model for row in rows)
-    parts = [_count(len(rows), "row"), _count(calls, "network call"), f"x_T = {_short(init_sigma)} z"]
+    whole = [row for row in rows if row.calls_model and row.reuse is None]
+    shallow, outputs = (sum(row.reuse == kind for row in rows) for kind in ("deep", "output"))
+    parts = [_count(len(rows), "row"), _count(len(whole), "network call")]
+    if shallow:
+        parts.append(f"{_count(shallow, 'shallow call')} of branch {max(row.branch for row in rows)}")
+    if outputs:
+        parts.append(_count(outputs, "reused output"))
+    parts.append(f"x_T = {_short(init_sigma)} z")
     for field in ("clip", "scale", "c_in", "stream"):
         values = {getattr(row, field) for row in rows}
         if len(values) == 1 and values != {_DEFAULTS[field]}:
@@ -150,7 +165,9 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, Callable[[int, Row], str]]]
     for name in ("c_in", "clip", "scale", "stream"):
         if len({getattr(row, name) for row in rows}) > 1:
             columns.append((name, lambda i, row, name=name: _short(getattr(row, name))))  # type: ignore[misc]
-    columns.append(("call", lambda i, row: "yes" if row.calls_model else "no"))
+    columns.append(("call", lambda i, row: "yes" if row.runs_network else "no"))
+    if any(row.reuse for row in rows):
+        columns.append(("reuse", lambda i, row: row.reuse or "·"))
     columns += [("p", lambda i, row: _blank(row.p)), ("q", lambda i, row: _blank(row.q))]
     of_row = [named(row, row.x) for row in rows]
     order = [*TERMS[:4], *(f"slot {k}" for k in range(4)), "g", "z"]

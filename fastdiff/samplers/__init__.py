@@ -16,6 +16,7 @@ from fastdiff.samplers.dpmpp import dpmpp_1s, dpmpp_2m, dpmpp_2s, dpmpp_2s_ances
 from fastdiff.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from fastdiff.samplers.euler import euler
 from fastdiff.samplers.euler_ancestral import euler_ancestral
+from fastdiff.samplers.flow_sde import flow_sde
 from fastdiff.samplers.heun import heun
 from fastdiff.samplers.ipndm import ipndm
 from fastdiff.samplers.lcm import lcm
@@ -32,8 +33,8 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     for sampler in (
         ddpm, ddim, ddim_inverse, euler, euler_ancestral, heun, dpm2, dpm2_ancestral, lms, pndm, ipndm,
         dpm_multistep, dpm_singlestep, dpm_solver_2, dpm_solver_3, dpmpp_1s, dpmpp_2s, dpmpp_2s_ancestral,
-        dpmpp_sde, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, deis, unipc, sa_solver, lcm, tcd, restart,
-        repaint,
+        dpmpp_sde, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, deis, unipc, sa_solver, flow_sde, lcm, tcd,
+        restart, repaint,
     )
 }  # fmt: skip
 for sampler in SAMPLERS.values():
@@ -42,6 +43,6 @@ for sampler in SAMPLERS.values():
 __all__ = [
     "SAMPLERS", "ddim", "ddim_inverse", "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpm_multistep", "dpm_singlestep",
     "dpm_solver_2", "dpm_solver_3", "dpmpp_1s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral",
-    "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_ancestral", "heun", "ipndm", "lcm", "lms", "pndm",
-    "repaint", "restart", "sa_solver", "tcd", "unipc",
+    "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_ancestral", "flow_sde", "heun", "ipndm", "lcm", "lms",
+    "pndm", "repaint", "restart", "sa_solver", "tcd", "unipc",
 ]  # fmt: skip

@@ -63,6 +63,11 @@ def understood(name: str) -> tuple[str, str | None]:
             f"sampler is {name!r}, a scheduler of diffusers; did you mean {SCHEDULERS[name]}? "
             "fastdiff.integrations.diffusers has schedulers in place of diffusers' own"
         )
+    if name == "tuned":
+        raise ValueError(
+            "sampler is 'tuned', a plan learned for one model: load(folder).arguments(sampler='tuned', steps=n) takes "
+            "it from the model's folder, Plan.load(file) from a file"
+        )
     squeezed, known = _squeezed(name), ALIASES | {_squeezed(sampler): sampler for sampler in SAMPLERS}
     for spacing in (None, *sorted(NAMES, key=len, reverse=True)):
         said = "" if spacing is None else _squeezed(spacing)

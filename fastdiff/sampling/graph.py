@@ -1,6 +1,7 @@
 """One CUDA graph for the whole step: network, guidance, update and step counter, replayed once a row.
 
-A guidance interval makes two kinds of row, one stacked and one plain call, and so two graphs over the same buffers.
+A guidance interval makes two kinds of row, one stacked and one plain call, and so two graphs over the same buffers; so
+do rows that reuse deep features. Rows that reuse an output launch their update without a graph.
 
 A graph belongs to a module and a kind of run (shapes, dtypes, number of rows); it owns its buffers, into which a run's
 state, table, timesteps, seeds and keywords are copied. A graph is leased to one run at a time: a second run at the same
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastdiff.plan.row import Reuse
 from fastdiff.sampling.accelerated import fingerprint, is_accelerated, kept_weights
 from fastdiff.sampling.stepper import Stepper
 
@@ -62,7 +64,7 @@ def why_eager(run: Stepper) -> str | None:
         return "generator and noise_fn draw on the host"
     if run.request.classifier is not None:
         return "cond_fn runs eagerly"
-    if not any(run.calls[run.start :]):
+    if not kinds(run):
         return "no row calls the network"
     if run.request.backend == "reference":
         return "the reference backend reads its rows on the host"
@@ -138,15 +140,15 @@ class Captured:
         self.run = Stepper(request, buffers)
         self.index = torch.zeros(1, dtype=torch.int64, device=run.network.device)
         self.used = torch.cuda.Event()
-        self.graphs = {calls: self._capture(run, calls, check) for calls in kinds(run)}
+        self.graphs = {kind: self._capture(run, kind, check) for kind in kinds(run)}
         self.weights = kept_weights(run.network.model)
         # The graph holds the weights' addresses; the module itself must be free to go.
-        self.run.network = replace(run.network, model=_gone)
-        self.run.request = replace(request, network=self.run.network)
+        self.run.network, self.run.deep = replace(run.network, model=_gone), None
+        self.run.request = replace(request, network=self.run.network, deep=None)
 
-    def _capture(self, run: Stepper, calls: int, check: bool) -> torch.cuda.CUDAGraph:
-        """The step of rows that mix ``calls`` outputs, tried at the first of them."""
-        first = run.calls.index(calls, run.start)
+    def _capture(self, run: Stepper, kind: Kind, check: bool) -> torch.cuda.CUDAGraph:
+        """The step of a kind of rows, tried at the first of them."""
+        first = next(i for i in run.rows if kind_of_row(run, i) == kind)
         device = run.network.device
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
@@ -159,10 +161,10 @@ class Captured:
             with _capturing, torch.cuda.device(device), torch.cuda.stream(side), cast:
                 for _ in range(2):  # libraries choose their algorithms and make their handles on first use
                     self.load(run, first)
-                    self._step(calls)
+                    self._step(*kind)
                 eager = self.run.x.clone()
                 self.load(run, first)
-                graph = _captured(device, lambda: self._step(calls))
+                graph = _captured(device, lambda: self._step(*kind))
         finally:
             current.wait_stream(side)
         if check:
@@ -172,9 +174,9 @@ class Captured:
                 raise RuntimeError("the first replay differs from the eager step (cuda_graph=True would take it)")
         return graph
 
-    def _step(self, calls: int) -> None:
+    def _step(self, calls: int, reuse: Reuse | None) -> None:
         run = self.run
-        run.call(run.buffers.times.index_select(0, self.index).view(-1), self.index, calls)
+        run.call(run.buffers.times.index_select(0, self.index).view(-1), self.index, calls, reuse)
         run.update(self.index)
         run.stack()
         self.index.add_(1)
@@ -191,9 +193,11 @@ class Captured:
 
     def step(self, index: int) -> None:
         """Run row ``index``, which the device's counter has reached."""
-        calls = self.run.calls[index]
-        if calls:
-            self.graphs[calls].replay()
+        kind = kind_of_row(self.run, index)
+        if kind in self.graphs:
+            self.graphs[kind].replay()
+        elif self.run.plan[index].reuse == "output":
+            self._step(*kind)
         else:
             self.run.change.set_outputs(())
             self.run.change(self.index)
@@ -244,9 +248,17 @@ def _recover(device: torch.device, pool: Any) -> None:
         torch.zeros(1, device=device)
 
 
-def kinds(run: Stepper) -> list[int]:
-    """How many outputs the rows of a run mix: each number needs a graph."""
-    return sorted(set(run.calls[run.start :]) - {0})
+Kind = tuple[int, Reuse | None]  # how many outputs a row mixes, and what it reuses
+
+
+def kind_of_row(run: Stepper, index: int) -> Kind:
+    return run.calls[index], run.plan[index].reuse
+
+
+def kinds(run: Stepper) -> list[Kind]:
+    """The kinds of rows that need a graph each; shallow ones last, whose features the others make."""
+    found = {kind_of_row(run, i) for i in run.rows if run.plan[i].runs_network}
+    return sorted(found, key=lambda kind: (kind[1] is not None, kind[0]))
 
 
 def _gone(*_: object, **__: object) -> Any:
@@ -262,7 +274,7 @@ def _key(run: Stepper) -> Any:
     return (
         run.buffers.signature(run.network.device), run.network.device, run.network.dtype, run.network.layout,
         run.request.backend, run.shares_x, run.plan.learned_variance, run.plan.reads_variance, run.guidance.outputs,
-        run.guidance.stacked, run.guidance.rescale, tuple(kinds(run)), 0 in run.calls,
+        run.guidance.stacked, run.guidance.rescale, tuple(kinds(run)), 0 in run.calls, run.plan.branch,
         run.request.thresholding, fingerprint(model), hash(tuple((w.data_ptr(), w.dtype) for w in weights)), autocast,
         backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision,
     )  # fmt: skip

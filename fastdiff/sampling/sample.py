@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec, cast
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ def sample(
     model_dtype: torch.dtype | None = None,
     backend: str = "auto",
     cuda_graph: bool | str = "auto",
+    return_log_prob: bool = False,
     callback: Callable[[State], Any] | None = None,
     progress: bool = False,
     **unknown: NoReturn,
@@ -75,7 +76,7 @@ def sample(
         sampler: a name of ``fastdiff.samplers``, also as other programs spell it ("Euler a", "DPM++ 2M Karras", which
             says the spacing too); a function of (schedule, steps, **options) that returns a ``Plan``,
             given those of the options below that were given; or a Plan, which fixes the next eight arguments, which
-            must then be left out.
+            must then be left out. ``Plan.reuse`` makes rows that take an earlier call's output or deep features.
         steps: the sampler's steps, n; None visits every timestep. A step is one network call; but heun, dpm2,
             dpm2_ancestral, dpm_solver_2, dpmpp_2s, dpmpp_2s_ancestral and dpmpp_sde make 2n − 1 calls, dpm_solver_3
             3n − 2 and pndm n + 1, and repaint and restart go back for more. ``print(plan)`` counts them.
@@ -120,8 +121,8 @@ def sample(
             the two calls are made one after the other.
         guidance_scale: s in u + s·(c − u); 1, or no uncond_kwargs, is one plain call. A pair (s_T, s_I) is
             InstructPix2Pix's (``plan.guidance_weights``), uncond_kwargs then two: of e(∅, ∅) and of e(I, ∅). Also one
-            for each network call of the plan, or for each step: a sequence, array or function of the level (its t,
-            alpha, sigma and ratio σ/α).
+            for each network call of the plan (reused ones, too), or for each step: a sequence, array or function of the
+            level (its t, alpha, sigma and ratio σ/α).
         guidance_rescale: φ of Lin et al. 2024, Equation 16; 0 is none.
         guidance_interval: (low, high): guide where low < σ/α ≤ high (Kynkäänniemi et al. 2024); elsewhere the network
             is called once, with model_kwargs. ``schedule.sigma_at(t)`` is a timestep's σ/α.
@@ -133,12 +134,16 @@ def sample(
         device, model_dtype: where the network is and what it takes; read from its parameters by default.
         backend: "auto", "native", "triton" or "reference".
         cuda_graph: "auto", True or False: replay the whole step as one CUDA graph (``sampling.graph``).
+        return_log_prob: also return log p(x' | x) of every row, which states have as ``State.log_prob``; it is added up
+            by the update that draws x', and its bits are those of every backend (docs/logprob.md). The plan must draw
+            in some row; goes without mask, and runs eagerly.
         callback: called with a ``State`` of fresh tensors after every row; what it returns is ignored. It may raise
             StopIteration to end the run there: the result is then that state's x̂_0.
         progress: show a tqdm bar.
 
     Returns:
-        float32 [B, …].
+        float32 [B, …]; with return_log_prob a pair of them and float32 [rows, B], sums over each image's elements, 0
+        where a row draws nothing (``Plan.noisy_rows``) or was not run.
 
     Raises:
         TypeError, ValueError: before any work, naming the argument, what it is and what it should be; or from the
@@ -158,7 +163,7 @@ def sample(
             model_kwargs=model_kwargs, uncond_kwargs=uncond_kwargs, guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale, guidance_interval=guidance_interval, thresholding=thresholding,
             cond_fn=cond_fn, device=device, model_dtype=model_dtype, backend=backend, cuda_graph=cuda_graph,
-            callback=callback, progress=progress,
+            return_log_prob=return_log_prob, callback=callback, progress=progress,
         )  # fmt: skip
         stepper = Stepper(request, keeps_x0=callback is not None)
         with eval_mode(model), stepping(stepper) as step:
@@ -170,8 +175,13 @@ def sample(
                         callback(state)
                     except StopIteration:
                         stepper.check_finite(row + 1)
-                        return state.x if state.x0 is None else state.x0
-        return stepper.finish()
+                        return _returned(state.x if state.x0 is None else state.x0, state.log_prob)
+        return _returned(stepper.finish(), stepper.log_prob(len(stepper.plan)) if return_log_prob else None)
+
+
+def _returned(images: Tensor, log_prob: Tensor | None) -> Tensor:
+    """What ``sample`` returns. To a type checker a pair of tensors unpacks as a tensor does."""
+    return images if log_prob is None else cast(Tensor, (images, log_prob))
 
 
 P = ParamSpec("P")

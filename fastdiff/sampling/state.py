@@ -40,10 +40,15 @@ class State:
         anchor: the saved x, or None where the plan has none.
         slots: the history: four entries, tensors or None.
         row: the number of the plan's next row.
+        output, deep: what rows that reuse take (``Plan.reuse``): float32 [B, …] or, under guidance, the outputs of
+            every call of a row one after the other; the network's deep features likewise. None where the plan has no
+            use for it.
         level: what x is and the next row begins with, x = level.alpha·x_0 + level.sigma·ε, and the timestep level.t;
             None after the last row.
         plan, noise: what the state belongs to, as text: the plan's name and fingerprint, and whose noise it has.
             ``resume=`` refuses a state of another plan or of another seed; None leaves that unchecked.
+        log_prob: under ``return_log_prob=True`` log p(x' | x) of each row before ``row``, float32 [row, B]: the sum
+            over an image's elements; 0 where the row draws nothing or was not run. Else None.
     """
 
     x: Tensor
@@ -54,6 +59,9 @@ class State:
     level: Level | None = None
     plan: str | None = None
     noise: str | None = None
+    log_prob: Tensor | None = None
+    output: Tensor | None = None
+    deep: Tensor | None = None
 
     def __repr__(self) -> str:
         return html.words_of_state(self)
@@ -69,16 +77,18 @@ class State:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the state to a file of safetensors, whole or not at all; returns its path.
 
-        The tensors are named x, x0, anchor and slots.0 … slots.3; what is no tensor is JSON in the file's metadata.
+        The tensors are named x, x0, anchor, output, deep, slots.0 … slots.3 and log_prob; what is no tensor is JSON in
+        the file's metadata.
         Raises ValueError for a name that does not end in .safetensors, OSError where it cannot be written.
         """
         path = check_writable(path, suffix=".safetensors")
-        named = {"x": self.x, "x0": self.x0, "anchor": self.anchor}
+        named = {"x": self.x, "x0": self.x0, "anchor": self.anchor, "output": self.output, "deep": self.deep}
+        named["log_prob"] = self.log_prob
         named |= {f"slots.{i}": slot for i, slot in enumerate(self.slots)}
         tensors = {name: t.detach().to("cpu").contiguous().clone() for name, t in named.items() if t is not None}
         record = {
             "format": FORMAT, "version": VERSION, "row": self.row, "plan": self.plan, "noise": self.noise,
-            "level": None if self.level is None else asdict(self.level),
+            "level": None if self.level is None else asdict(self.level), "channels_last": _is_channels_last(self.deep),
         }  # fmt: skip
         with atomic_write(path) as file:
             file.write(safetensors.torch.save(tensors, {FORMAT: json.dumps(record)}))
@@ -105,10 +115,12 @@ class State:
             raise ValueError(f"{path} is a state of version {record.version}; this fastdiff reads version {VERSION}")
         if "x" not in tensors:
             raise ValueError(f"{path} holds a damaged state: it has no x")
+        if record.channels_last and "deep" in tensors:  # on the layout depends how a network rounds
+            tensors["deep"] = tensors["deep"].contiguous(memory_format=torch.channels_last)
         slots = tuple(tensors.get(f"slots.{i}") for i in range(SLOTS))
         return State(
             tensors["x"], tensors.get("x0"), tensors.get("anchor"), slots, record.row, record.level, record.plan,
-            record.noise,
+            record.noise, tensors.get("log_prob"), tensors.get("output"), tensors.get("deep"),
         )  # fmt: skip
 
 
@@ -118,6 +130,11 @@ class _Record(msgspec.Struct):
     plan: str | None
     noise: str | None
     level: Level | None
+    channels_last: bool = False  # deep's memory format, which the file does not have
+
+
+def _is_channels_last(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 @lru_cache(maxsize=32)
@@ -125,6 +142,8 @@ def plan_identity(plan: Plan) -> str:
     """A plan in a word: its name, its length, and a fingerprint of its numbers."""
     digest = hashlib.sha256(plan.table().numpy().tobytes())
     digest.update(repr((float(plan.init_sigma), plan.learned_variance, plan.integer_timesteps)).encode())
+    if any(row.reuse for row in plan):
+        digest.update(repr([(row.reuse, row.branch) for row in plan]).encode())
     return f"{plan.name}, {len(plan)} rows, {digest.hexdigest()[:16]}"
 
 

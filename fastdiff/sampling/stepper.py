@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from fastdiff.noise import KNOWN, NoiseKey
+from fastdiff.ops.alone import alone
 from fastdiff.ops.update import bind
 from fastdiff.ops.update.checks import split_outputs
+from fastdiff.ops.update.deviance import blocks, log_probs
 from fastdiff.ops.update.operands import Operands
 from fastdiff.ops.update.reference import learned_sigma
-from fastdiff.plan.row import SLOTS, Row
-from fastdiff.sampling.accelerated import planned_embeddings
+from fastdiff.plan.row import SLOTS, Reuse, Row
+from fastdiff.sampling.accelerated import is_batch_invariant, planned_embeddings
 from fastdiff.sampling.guidance import P, Q, mixed, row_outputs
 from fastdiff.sampling.keywords import leaves, mapped
 from fastdiff.sampling.model import first_tensor, mismatch
 from fastdiff.sampling.request import Request
+from fastdiff.sampling.reuse import kept_deep, kept_output
 from fastdiff.sampling.state import State, plan_identity
 from fastdiff.schedules.level import Level
 
@@ -47,6 +50,8 @@ class Buffers:
     calls: tuple[Mapping[str, Any], ...]  # the keywords of a guided row's calls
     plain: Mapping[str, Any]  # of a row's one call
     embeddings: tuple[Tensor, ...] = ()  # an accelerated network's, of all rows
+    output: Tensor | None = None  # float32 [outputs·B, …], the last call's, for rows that reuse it
+    deep: Tensor | None = None  # [outputs·B, …], the last whole call's features; made by the first one
 
     @classmethod
     def of(cls, request: Request) -> Buffers:
@@ -71,6 +76,7 @@ class Buffers:
             known=request.known,
             calls=guidance.calls,
             plain=guidance.plain,
+            output=kept_output(plan, guidance, x) if "output" in plan.reused else None,
         )
 
     def entries(self) -> Iterator[tuple[str, Any]]:
@@ -89,7 +95,7 @@ class Buffers:
     def copy_from(self, other: Buffers) -> None:
         """Take every number of other buffers of this signature."""
         for (_, mine), (_, others) in zip(self.entries(), other.entries(), strict=True):
-            if isinstance(mine, Tensor):
+            if isinstance(mine, Tensor) and others is not None:  # a run that begins has no deep features yet
                 mine.copy_(others)
 
     def signature(self, device: torch.device) -> tuple[Any, ...] | None:
@@ -128,6 +134,7 @@ class Stepper:
         self.request, self.plan, self.start = request, request.plan, request.start
         self.rows = range(self.start, len(self.plan.rows))
         self.network, self.guidance, self.noise = request.network, request.guidance, request.noise
+        self.deep = request.deep
         self.buffers = b = Buffers.of(request) if buffers is None else buffers
         self.x, self.batch = b.x, len(b.x)
         self.calls = row_outputs(self.plan, self.guidance.outputs, self.guidance.weights)
@@ -139,6 +146,7 @@ class Stepper:
             and self.guidance.stacked == 1
             and self.plan.shows_x
         )
+        self.invariant = is_batch_invariant(self.network.model)
         self.planned, b.embeddings = planned_embeddings(self.network.model, b.times)
         self.net_in = b.x
         if not self.shares_x:
@@ -161,6 +169,11 @@ class Stepper:
             o.gradient = torch.zeros_like(b.x)
         if keeps_x0:
             o.x0_out = torch.empty_like(b.x)
+        self.log_probs: Tensor | None = None  # float32 [rows, B], known of the first ``known_rows`` rows
+        if request.return_log_prob:
+            self.elements, self.known_rows = b.x[:1].numel(), self.start
+            self.log_probs = b.x.new_zeros(len(self.plan), self.batch)
+            o.deviance = b.x.new_zeros(len(self.plan), self.batch, blocks(self.elements))
         self.update = self.change = bind(o, request.backend)
         if 0 in self.calls:
             # What rows without a network call do, beside noise: nothing but their linear combination.
@@ -185,7 +198,7 @@ class Stepper:
         row = self.plan.rows[index]
         update = self.update if row.calls_model else self.change
         if row.calls_model:
-            variance = self.call(self.row_times[index], index, self.calls[index])
+            variance = self.call(self.row_times[index], index, self.calls[index], row.reuse)
             if self.request.classifier is not None and row.uses("g"):
                 self.guide(row, index, variance)
         else:
@@ -202,25 +215,24 @@ class Stepper:
         if self.network.device.type == "cpu":
             self.check_finite(index + 1)
 
-    def call(self, times: Tensor, index: int | Tensor, count: int) -> Tensor | None:
-        """Call the network for ``count`` outputs and hand them to the update of row ``index``.
+    def call(self, times: Tensor, index: int | Tensor, count: int, reuse: Reuse | None = None) -> Tensor | None:
+        """Call the network for ``count`` outputs and hand them to the update of row ``index``; or, where the row reuses
+        a call, the last outputs.
 
         Returns the learned variance's channels, where the row has a use for them.
         """
-        x, keywords = self.net_in, self.buffers.calls if count > 1 else (self.buffers.plain,)
-        if count < self.guidance.stacked:
-            x, times = x[: self.batch], times[: self.batch]
-        with nullcontext() if self.planned is None else self.planned.at(index):
-            if len(keywords) == 1:
-                out = self.output(x, times, keywords[0], self.batch * count, self.shares_x)
-                outputs = (out,) if count == 1 else out.chunk(count) if self.batch else (out,) * count
-            else:  # a network may return the same memory each time: all but the last output are copied
-                *first, last = keywords
-                outputs = (*(self.output(x, times, kwargs, self.batch, True).clone() for kwargs in first),
-                           self.output(x, times, last, self.batch, True))  # fmt: skip
+        kept = None if self.buffers.output is None else self.buffers.output[-count * self.batch or None :]
+        if reuse == "output":
+            assert kept is not None
+            raw: tuple[Tensor, ...] = kept.chunk(count) if self.batch else (kept,) * count
+        else:
+            raw = self.outputs(times, index, count, reuse)
         outputs, variance = split_outputs(
-            outputs, self.x.shape, self.plan.learned_variance, self.network.device, "the model's outputs"
+            raw, self.x.shape, self.plan.learned_variance, self.network.device, "the model's outputs"
         )
+        if kept is not None and reuse != "output":
+            for k, output in enumerate(raw):
+                kept[k * self.batch : (k + 1) * self.batch].copy_(output)
         if not self.plan.reads_variance:
             variance = None
         if (self.operands.gain is not None or self.operands.clip is not None) and self.x.numel():
@@ -228,11 +240,32 @@ class Stepper:
         self.update.set_outputs(outputs, variance)
         return variance
 
-    def output(self, x: Tensor, times: Tensor, kwargs: Mapping[str, Any], size: int, shared: bool) -> Tensor:
+    def outputs(self, times: Tensor, index: int | Tensor, count: int, reuse: Reuse | None) -> tuple[Tensor, ...]:
+        """What the network returns for a row's ``count`` outputs, [B, …] each."""
+        x, keywords = self.net_in, self.buffers.calls if count > 1 else (self.buffers.plain,)
+        if count < self.guidance.stacked:
+            x, times = x[: self.batch], times[: self.batch]
+        # Of the deep features that are kept, those of the conditional call are the last.
+        begins = [(self.guidance.outputs - count + k) * self.batch for k in range(len(keywords))]
+        with nullcontext() if self.planned is None else self.planned.at(index):
+            if len(keywords) == 1:
+                model = self.model(reuse, begins[0])
+                out = self.output(model, x, times, keywords[0], self.batch * count, self.shares_x)
+                return (out,) if count == 1 else out.chunk(count) if self.batch else (out,) * count
+            parts = []
+            for kwargs, begin in zip(keywords, begins, strict=True):
+                out = self.output(self.model(reuse, begin), x, times, kwargs, self.batch, True)
+                # A network may return the same memory each time: all but the last output are copied.
+                parts.append(out if begin == begins[-1] else out.clone())
+            return tuple(parts)
+
+    def output(
+        self, model: Callable[..., Any], x: Tensor, times: Tensor, kwargs: Mapping[str, Any], size: int, shared: bool
+    ) -> Tensor:
         """The network's output [size, …] for its input; ValueError where it changed one that is ``shared``."""
         version = x._version if shared else 0
         try:
-            out = self.network.model(x, times, **kwargs)
+            out = model(x, times, **kwargs)
         except (RuntimeError, IndexError) as error:
             if why := mismatch(error, x, times):
                 raise RuntimeError(f"{error}: {why}") from error
@@ -248,6 +281,28 @@ class Stepper:
             raise ValueError(f"model must return [{size}, …] for its input; got {list(out.shape)}")
         return out
 
+    def model(self, reuse: Reuse | None, begin: int) -> Callable[..., Any]:
+        """The network; of a plan with deep rows, so called that it keeps its deep features or, in a deep row, takes the
+        kept ones, from entry ``begin`` on.
+        """
+        b, deep = self.buffers, self.deep
+        if deep is None:
+            return self.network.model
+
+        def call(x: Tensor, times: Tensor, **kwargs: Any) -> Any:
+            if reuse == "deep":
+                assert b.deep is not None
+                version = b.deep._version
+                out = deep(x, times, b.deep[begin : begin + len(x)], **kwargs)[0]
+                if b.deep._version != version:
+                    raise ValueError("model changed its deep features in place; later rows take them again")
+                return out
+            out, features = deep(x, times, None, **kwargs)
+            b.deep = kept_deep(b.deep, features, begin, len(x), self.guidance.outputs * self.batch)
+            return out
+
+        return call
+
     def reduce(self, outputs: tuple[Tensor, ...], index: int | Tensor) -> None:
         """What a row needs to know of each sample as a whole: guidance rescale's gain, thresholding's bounds."""
         o = self.operands
@@ -255,12 +310,25 @@ class Stepper:
         m = mixed(outputs, row)
         if o.gain is not None:
             if len(outputs) > 1:
-                self.guidance.gain(mixed(outputs[-1:], row), m, o.gain)
+                self.each(self.guidance.gain, mixed(outputs[-1:], row), m, out=o.gain)
             else:
                 o.gain.fill_(1.0)
             m = m * o.gain[:, None]
         if self.request.thresholding is not None and o.clip is not None:
-            self.request.thresholding.bounds(self.x.view(self.batch, -1) * row[P] + m * row[Q], o.clip)
+            x0 = self.x.view(self.batch, -1) * row[P] + m * row[Q]
+            self.each(self.request.thresholding.bounds, x0, out=o.clip)
+
+    def each(self, function: Callable[..., None], *of_samples: Tensor, out: Tensor) -> None:
+        """``function`` of tensors [B, …] and ``out``; sample by sample, where the network's bits do not depend on the
+        batch: torch sums along a dimension in an order that does.
+        """
+        if not self.invariant:
+            function(*of_samples, out)
+            return
+        for i in range(self.batch):
+            one = alone(out, i)
+            function(*(alone(t, i) for t in of_samples), one)
+            out[i : i + 1].copy_(one)
 
     def guide(self, row: Row, index: int, variance: Tensor | None) -> None:
         """Take the classifier's gradient at the state, times the network's variance where the row has a learned one."""
@@ -270,7 +338,7 @@ class Stepper:
         classifier.gradient(self.x, self.row_times[index][: self.batch], g)
         self.watch("cond_fn", g, index)
         if variance is not None and row.variance is not None and row.log_variance is not None:
-            g.mul_(learned_sigma(variance.to(torch.float32), *row.log_variance).square_())
+            g.mul_(learned_sigma(variance.to(torch.float32), *row.log_variance).square())
 
     def draw(self, row: Row, index: int) -> None:
         """Take the row's noise, and a known image's, from ``generator`` or ``noise_fn``."""
@@ -339,6 +407,18 @@ class Stepper:
 
     # ---- states
 
+    def log_prob(self, rows: int) -> Tensor | None:
+        """log p(x' | x) of the first ``rows`` rows, float32 [rows, B]; None where it was not asked for."""
+        sums = self.operands.deviance
+        if self.log_probs is None or sums is None:
+            return None
+        if rows > self.known_rows:
+            new = slice(self.known_rows, rows)
+            drawn = [row.x.get("z", 0.0) for row in self.plan.rows[new]]
+            self.log_probs[new] = log_probs(sums[new], drawn, self.elements)
+            self.known_rows = rows
+        return self.log_probs[:rows].clone()
+
     def numbered(self) -> Buffers:
         """The buffers with seeds and sample numbers as tensors [B], as a captured step reads them."""
         seeds, samples = self.noise.key.tensors(self.batch, self.network.device)
@@ -356,19 +436,34 @@ class Stepper:
             level = Level(float(begins.t), float(begins.alpha), float(begins.sigma), float(begins.c_in))
         return State(
             b.x.clone(), x0.clone() if seen and x0 is not None else None, anchor, slots, row, level,
-            plan_identity(self.plan), self.noise.identity,
+            plan_identity(self.plan), self.noise.identity, self.log_prob(row),
+            *(t if t is None else t.clone() for t in (b.output, b.deep)),
         )  # fmt: skip
 
     def _restore(self, state: State) -> None:
-        """Take the anchor and the slots of an earlier run."""
-        names = ["resume.anchor", *(f"resume.slots[{i}]" for i in range(SLOTS))]
-        pairs = zip(names, [self.buffers.anchor, *self.buffers.slots], [state.anchor, *state.slots], strict=True)
+        """Take the anchor, the slots, the log-densities, the output and the deep features of an earlier run."""
+        if self.log_probs is not None:
+            saved, shape = state.log_prob, [state.row, self.batch]
+            if not isinstance(saved, Tensor) or list(saved.shape) != shape:
+                got = list(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
+                raise ValueError(f"resume.log_prob must be a tensor of shape {shape}, one entry a row; got {got}")
+            self.log_probs[: state.row] = saved
+        b = self.buffers
+        names = ["resume.anchor", "resume.output", *(f"resume.slots[{i}]" for i in range(SLOTS))]
+        pairs = zip(names, [b.anchor, b.output, *b.slots], [state.anchor, state.output, *state.slots], strict=True)
         for name, mine, saved in pairs:
             if mine is None:
                 continue
             if not isinstance(saved, Tensor) or saved.shape != mine.shape:
                 raise ValueError(f"{name} must be a tensor of shape {list(mine.shape)}: is the state of another plan?")
             mine.copy_(saved)
+        if self.deep is None:
+            return
+        count = self.guidance.outputs * self.batch
+        if isinstance(state.deep, Tensor) and len(state.deep) == count:
+            b.deep = state.deep.to(b.x.device, copy=True)
+        elif state.deep is not None or (state.row < len(self.plan) and "deep" in self.plan.needs[state.row]):
+            raise ValueError(f"resume.deep must be a tensor of shape [{count}, …]: is the state of another plan?")
 
 
 @contextmanager

@@ -20,10 +20,6 @@ from fastdiff.files import read_json_object
 from fastdiff.text.pipeline import DEFAULTS, Pipeline
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-LACKING = {
-    "emoji": "; this installation lacks its model",
-    "emoji-edit": "; the package has none; fastdiff train --data emoji --edits --init FOLDER --out NEW makes one",
-}
 PACKAGED = {"emoji": ASSETS / "emoji", "emoji-edit": ASSETS / "emoji" / "edit"}
 
 # diffusers' pipelines that encode, denoise latents by a UNet2DConditionModel and decode, and nothing else.
@@ -39,6 +35,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = torch.float32,
     accelerate: bool = True,
+    batch_invariant: bool = False,
     tokenizer: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
 ) -> Pipeline:
@@ -48,14 +45,15 @@ def load(
         pipe.save(pipe("a woman firefighter, dark skin, noto style"), "firefighter.png")
 
     Args:
-        source: "emoji", the model in the package; a folder that diffusers' ``save_pretrained`` wrote;
-            or one .safetensors or .ckpt file of Stable Diffusion 1.x, its inpainting form, InstructPix2Pix, 2.x, SDXL
-            base or its refiner, which its keys tell apart. (2.x of 512 pixels predicts epsilon, which keys do not
-            tell: ``pipe(…, prediction="epsilon")``.)
+        source: "emoji", the model in the package, or "emoji-edit", its editor by instruction; a folder that diffusers'
+            ``save_pretrained`` wrote; or one .safetensors or .ckpt file of Stable Diffusion 1.x, its inpainting form,
+            InstructPix2Pix, 2.x, SDXL base or its refiner, which its keys tell apart. (2.x of 512 pixels predicts
+            epsilon, which keys do not tell: ``pipe(…, prediction="epsilon")``.)
         device: "auto" is the GPU where there is one.
         dtype: of the weights, float32, bfloat16 or float16; "auto" keeps float32 and lets ``accelerate`` compute in
             bfloat16 where the device does so natively.
         accelerate: put in the fast path (``fastdiff.accelerate``); ``pipe.restore()`` takes it out.
+        batch_invariant: as ``fastdiff.accelerate`` has it: a picture's bits are the same in every batch.
         tokenizer: of a file, which holds none: a folder with CLIP's vocab.json and merges.txt, or tokenizer.json. None
             looks beside the file, in the Hugging Face cache and in the packages open_clip and clip.
         config: of a file of other sizes: a folder of diffusers' configs, with model_index.json.
@@ -74,10 +72,14 @@ def load(
     name = os.fspath(source)
     path = PACKAGED.get(name, Path(source))
     if not path.exists():
-        why = LACKING.get(name, "") if name in PACKAGED else nearest(name, tuple(PACKAGED))
+        why = "; this installation lacks it" if name in PACKAGED else nearest(name, tuple(PACKAGED))
         raise FileNotFoundError(f"there is no file and no folder {path}{why}")
     if path.is_dir() and (tokenizer is not None or config is not None):
         raise ValueError("tokenizer and config go with a file; a folder has its own")
+    if not isinstance(batch_invariant, bool):
+        raise TypeError(f"batch_invariant must be a bool; got {type(batch_invariant).__name__}")
+    if batch_invariant and not accelerate:
+        raise ValueError("batch_invariant=True is a promise of accelerate; accelerate is False")
     kind: Any = torch.float32 if isinstance(dtype, str) and dtype == "auto" else dtype
     check_dtype("dtype", kind)
     where = named_device(str(device))
@@ -86,7 +88,7 @@ def load(
             raise ImportError(f'fastdiff.load needs {package}: pip install "fastdiff-torch[text]"')
     with _quietly():
         if path.is_dir():
-            pipe = _folder(path, kind)
+            pipe = from_folder(path, kind)
         else:
             from fastdiff.text.single_file import read
 
@@ -98,15 +100,18 @@ def load(
     if not _served(pipe):
         try:
             if accelerate:
-                put(pipe, dtype=dtype)
+                put(pipe, dtype=dtype, batch_invariant=batch_invariant)
         except ValueError as error:
+            if batch_invariant:
+                raise
             warnings.warn(f"it is left as diffusers has it: {error}", stacklevel=2)
         return pipe
     if kind == torch.float16 and pipe.vae.config.force_upcast:
         pipe.vae.to(torch.float32)  # its activations are beyond float16
-    ready = Pipeline(pipe, _defaults(path))
+    ready = Pipeline(pipe, _defaults(path), name)
     if accelerate:
-        ready.accelerate(dtype if isinstance(dtype, str) else None)  # an upcast autoencoder is not float16
+        # An upcast autoencoder is not float16.
+        ready.accelerate(dtype if isinstance(dtype, str) else None, batch_invariant=batch_invariant)
     return ready
 
 
@@ -121,19 +126,20 @@ def _served(pipe: Any) -> bool:
     return beside in (0, vae.latent_channels, vae.latent_channels + 1) and all(value is None for value in odd)
 
 
-def _folder(path: Path, dtype: torch.dtype) -> Any:
+def from_folder(path: Path, dtype: torch.dtype) -> Any:
     """diffusers' pipeline of a folder. What an edit/ folder leaves out, since it is equal, is its parent's."""
     from diffusers import DiffusionPipeline
 
     if not (path / "model_index.json").exists():
         raise FileNotFoundError(f"{path} has no model_index.json: it must be a folder that save_pretrained wrote")
-    given: dict[str, Any] = {"low_cpu_mem_usage": find_spec("accelerate") is not None}
+    few = {"low_cpu_mem_usage": find_spec("accelerate") is not None}  # diffusers warns where it is left to choose
+    given: dict[str, Any] = {**few}
     for name, value in read_json_object(path / "model_index.json").items():
         if name == "safety_checker":
             given |= {"safety_checker": None, "requires_safety_checker": False}
         elif path.name == "edit" and not (path / name).exists() and (path.parent / name).exists():
             kind = getattr(import_module(value[0]), value[1])
-            more = {"dtype": dtype} if issubclass(kind, torch.nn.Module) else {}
+            more = {"dtype": dtype, **few} if issubclass(kind, torch.nn.Module) else {}
             given[name] = kind.from_pretrained(path.parent / name, local_files_only=True, **more)
         elif isinstance(value, list) and value[0] is not None and not (path / name).exists():
             raise FileNotFoundError(f"{path} lacks the folder {name}, which its model_index.json names")

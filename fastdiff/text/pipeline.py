@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,16 +19,21 @@ from fastdiff.acceleration.accelerate import accelerate, restore
 from fastdiff.acceleration.report import Accelerated
 from fastdiff.checks import check_image, check_int, check_number, is_real
 from fastdiff.models.trained import TrainedModel, sampling_of
+from fastdiff.pictures.network import Identity, identify, weights_sha256
+from fastdiff.pictures.recipe import Recipe, Words
+from fastdiff.pictures.values import to_plain
 from fastdiff.plan.plan import Plan
 from fastdiff.sampling.sample import bind, sample
 from fastdiff.text.inputs import mask_of, picture, resolve_size, spread
-from fastdiff.text.prompts import check_prompts, keywords, warn_of_losses
+from fastdiff.text.prompts import check_prompts, keywords, vocabulary, warn_of_losses
 
 STRENGTH = 0.6  # of image to image
 DEFAULTS: dict[str, Any] = {
     "sampler": "dpmpp_2m", "steps": 20, "guidance_scale": 7.5, "image_guidance_scale": 1.5, "guidance_interval": None,
 }  # fmt: skip
 _OURS = ("x_init", "known", "uncond_kwargs", "model_dtype", "device")  # arguments of sample that a call sets itself
+_CALL = ("negative_prompt", "image", "mask", "strength", "steps", "sampler", "guidance_scale", "image_guidance_scale")
+_OF_THE_PIPELINE = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")  # options that its parts do not show
 _ENDING = ("ddim", "pndm", "lcm", "tcd")  # samplers that end where set_alpha_to_one says; solvers end at σ = 0
 _AT_A_TIME = 1 << 20  # pixels that the autoencoder is given
 
@@ -53,10 +61,11 @@ class Pipeline:
         sampling: the arguments of ``fastdiff.sample`` that its scheduler's config stands for.
         defaults: what a call takes where it does not say: sampler, steps, the guidance scales and interval.
         report: what ``fastdiff.accelerate`` changed; None where nothing was.
+        source: what ``fastdiff.load`` loaded it from; None for one made otherwise.
     """
 
-    def __init__(self, pipe: Any, defaults: Mapping[str, Any] | None = None) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Any, defaults: Mapping[str, Any] | None = None, source: str | None = None) -> None:
+        self.pipe, self.source = pipe, source
         self.sampling = sampling_of({"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
         self.defaults = {**DEFAULTS, **(defaults or {})}
         self.report: Accelerated | None = None
@@ -65,6 +74,12 @@ class Pipeline:
     def __repr__(self) -> str:
         pixels = "" if self.size is None else f", {self.size} pixels"
         return f"Pipeline({type(self.pipe).__name__}{pixels}, {self.sampling['prediction']}, on {self.pipe.device})"
+
+    @property
+    def unet(self) -> nn.Module:
+        """The network that ``fastdiff.sample`` calls."""
+        unet: nn.Module = self.pipe.unet
+        return unet
 
     @property
     def factor(self) -> int:
@@ -87,13 +102,16 @@ class Pipeline:
         """Whether the checkpoint fills in itself: the UNet takes a mask and a picture's latents beside its state."""
         return self.pipe.unet.config.in_channels == 2 * self.pipe.vae.config.latent_channels + 1
 
-    def accelerate(self, dtype: torch.dtype | str | None = None) -> Accelerated:
+    def accelerate(self, dtype: torch.dtype | str | None = None, *, batch_invariant: bool = False) -> Accelerated:
         """``fastdiff.accelerate`` of the UNet and the autoencoder; ``fastdiff.load`` does so unless told otherwise.
 
         dtype: as there; None keeps a float32 pipeline's, and each network's own in others.
+        batch_invariant: as there: picture i of a seed then has the same bits in every batch.
         """
         own: torch.dtype | str = torch.float32 if self.pipe.unet.dtype == torch.float32 else "auto"
-        self.report = accelerate(self.pipe, dtype=own if dtype is None else dtype)
+        self.report = accelerate(
+            self.pipe, dtype=own if dtype is None else dtype, batch_invariant=batch_invariant
+        )  # fmt: skip
         return self.report
 
     def restore(self) -> None:
@@ -151,33 +169,85 @@ class Pipeline:
         Warns:
             of the end of a prompt that the text encoder's window cuts, and of words that a word-level vocabulary lacks.
         """
-        texts = check_prompts("prompt", prompt)
-        negatives: list[Any] = [None] if negative_prompt is None else check_prompts("negative_prompt", negative_prompt)
-        if len(negatives) not in (1, len(texts)):
-            raise ValueError(f"negative_prompt must be one, or {len(texts)}, one a prompt; got {len(negatives)}")
-        count = len(texts) * check_int("n", n, 1, 1 << 20)
-        self._check(image, mask, strength, more)
-        pixels = resolve_size(size, self.size, self.factor, image, mask)
-        given = None if image is None else spread("image", picture("image", image, pixels), len(texts), count)
-        kept = None if mask is None else spread("mask", mask_of(mask, pixels), len(texts), count)
-        asked = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale}
-        asked["image_guidance_scale"] = image_guidance_scale
-        asked = {**self.defaults, **{name: value for name, value in asked.items() if value is not None}, **more}
-        if isinstance(asked["sampler"], Plan) and steps is None:
-            asked["steps"] = None
-        warn_of_losses(self.pipe, [*texts, *filter(None, negatives)])
+        asked = {"negative_prompt": negative_prompt, "image": image, "mask": mask, "strength": strength, "steps": steps}
+        asked |= {"sampler": sampler, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
+        words, pixels, arguments = self._asked(prompt, size, n, asked, more)
+        warn_of_losses(self.pipe, [*words.prompts, *(words.negative_prompts or [])])
+        network, shape, arguments = self.conditioned(words, pixels, arguments)
+        return self.decode(sample(network, shape, **arguments))
 
-        begins, beside = self._begins(given, kept, strength)
-        cond = keywords(self.pipe, texts, n, pixels, unconditional=False)
-        uncond = keywords(self.pipe, negatives * (len(texts) // len(negatives)), n, pixels, unconditional=True)
-        arguments = self._guidance(asked, cond, uncond, beside)
-        arguments |= begins | _walk(self.sampling, asked)
-        if asked.get("resume") is not None:
-            arguments.pop("x_init", None)  # the state is there already
-        shape = (count, self.pipe.vae.config.latent_channels, *(side // self.factor for side in pixels))
-        if self._beside.planned_network is not self.pipe.unet:  # which somebody exchanged
-            self._beside = Beside(self.pipe.unet)
-        return self.decode(sample(self.pipe.unet if beside is None else self._beside, shape, **arguments))
+    @torch.no_grad()
+    def recipe(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        size: int | tuple[int, int] | None = None,
+        n: int = 1,
+        batch_size: int | None = None,
+        **asked: Any,
+    ) -> Recipe:
+        """The recipe of a call with these arguments, which it checks, but does not run; a picture can carry it.
+
+            recipe = pipe.recipe("a lighthouse in a storm", n=4, seed=1)
+            pipe.save(recipe.sample(pipe), "lighthouse.png", recipe=recipe)
+
+        batch_size: images at a time, as ``fastdiff.Recipe.of`` has it; raises and warns as a call and that do.
+        """
+        more = {name: value for name, value in asked.items() if name not in _CALL}
+        words, pixels, arguments = self._asked(prompt, size, n, {name: asked.get(name) for name in _CALL}, more)
+        warn_of_losses(self.pipe, [*words.prompts, *(words.negative_prompts or [])])
+        network, shape, conditioned = self.conditioned(words, pixels, arguments)
+        recipe = Recipe.of(network, shape, batch_size=batch_size, **conditioned)
+        kept = dict(recipe.arguments)
+        for name in ("model_kwargs", "uncond_kwargs"):  # the embeddings are made again of the words
+            if name in kept:
+                kept[name] = to_plain(name, arguments[name])
+            if not kept.get(name):
+                kept.pop(name, None)
+        return msgspec.structs.replace(
+            recipe, shape=[shape[0], 3, *pixels], arguments=kept, network=self.identity(), words=words
+        )
+
+    def conditioned(
+        self, words: Words, size: Sequence[int], arguments: Mapping[str, Any]
+    ) -> tuple[nn.Module, tuple[int, ...], dict[str, Any]]:
+        """The network, the shape of latents and the arguments of ``sample``, embeddings among them, that draw words.
+
+        size: (height, width) in pixels; arguments: of ``sample``, as a recipe of words keeps them.
+        """
+        count, (height, width) = len(words.prompts), resolve_size(tuple(size), None, self.factor)
+        negatives: list[Any] = [None] if words.negative_prompts is None else list(words.negative_prompts)
+        given, nothing = arguments.get("model_kwargs") or {}, arguments.get("uncond_kwargs") or {}
+        cond = keywords(self.pipe, words.prompts, (height, width), unconditional=False)
+        uncond = keywords(self.pipe, negatives * (count // len(negatives)), (height, width), unconditional=True)
+        several = not isinstance(nothing, Mapping)  # an editing checkpoint's
+        told = {
+            **arguments,
+            "model_kwargs": {**cond, **given},
+            "uncond_kwargs": [{**uncond, **one} for one in nothing] if several else {**uncond, **nothing},
+        }
+        shape = (count, self.pipe.vae.config.latent_channels, height // self.factor, width // self.factor)
+        if "beside" not in given:
+            return self.unet, shape, told
+        if self._beside.planned_network is not self.unet:  # which somebody exchanged
+            self._beside = Beside(self.unet)
+        return self._beside, shape, told
+
+    def identity(self) -> Identity:
+        """Which networks and tokenizers draw, as a recipe names them."""
+        digest = hashlib.sha256()
+        for name, part in sorted(self.pipe.components.items()):
+            if isinstance(part, nn.Module):
+                digest.update(f"{name} {weights_sha256(part)}\n".encode())
+            elif name.startswith("tokenizer") and part is not None:
+                digest.update(f"{name} {part.model_max_length} {vocabulary(part)}\n".encode())
+        told = {name: self.pipe.config.get(name) for name in _OF_THE_PIPELINE}
+        digest.update(json.dumps(told, sort_keys=True).encode())
+        kind = type(self.pipe)
+        return msgspec.structs.replace(
+            identify(self.unet), name=f"{kind.__module__}.{kind.__qualname__}", folder=self.source,
+            sha256=digest.hexdigest(),
+        )  # fmt: skip
 
     # ---- the autoencoder
 
@@ -205,19 +275,26 @@ class Pipeline:
         ]
         return torch.cat(parts).clamp(-1, 1)
 
-    def save(self, images: Tensor, path: str | os.PathLike[str], *, labels: Sequence[str] = ()) -> Path:
-        """Write images as one PNG, whole or not at all: a grid, with a row for each of ``labels``, its name beside."""
-        from fastdiff.images import check_writable, save_grid
-        from fastdiff.training.folder import save_samples
+    def save(
+        self,
+        images: Tensor,
+        path: str | os.PathLike[str],
+        *,
+        labels: Sequence[str] = (),
+        recipe: Recipe | None = None,
+    ) -> Path:
+        """Write images as one PNG, whole or not at all: a grid, with a row for each of ``labels``, its name beside.
+
+        recipe: how they were made (``recipe``), to be kept in the file, for ``fastdiff.reproduce``.
+        """
+        from fastdiff.images import save_grid
 
         if not labels:
-            return save_grid(path, images)
-        path = check_writable(path, suffix=".png")
+            return save_grid(path, images, recipe=recipe)
         if len(images) % len(labels):
             raise ValueError(f"{len(images)} images make no {len(labels)} rows of equal length, one a label")
-        lines = [textwrap.fill(label, 24, max_lines=4) for label in labels]
-        save_samples(path, images, len(images) // len(labels), lines)
-        return path
+        names = [textwrap.fill(label, 24, max_lines=4) for label in labels]
+        return save_grid(path, images, columns=len(images) // len(labels), names=names, recipe=recipe)
 
     # ---- what a call asks of sample
 
@@ -227,6 +304,10 @@ class Pipeline:
         for name in _OURS:
             if name in more:
                 raise ValueError(f"a pipeline sets {name} itself; it takes image, mask, negative_prompt and size")
+        if more.get("return_log_prob"):
+            raise ValueError(
+                "a pipeline returns pictures alone; return_log_prob is fastdiff.sample's, of pipe.pipe.unet"
+            )
         if image is None and (mask is not None or strength is not None):
             raise ValueError(f"{'mask' if mask is not None else 'strength'} needs image")
         if strength is not None:
@@ -257,21 +338,51 @@ class Pipeline:
             beside = latents / self.pipe.vae.config.scaling_factor  # these networks were trained on it unscaled
         return begins, beside
 
-    def _guidance(self, asked: Mapping[str, Any], cond: Any, uncond: Any, beside: Tensor | None) -> dict[str, Any]:
-        """model_kwargs, uncond_kwargs and guidance_scale."""
-        scale, cond = asked["guidance_scale"], {**cond, **(asked.get("model_kwargs") or {})}
-        if beside is not None:
-            cond, uncond = {**cond, "beside": beside}, {**uncond, "beside": beside}
+    def _asked(
+        self, prompt: Any, size: Any, n: int, given: Mapping[str, Any], more: Mapping[str, Any]
+    ) -> tuple[Words, tuple[int, int], dict[str, Any]]:
+        """The words, the size in pixels and the other arguments of ``sample`` that a call stands for, checked."""
+        texts = check_prompts("prompt", prompt)
+        negatives = given["negative_prompt"]
+        if negatives is not None:
+            negatives = check_prompts("negative_prompt", negatives)
+            if len(negatives) not in (1, len(texts)):
+                raise ValueError(f"negative_prompt must be one, or {len(texts)}, one a prompt; got {len(negatives)}")
+        count = len(texts) * check_int("n", n, 1, 1 << 20)
+        image, mask, strength = given["image"], given["mask"], given["strength"]
+        self._check(image, mask, strength, more)
+        pixels = resolve_size(size, self.size, self.factor, image, mask)
+        shown = None if image is None else spread("image", picture("image", image, pixels), len(texts), count)
+        kept = None if mask is None else spread("mask", mask_of(mask, pixels), len(texts), count)
+        told = {name: given[name] for name in ("sampler", "steps", "guidance_scale", "image_guidance_scale")}
+        asked = {**self.defaults, **{name: value for name, value in told.items() if value is not None}, **more}
+        if isinstance(asked["sampler"], Plan) and given["steps"] is None:
+            asked["steps"] = None
+        begins, beside = self._begins(shown, kept, strength)
+        arguments = self._guidance(asked, beside) | begins | _walk(self.sampling, asked)
+        if asked.get("resume") is not None:
+            arguments.pop("x_init", None)  # the state is there already
+        if negatives is not None and len(negatives) > 1:
+            negatives = [text for text in negatives for _ in range(n)]
+        words = Words(prompts=[text for text in texts for _ in range(n)], negative_prompts=negatives)
+        return words, pixels, arguments
+
+    def _guidance(self, asked: Mapping[str, Any], beside: Tensor | None) -> dict[str, Any]:
+        """model_kwargs and uncond_kwargs, but for the words' embeddings, and guidance_scale."""
+        scale, given = asked["guidance_scale"], dict(asked.get("model_kwargs") or {})
+        if beside is None:
+            return {"model_kwargs": given, "uncond_kwargs": {}, "guidance_scale": scale}
+        given["beside"] = beside
         if not self.edits:
-            return {"model_kwargs": cond, "uncond_kwargs": uncond, "guidance_scale": scale}
+            return {"model_kwargs": given, "uncond_kwargs": {"beside": beside}, "guidance_scale": scale}
         image_scale = asked["image_guidance_scale"]
         pairs: Any = (scale, image_scale)
         if callable(scale):
             pairs = lambda level: (scale(level), image_scale)  # noqa: E731
         elif not is_real(scale):
             pairs = [(s, image_scale) for s in scale]
-        nothing = {**uncond, "beside": torch.zeros_like(uncond["beside"])}
-        return {"model_kwargs": cond, "uncond_kwargs": [nothing, uncond], "guidance_scale": pairs}
+        nothing = [{"beside": torch.zeros_like(beside)}, {"beside": beside}]
+        return {"model_kwargs": given, "uncond_kwargs": nothing, "guidance_scale": pairs}
 
     def _parts(self, batch: Tensor, factor: int) -> Sequence[Tensor]:
         """A batch in parts that the autoencoder has room for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -50,6 +51,15 @@ def _losses(tokenizer: Any, text: str) -> list[str]:
     return notes
 
 
+def vocabulary(tokenizer: Any) -> str:
+    """All that a tokenizer's ids depend on, as text; of a slow one its tokens."""
+    if not tokenizer.is_fast:
+        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Every call sets these two anew.
+    return json.dumps({name: value for name, value in told.items() if name not in ("truncation", "padding")})
+
+
 def encode(pipe: Any, texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Each distinct text's embedding [1, tokens, width] and, of SDXL, pooled embedding [1, width].
 
@@ -67,10 +77,8 @@ def encode(pipe: Any, texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def keywords(
-    pipe: Any, texts: Sequence[str | None], n: int, size: tuple[int, int], *, unconditional: bool
-) -> dict[str, Any]:
-    """The UNet's keywords of n images a prompt: of SDXL with its pooled embeddings and sizes.
+def keywords(pipe: Any, texts: Sequence[str | None], size: tuple[int, int], *, unconditional: bool) -> dict[str, Any]:
+    """The UNet's keywords of an image a prompt: of SDXL with its pooled embeddings and sizes.
 
     A None is no prompt: zeros where the checkpoint was trained so (SDXL base), or else the empty prompt.
     """
@@ -80,7 +88,7 @@ def keywords(
     def stacked(part: int) -> Tensor:
         entries = [(text, embeddings[text or ""][part]) for text in texts]
         each = [torch.zeros_like(e) if text is None and zeros else e for text, e in entries]
-        return torch.cat(each).repeat_interleave(n, 0)
+        return torch.cat(each)
 
     told: dict[str, Any] = {"encoder_hidden_states": stacked(0)}
     if pipe.unet.config.addition_embed_type != "text_time":

@@ -54,8 +54,10 @@ def read(path: Path, dtype: torch.dtype, tokenizer: Any = None, config: Any = No
     log = logging.getLogger("diffusers.models.modeling_utils")  # warns of an empty list of modules
     before = log.level
     log.setLevel(logging.ERROR)
-    pipe = kind.from_single_file(str(path), config=str(folder), local_files_only=True, dtype=dtype, **given)
-    log.setLevel(before)
+    try:
+        pipe = kind.from_single_file(str(path), config=str(folder), local_files_only=True, dtype=dtype, **given)
+    finally:
+        log.setLevel(before)
     for mark, told in _MARKS.items():
         if mark in weights:
             pipe.scheduler.register_to_config(**told)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from fastdiff.files import atomic_write, check_writable, remove_leftovers
 from fastdiff.images import make_grid
 from fastdiff.models.checkpoint import CONFIG, PICKLE, SAFETENSORS
 from fastdiff.pictures.figure import new_figure
+from fastdiff.pictures.grid import with_names
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"  # the averaged weights of a network that has no format of its own
@@ -122,26 +122,9 @@ def plot_loss(path: Path, steps: list[int], losses: list[float]) -> None:
 
 
 def save_samples(path: str | os.PathLike[str], images: torch.Tensor, columns: int, names: list[str]) -> None:
-    """A grid as a PNG, with a name beside each of its rows where there are any. images: [B, 1 or 3, H, W].
-
-    Names may have several lines; what is longer than 24 characters a line is cut.
-    """
+    """A grid as a PNG, with a name beside each of its rows where there are any. images: [B, 1 or 3, H, W]."""
     picture = make_grid(images, columns=columns)
     if names:
-        font = ImageFont.load_default()
-        # A font without Unicode has no glyph for such a name, and says so with an error.
-        shown = [
-            name if hasattr(font, "path") else name.encode("latin-1", "replace").decode("latin-1") for name in names
-        ]
-        shown = ["\n".join(n if len(n) <= 24 else f"{n[:21]}..." for n in name.split("\n")) for name in shown]
-        margin = 8 + max(int(font.getlength(line)) for name in shown for line in name.split("\n"))
-        height = picture.height / len(names)
-        wide = Image.new(picture.mode, (picture.width + margin, picture.height), "white")
-        wide.paste(picture, (margin, 0))
-        draw = ImageDraw.Draw(wide)
-        for row, name in enumerate(shown):
-            top = row * height + (height - (draw.multiline_textbbox((0, 0), name, font=font)[3] if name else 0)) / 2
-            draw.text((4, top), name, fill="black", font=font)
-        picture = wide
+        picture = with_names(picture, names)
     with atomic_write(path) as file:
         picture.save(file, format="PNG")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -19,10 +19,15 @@ _FORMATS = (
 )  # fmt: skip
 
 
+def names_picture(name: str) -> bool:
+    """Whether a file of this name is a picture; hidden files are not."""
+    path = PurePath(name)
+    return Image.registered_extensions().get(path.suffix.lower()) in _FORMATS and not path.name.startswith(".")
+
+
 def is_picture(path: Path) -> bool:
-    """Whether a file's name is that of a picture; hidden files are not."""
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    return kind in _FORMATS and path.is_file() and not path.name.startswith(".")
+    """Whether a file is there whose name is that of a picture."""
+    return names_picture(path.name) and path.is_file()
 
 
 def read_picture(file: str | os.PathLike[str] | Image.Image, size: tuple[int, int], *, grey: bool = False) -> Tensor:

@@ -15,6 +15,7 @@ from msgspec import Meta
 from fastdiff.checks import named_device
 from fastdiff.files import atomic_write, read_json_object
 from fastdiff.schedules.discrete import NoiseSchedule
+from fastdiff.text.load import PACKAGED, from_folder
 from fastdiff.training.autoencoder import AutoencoderRun, encoded, new_autoencoder, psnr, reconstructed
 from fastdiff.training.captioned import Captioned, load_captioned
 from fastdiff.training.edits import FACTORS, EditRun, Pairs, instructions, widened, with_words
@@ -45,14 +46,18 @@ class TextSettings(RunSettings):
         channels, layers: of each level of the UNet, multiples of 16, and its residual blocks.
         text_width, text_layers: of the text encoder; window: tokens of a caption; vocabulary: words at most.
         schedule: of the noise.
-        init: the folder of a pipeline that `train_pipeline` wrote, to go on from: its autoencoder as it is, its UNet
-            and text encoder as first weights, to which the words of these captions are added. Sizes are then its own,
-            and what is said of the autoencoder, channels, layers, the text encoder and vocabulary has no effect.
+        init: "emoji", or the folder of a pipeline that `train_pipeline` wrote, to go on from: its autoencoder as it is,
+            its UNet and text encoder as first weights, to which the words of these captions are added. Sizes are then
+            its own, and what is said of the autoencoder, channels, layers, the text encoder and vocabulary has no
+            effect.
+        decoder_steps: with init, steps of its autoencoder's decoder alone, which come first. The encoder stays, so that
+            the UNet need not learn other latents.
         skip_broken: leave out pictures that cannot be read.
     """
 
     data: str = field(kw_only=False)
     init: str | None = None
+    decoder_steps: Annotated[int, Meta(ge=0)] = 0
     size: Annotated[int, Meta(ge=16, multiple_of=8)] = 64
     steps: Count = 6400
     batch_size: Count = 32
@@ -73,12 +78,17 @@ class TextSettings(RunSettings):
     schedule: Literal["scaled_linear"] = "scaled_linear"
     skip_broken: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoder_steps and self.init is None:
+            raise ValueError(f"decoder_steps is {self.decoder_steps}, which goes with init: there is no decoder yet")
+
     def autoencoder(self) -> RunSettings:
         """The settings of the first stage."""
         shared = {f.name: getattr(self, f.name) for f in fields(RunSettings)}
+        steps = self.autoencoder_steps if self.init is None else self.decoder_steps
         return RunSettings(
-            **shared
-            | {"steps": self.autoencoder_steps, "lr": self.autoencoder_lr, "batch_size": self.autoencoder_batch_size}
+            **shared | {"steps": steps, "lr": self.autoencoder_lr, "batch_size": self.autoencoder_batch_size}
         )
 
 
@@ -108,7 +118,8 @@ def train_pipeline(
     chosen, out = TextSettings(data=os.fspath(data), **settings), Path(out)
     first, again = out / AUTOENCODER, resume and (out / CHECKPOINT).exists()
     check_folder(out, resume=again, overwrite=overwrite)
-    if chosen.init is None:
+    two_stages, started = chosen.init is None or chosen.decoder_steps > 0, False
+    if two_stages:
         started = resume and (first / CHECKPOINT).exists()
         check_folder(first, resume=started, overwrite=overwrite)
         if resume and not started:
@@ -119,11 +130,14 @@ def train_pipeline(
     with own_defaults():
         pictures = load_captioned(data, size=chosen.size, skip_broken=chosen.skip_broken, progress=progress)
         texts = [text for wordings in pictures.captions for text in wordings]
-        if chosen.init is not None:
-            parts = _parts_of(chosen.init, texts, chosen)
-        else:
-            autoencoder = _autoencoder(chosen, pictures, first, device, started, overwrite, progress)
-            parts = _new_parts(chosen, autoencoder, texts)
+        parts = _new_parts(chosen, texts) if chosen.init is None else _parts_of(chosen.init, texts, chosen)
+        if two_stages:
+            of_pictures: Any = pictures
+            first_run = AutoencoderRun(
+                parts.autoencoder, of_pictures, chosen.autoencoder(), first, device=device, resume=started,
+                overwrite=overwrite,
+            )  # fmt: skip
+            parts = replace(parts, autoencoder=_trained(first_run, progress))
         run = _run(chosen, pictures, parts, out, device=device, resume=again, overwrite=overwrite)
         run.loop(progress=progress)
         reader = run.average.module
@@ -133,7 +147,7 @@ def train_pipeline(
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a pipeline consists of, as diffusers and transformers have them. The autoencoder's weights do not move."""
+    """What a pipeline consists of, as diffusers and transformers have them."""
 
     autoencoder: Any
     tokenizer: Any
@@ -147,14 +161,15 @@ class EditSettings(RunSettings):
 
     Args:
         data: the emoji, whose rows say what differs between two pictures.
-        init: the folder of a pipeline that `train_pipeline` wrote, which the editor starts from.
+        init: what the editor starts from: "emoji", or the folder of a pipeline that `train_pipeline` wrote; or an
+            editor to go on with, "emoji-edit" or the folder of one.
     """
 
     data: str = field(kw_only=False)
     init: str
-    steps: Count = 2500
+    steps: Count = 13000
     batch_size: Count = 32
-    lr: Annotated[float, Meta(gt=0, le=sys.float_info.max)] = 5e-4
+    lr: Annotated[float, Meta(gt=0, le=sys.float_info.max)] = 1e-3
     cooldown: Annotated[float, Meta(ge=0, lt=1)] = 0.4
     prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
 
@@ -186,7 +201,7 @@ def train_editor(
             for changed in ((name,) for name in FACTORS)
             for wording in instructions(row, changed)
         ]
-        parts = _parts_of(chosen.init, [*asked, "and"], chosen)
+        parts = _parts_of(chosen.init, [*asked, "and"], chosen, editor=True)
         autoencoder, tokenizer = parts.autoencoder, parts.tokenizer
         scale = autoencoder.config.scaling_factor
         latents = encoded(autoencoder, pictures)
@@ -219,51 +234,52 @@ def check_extra() -> None:
         ) from error
 
 
-def _autoencoder(
-    settings: TextSettings, pictures: Captioned, out: Path, device: torch.device, resume: bool, overwrite: bool,
-    progress: bool,
-) -> Any:  # fmt: skip
-    """The trained autoencoder; where its run has ended before, it is only read."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = new_autoencoder(settings.size, settings.autoencoder_channels, settings.latent_channels)
-    data: Any = pictures
-    run = AutoencoderRun(
-        model, data, settings.autoencoder(), out, device=device, resume=resume, overwrite=overwrite
-    )  # fmt: skip
+def _trained(run: AutoencoderRun, progress: bool) -> Any:
+    """The autoencoder that a run trains; where the run has ended before, it is only read."""
     run.loop(progress=progress)
-    trained = run.average.module.eval().requires_grad_(False)
-    shown, _ = data[torch.arange(min(64, len(pictures)))]
-    decibels = psnr(reconstructed(trained, shown.to(device)).cpu(), shown).mean().item()
-    write_json(out / "quality.json", {"psnr_db_of_64_training_pictures": round(decibels, 2)})
+    trained: Any = run.average.module.eval().requires_grad_(False)
+    pictures: Any = run.data
+    shown, _ = pictures[torch.arange(min(64, len(pictures)))]
+    decibels = psnr(reconstructed(trained, shown.to(run.device)).cpu(), shown).mean().item()
+    assert run.out is not None
+    write_json(run.out / "quality.json", {"psnr_db_of_64_training_pictures": round(decibels, 2)})
     return trained
 
 
-def _new_parts(settings: TextSettings, autoencoder: Any, texts: list[str]) -> Parts:
-    """A trained autoencoder, the words of the captions, and networks of random weights."""
+def _new_parts(settings: TextSettings, texts: list[str]) -> Parts:
+    """Networks of random weights, and the words of the captions."""
     tokenizer = new_tokenizer(texts, length=settings.window, vocabulary=settings.vocabulary)
     side = settings.size // 2 ** (len(settings.autoencoder_channels) - 1)
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        autoencoder = new_autoencoder(settings.size, settings.autoencoder_channels, settings.latent_channels)
         torch.manual_seed(settings.seed + 1)
         text_encoder = new_text_encoder(tokenizer, width=settings.text_width, layers=settings.text_layers)
         unet = new_unet(side, settings.channels, settings.layers, settings.latent_channels, settings.text_width)
     return Parts(autoencoder, tokenizer, text_encoder, unet)
 
 
-def _parts_of(folder: str, texts: list[str], settings: RunSettings) -> Parts:
-    """Those of a folder, whose text encoder learns the words of the texts; ValueError for another kind of model."""
-    from diffusers import StableDiffusionPipeline
+def _parts_of(source: str, texts: list[str], settings: RunSettings, *, editor: bool = False) -> Parts:
+    """Those of a folder or of the package, whose text encoder learns the words of the texts.
 
-    if not (Path(folder) / "model_index.json").exists():
+    editor: whether it may be one, too. ValueError for another kind of model.
+    """
+    folder = PACKAGED.get(source, Path(source))
+    if not (folder / "model_index.json").exists():
         raise FileNotFoundError(f"init must be the folder of a pipeline; {folder} has no model_index.json")
-    start = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
+    start = from_folder(folder, torch.float32)
     prediction = start.scheduler.config.prediction_type
     if NoiseSchedule.from_diffusers(start.scheduler) != noise_schedule() or prediction != settings.prediction:
-        raise ValueError(f"{folder} was trained on another schedule of noise, or for {prediction}: it cannot be init")
+        raise ValueError(f"{source} was trained on another schedule of noise, or for {prediction}: it cannot be init")
+    taken = start.vae.config.latent_channels * (1 + editor)
+    if start.unet.config.in_channels not in (start.vae.config.latent_channels, taken):
+        raise ValueError(f"the network of {source} takes {start.unet.config.in_channels} channels: it cannot be init")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         tokenizer, text_encoder = with_words(start.tokenizer, start.text_encoder, texts)
-    autoencoder = start.vae.to(named_device(settings.device)).eval().requires_grad_(False)
+    autoencoder = start.vae.to(named_device(settings.device)).eval()
+    for encoding in (autoencoder.encoder, autoencoder.quant_conv):
+        encoding.requires_grad_(False)
     return Parts(autoencoder, tokenizer, text_encoder, start.unet)
 
 

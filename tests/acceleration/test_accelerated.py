@@ -33,6 +33,26 @@ def test_all_that_is_derived_is_found(network, inputs):
     assert all(id(call) in calls for call in bound)
 
 
+def tensors_in(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        yield from tensors_in(each)
+
+
+@pytest.mark.parametrize("batches", [(1,), (2, 3)])
+@torch.no_grad()
+def test_what_is_packed_takes_no_more_than_the_parameters(batches):
+    digits = fastdiff.models.digits().unet
+    fastdiff.accelerate(digits, dtype=torch.float32)
+    for n in batches:
+        digits(torch.randn(n, 1, 8, 8), torch.full((n,), 500.0), class_labels=torch.zeros(n, dtype=torch.long))
+    theirs = {p.data_ptr() for p in digits.parameters()}
+    packed = [t for stand_in in network_of(digits).stand_ins.values() for t in tensors_in(stand_in.packed)]
+    own = [t for t in packed if t.layout != torch.strided or t.data_ptr() not in theirs]
+    assert 0 < sum(t.nbytes for t in own) <= sum(p.nbytes for p in digits.parameters())
+
+
 # ---- what is noticed
 
 

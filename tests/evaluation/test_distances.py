@@ -9,7 +9,7 @@ from helpers import SEED
 
 from fastdiff.evaluation import Distances, frechet_distance, kernel_distance, precision_recall
 from fastdiff.evaluation import distances as module
-from fastdiff.evaluation.distances import table
+from fastdiff.evaluation.distances import Moments, frechet_of_moments, table
 
 
 @pytest.fixture
@@ -74,6 +74,41 @@ def test_float32_features_are_computed_in_float64(generator: torch.Generator) ->
     assert frechet_distance(a, b) == frechet_distance(a.double(), b.double())
 
 
+def pieces(features: torch.Tensor, generator: torch.Generator) -> Moments:
+    """The moments of a set, joined of blocks of any size, one and none among them."""
+    found, start = Moments.none(features.shape[1]), 0
+    while start < len(features):
+        size = int(torch.randint(1, 30, (), generator=generator))
+        found = found.join(Moments.of(features[start : start + size]))
+        start += size
+    return found
+
+
+@pytest.mark.parametrize("n", [2, 9, 150])
+def test_moments_of_blocks_are_those_of_all(generator: torch.Generator, n: int) -> None:
+    features = normal(generator, n, 12) @ normal(generator, 12, 12) + 1e3 * normal(generator, 12)
+    found = pieces(features, generator)
+    mean, covariance = features.mean(0), np.cov(features.numpy().T)
+    assert found.n == n
+    torch.testing.assert_close(found.mean, mean, rtol=1e-13, atol=0)
+    np.testing.assert_allclose((found.root.T @ found.root).numpy() / (n - 1), covariance, rtol=0, atol=1e-9)
+    assert frechet_of_moments(found, Moments.of(features)) == pytest.approx(0, abs=1e-8)
+    assert len(found.root) <= max(n + 30, 12)
+
+
+@pytest.mark.parametrize("n", [30, 400])
+def test_moments_of_blocks_against_scipy(generator: torch.Generator, n: int) -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    a, b = (
+        normal(generator, n, 16) @ normal(generator, 16, 16),
+        normal(generator, n, 16) @ normal(generator, 16, 16) + 1,
+    )
+    covariances = [np.cov(features.numpy().T) for features in (a, b)]
+    expected = (a.mean(0) - b.mean(0)).square().sum().item() + sum(map(np.trace, covariances))
+    expected -= 2 * np.trace(linalg.sqrtm(covariances[0] @ covariances[1]).real)
+    assert frechet_of_moments(pieces(a, generator), pieces(b, generator)) == pytest.approx(expected, rel=1e-8)
+
+
 # ---- KID
 
 
@@ -135,6 +170,9 @@ def test_the_table_tells_each(generator: torch.Generator) -> None:
     assert head.split() == ["Fréchet", "KID·10³", "precision", "recall", "pictures"]
     assert line.split()[:3] == ["samples", f"{frechet_distance(a, b):.3f}", f"{1000 * kernel_distance(a, b):.3f}"]
     assert line.endswith("30, 20")
+    *_, line, note = table({"samples": Distances.of(Moments.of(a), Moments.of(b), a[:9], b[:8])}).splitlines()
+    assert line.endswith("30, 20 (9, 8 drawn)")
+    assert note.startswith("The Fréchet distance is of all pictures")
 
 
 @pytest.mark.parametrize(

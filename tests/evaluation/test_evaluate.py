@@ -1,4 +1,4 @@
-"""``fastdiff evaluate``: a model whose pictures are known, folders whose distances are known, and what is refused."""
+"""``fastdiff evaluate --model``: a model whose pictures are known, and what the command refuses."""
 
 import json
 import warnings
@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from factors import factorial
-from PIL import Image
 from typer.testing import CliRunner
 
 import fastdiff
 from fastdiff import cli
-from fastdiff.evaluation import Distances, ImageNetFeatures, Judge
+from fastdiff.evaluation import Judge
 from fastdiff.evaluation import run as module
-from fastdiff.evaluation.run import choose_targets, compare_folders, draw, evaluate_model
+from fastdiff.evaluation.run import choose_targets, draw, evaluate_model
 from fastdiff.training import captioned
 
 
@@ -144,93 +143,24 @@ def test_the_command_judges_a_model(emoji: Perfect, tmp_path: Path) -> None:
     assert told["environment"]["torch"] == torch.__version__
 
 
-# ---- two folders
-
-
-def folder(path: Path, images: torch.Tensor) -> Path:
-    path.mkdir()
-    for number, image in enumerate(((images + 1) * 127.5).round().to(torch.uint8)):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path / f"{number:02d}.png")
-    return path
-
-
-@pytest.fixture
-def folders(tmp_path: Path, seed: int) -> tuple[Path, Path]:
-    images = torch.rand(30, 3, 8, 8).round(decimals=1) * 2 - 1
-    return folder(tmp_path / "real", images[:20]), folder(tmp_path / "fake", images[20:] * 0.5)
-
-
-def test_folders_are_compared_at_equal_numbers_and_beside_the_floor(folders: tuple[Path, Path]) -> None:
-    found = compare_folders(*folders, Means())
-    assert {name: (d.n, d.m) for name, d in found.items()} == {
-        "all": (10, 20), "as many": (10, 10), "real (floor)": (10, 10)
-    }  # fmt: skip
-    pixels = [
-        torch.stack([captioned.read_picture(file, (8, 8)) for file in sorted(path.iterdir())]) for path in folders
-    ]
-    real, fake = (images.double().div(127.5).sub(1).mean((2, 3)) for images in pixels)
-    assert asdict(found["all"]) == pytest.approx(asdict(Distances.between(fake, real)), rel=1e-3, abs=1e-6)
-    same = compare_folders(folders[0], folders[0], Means())
-    assert (same["all"].frechet, same["all"].precision, same["all"].recall) == (pytest.approx(0, abs=1e-9), 1, 1)
-
-
-def test_the_command_compares_folders(
-    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastdiff.evaluation.features.ImageNetFeatures", Means)
-    out = tmp_path / "scores.json"
-    done = run("evaluate", "--real", folders[0], "--fake", folders[1], "--quiet", "--out", out)
-    assert done.exit_code == 0, done.output
-    assert [line[:12].strip() for line in done.stdout.splitlines()] == ["", "all", "as many", "real (floor)"]
-    assert json.loads(out.read_text())["found"] == {
-        name: asdict(d) for name, d in compare_folders(*folders, Means()).items()
-    }
-
-
-@pytest.mark.slow
-def test_noise_is_further_from_pictures_than_pictures_are(tmp_path: Path, seed: int) -> None:
-    """By the real network; "slow" for its 24 pictures of 224 pixels."""
-    pytest.importorskip("efficientnet_lite_pytorch")
-    images = factorial(64).images()
-    real, noise = folder(tmp_path / "real", images), folder(tmp_path / "noise", torch.rand(9, 3, 64, 64) * 2 - 1)
-    found = compare_folders(real, noise, ImageNetFeatures())
-    assert found["as many"].frechet > 3 * found["real (floor)"].frechet
-    assert found["as many"].precision == 0
-
-
 # ---- what is refused
-
-
-def test_folders_that_cannot_be_compared_are_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    real, fake = folders
-    few, empty, wide, broken = (tmp_path / name for name in ("few", "empty", "wide", "broken"))
-    empty.mkdir()
-    folder(few, torch.zeros(3, 3, 8, 8))
-    folder(wide, torch.zeros(4, 3, 8, 9))
-    folder(broken, torch.zeros(4, 3, 8, 8))
-    (broken / "03.png").write_bytes(b"no picture")
-    for pair, message in (
-        ((real, tmp_path / "nowhere"), "no folder"),
-        ((real / "00.png", fake), "is not a folder"),
-        ((real, empty), "empty holds no picture"),
-        ((real, few), "few holds 3 pictures; at least 4 are needed"),
-        ((few, fake), "few holds 3 pictures; at least 8 are needed"),
-        ((real, wide), "square and of one size; .*wide/00.png is 9×8"),
-        ((real, broken), "cannot read the picture .*03.png"),
-    ):
-        with pytest.raises((ValueError, OSError), match=message):
-            compare_folders(*pair, Means())
-    assert compare_folders(real, wide, Means(), size=6)["all"].n == 4
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give --model, or both --real and --fake"),
-        (("--real", "a"), "both --real and --fake"),
-        (("--model", "emoji", "--real", "a"), "give --model, or both"),
+        ((), "give a set of pictures, --against others, or --model"),
+        (("--real", "a"), "give a set of pictures, --against others, or --model"),
+        (("a",), "give --against real pictures, or --save"),
+        (("a", "--against", "b", "--save", "c.npz"), "give --against real pictures, or --save"),
+        (("a", "--save", "c.txt"), "--save must end in .npz or .safetensors"),
+        (("a", "--fake", "b"), "SET, --fake: they are two spellings of one"),
+        (("a", "--against", "b", "--real", "c"), "--against, --real: they are two spellings of one"),
+        (("--model", "emoji", "a"), "give a set of pictures, --against others, or --model"),
+        (("--model", "emoji", "--real", "a"), "--against goes without --model"),
         (("--real", "a", "--fake", "b", "--seeds", "1"), "--seeds goes with --model"),
-        (("--real", "a", "--fake", "b", "--pixels-only"), "--pixels-only goes with --model"),
+        (("a", "--against", "b", "--pixels-only"), "--pixels-only goes with --model"),
+        (("a", "--against", "b", "--features", "inception"), "features are 'inception'"),
         (("--model", "emoji", "--size", "3"), "--size goes without --model"),
         (("--model", "emoji", "--seeds", "1,x"), "--seeds must be whole numbers"),
         (("--model", "emoji", "--seeds", "1,1"), "--seeds names one twice"),

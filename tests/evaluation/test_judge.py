@@ -72,6 +72,14 @@ def test_pictures_that_look_the_same_count_as_one(data) -> None:
     assert scores.hits["training"].tolist() == [True, False, True]  # row 4 is held out
 
 
+def test_pictures_of_another_subset_were_not_trained_on(data) -> None:
+    rows = [row | {"subset": "rest"} if i == 0 else row for i, row in enumerate(data.rows)]
+    seen = [i for i, row in enumerate(rows) if row["part"] == "train"][:2]
+    assert seen[0] == 0
+    scores = Judge(rows, data.pixels).judge(data.pixels[seen].float() / 127.5 - 1, torch.tensor(seen))
+    assert scores.hits["training"].tolist() == [False, True]
+
+
 def test_other_features_make_another_judge(data) -> None:
     """One that sees mean colours alone knows a picture that is moved and turned; pooled pixels do not."""
     calls = []

@@ -33,6 +33,7 @@ OPTIONS: dict[str, Any] = {
     "skip_prk_steps": (True, False), "averages": ("epsilon", "output"), "method": ("singlestep", "multistep"),
     "variance": ("fixed_small", "fixed_large", None), "jump_length": (1, 2, 3), "jump_n_sample": (1, 2),
     "original_inference_steps": (50, 20), "timestep_scaling": (10.0, 1.0), "sigma_data": (0.5, 1.0),
+    "final_noise": (False, True), "noise_level": (0.7, 0.0, 1.5),
 }  # fmt: skip
 
 
@@ -84,6 +85,8 @@ def sampler(draw: Draw) -> Call:
         runs(plan)
         if name in ELSEWHERE or (options.get("averages") == "output" and prediction != "epsilon"):
             return  # outputs of several levels, averaged as they are, are no output of the point
+        if name == "flow_sde" and options.get("final_noise", True):
+            return  # the last step's noise stays
         point = torch.tensor([[0.7, -0.2, 0.0], [-1.0, 0.3, 0.5]], dtype=torch.float64)
         x = walked(plan, point, prediction, seed)
         # A table's last level may keep some noise, and a Runge-Kutta step there is ill-conditioned.

@@ -16,8 +16,8 @@ from helpers import run
 import fastdiff
 from fastdiff.acceleration.network import networks_in
 from fastdiff.generation import formats, worker
-from fastdiff.generation.formats import read_shard
 from fastdiff.generation.job import Folder
+from fastdiff.generation.stores import Disk
 from fastdiff.generation.verify import verify
 from fastdiff.models import digits
 from fastdiff.pictures.grid import to_uint8
@@ -42,7 +42,7 @@ def images_of(folder):
     """(record, pixels) of the whole set."""
     place = Folder(folder)
     job = place.read()
-    return [image for shard in range(job.shards) for image in read_shard(job.format, place.shard(job, shard))]
+    return [image for shard in range(job.shards) for image in place.images(job, shard)]
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,10 @@ def count(monkeypatch):
 
     counted, original = Count(), worker.make
 
-    def make(job, trained, numbers, labels):
+    def make(job, model, numbers, given):
         counted.before(numbers)
         counted.append(numbers)
-        return original(job, trained, numbers, labels)
+        return original(job, model, numbers, given)
 
     monkeypatch.setattr(worker, "make", make)
     return counted
@@ -158,6 +158,17 @@ def test_the_manifest_is_derived_from_the_shards(tmp_path, whole):
     assert place.read_bytes() == before
 
 
+def test_verify_ends_a_run_that_was_killed_when_all_was_published(tmp_path, whole):
+    folder = shutil.copytree(whole[0], tmp_path / "set")
+    (folder / "manifest.jsonl").unlink()
+    batches = folder / ".unfinished" / "shard-000001"
+    batches.mkdir(parents=True)
+    (batches / "4-6.tar").write_bytes(b"of one that helped")
+    found = verify(folder)
+    assert (found.right, found.sha256) == (True, whole[1])
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole[0].iterdir()}
+
+
 def test_the_batch_size_is_found_once_and_kept(tmp_path):
     make_set(tmp_path / "set", num=4, batch_size=None)
     size = Folder(tmp_path / "set").read().batch_size
@@ -184,7 +195,7 @@ def test_a_signal_ends_the_batch_and_keeps_it(tmp_path, whole, count, number):
     with pytest.raises(Interrupted, match=r"4 of 10 images are in shards.*the same command goes on"):
         make_set(tmp_path / "set")
     assert [batch.start for batch in count] == [0, 2, 4]
-    assert (tmp_path / "set" / ".unfinished" / "shard-000001" / "4.tar").exists()
+    assert (tmp_path / "set" / ".unfinished" / "shard-000001" / "4-6.tar").exists()
     count.clear()
     count.before = lambda numbers: None
     assert make_set(tmp_path / "set").sha256 == whole[1]
@@ -205,6 +216,21 @@ def test_who_helps_makes_only_what_is_missing(tmp_path, whole, count):
     assert [batch.start for batch in count] == [4, 6, 8, 2, 0]
     assert made.sha256 == whole[1]
     assert shards_of(tmp_path / "set") == shards_of(whole[0])
+
+
+def test_a_batch_of_a_shard_that_another_has_published_is_not_written(tmp_path, whole, count, monkeypatch):
+    """Else a folder of batches stays in the whole set, where the process that helped is ended before it looks again."""
+    folder, sha256 = whole
+    written = []
+
+    def overtaken(numbers):
+        for shard in folder.glob("shard-*"):
+            shutil.copy(shard, tmp_path / "set")
+
+    count.before = overtaken
+    monkeypatch.setattr(Disk, "replace", lambda self, name, write: written.append(name))
+    assert make_set(tmp_path / "set").sha256 == sha256
+    assert (len(count), written) == (1, ["manifest.jsonl"])
 
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path, monkeypatch):
@@ -329,7 +355,7 @@ def test_a_damaged_batch_is_made_again(tmp_path, whole, count):
     with pytest.raises(Interrupted):
         make_set(tmp_path / "set")
     count.before = lambda numbers: None
-    (tmp_path / "set" / ".unfinished" / "shard-000000" / "0.tar").write_bytes(b"no tar")
+    (tmp_path / "set" / ".unfinished" / "shard-000000" / "0-2.tar").write_bytes(b"no tar")
     made = make_set(tmp_path / "set")
     assert list(made.failed) == ["shard-000000.tar"]
     assert "was damaged, and is removed" in str(made)
@@ -391,7 +417,6 @@ def test_another_network_in_the_folder_is_refused(whole, count):
         ({"batch_size": 8}, r"batch_size must be in \[1, 4\]; got 8"),
         ({"format": "zip"}, "format is 'zip'"),
         ({"model": 7}, "model must be a folder"),
-        ({"prompts": "prompts.txt"}, "models that draw from words are not served by generate yet"),
         ({"labels": "few"}, "few has 2 labels, and num is 10"),
         ({"labels": "beyond"}, "beyond, line 2: '10' is none of the classes 0, 1"),
         ({"labels": "empty"}, "empty, line 2: '' is none of the classes"),

@@ -17,16 +17,20 @@ def blocks(language):
 
 
 def test_the_python_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
+    names = {}
     for block in blocks("python"):
-        exec(block, {})
+        exec(block, names)
     assert capsys.readouterr().out.startswith("few-digits: 16 images, sha256 ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few-digits", "two-pictures"]
 
 
 def test_the_commands_are_understood(tmp_path, monkeypatch):
     app = typer.main.get_command(cli.app)
     lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
-    assert len(lines) > 5
+    lines = [words for words in lines if "fastdiff" in words]
+    assert len(lines) > 12
     for words in lines:
         name, *arguments = words[words.index("fastdiff") + 1 :]
         context = typer.Context(app, info_name="fastdiff")

@@ -9,20 +9,38 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <bool kPlain, bool kWide>
+template <bool kPlain, bool kWide, bool kDeviance>
 void update_grid(const UpdateLaunch& u, int quads_per_thread) {
     const int64_t index = u.p.step ? *u.p.step : u.p.row;
     const Row row = reinterpret_cast<const Row*>(u.p.table)[index];
     const int64_t per_block = int64_t{kThreads} * quads_per_thread;
     std::vector<UpdateInputs<kPlain>> in(per_block);
+    alignas(16) float block[kDevianceBlock];
     for (int64_t first = 0; first < u.grid.units; first += per_block) {
         bool bad = false;
         for (int64_t k = 0; k < per_block; ++k)
-            if (first + k < u.grid.units) load_update<kPlain, kWide>(u, first + k, in[k]);
-        for (int64_t k = 0; k < per_block; ++k)
-            if (first + k < u.grid.units) bad |= finish_update<kPlain, kWide>(u, row, in[k]);
+            if (first + k < u.grid.units) load_update<kPlain, kWide, kDeviance>(u, first + k, in[k]);
+        for (int64_t k = 0; k < per_block; ++k) {
+            if (first + k >= u.grid.units) continue;
+            Float4& deviance = reinterpret_cast<Float4*>(block)[k % kThreads];
+            bad |= finish_update<kPlain, kWide, kDeviance>(u, row, in[k], deviance);
+            if (!kDeviance || k % kThreads != kThreads - 1 || !reads_z(row)) continue;
+            const Quad& at = in[k - kThreads + 1].at;
+            for (int half = kDevianceBlock / 2; half > 0; half /= 2)
+                for (int i = 0; i < half; ++i) block[i] = block[i] + block[i + half];
+            u.p.deviance[(index * u.p.batch + at.b) * (u.grid.quads / kThreads) + at.e / kDevianceBlock] = block[0];
+        }
         if (bad && u.p.nonfinite && *u.p.nonfinite > index) *u.p.nonfinite = index;
     }
+}
+
+template <bool kDeviance>
+void update_all(const UpdateLaunch& u, bool general) {
+    const bool plain = !general && is_plain(u.p), wide = u.wide_state && has_wide_views(u.p);
+    if (plain)
+        wide ? update_grid<true, true, kDeviance>(u, 2) : update_grid<true, false, kDeviance>(u, 2);
+    else
+        wide ? update_grid<false, true, kDeviance>(u, 1) : update_grid<false, false, kDeviance>(u, 1);
 }
 
 }  // namespace
@@ -48,12 +66,8 @@ void emulate_add_noise(const AddNoiseParams* p, bool narrow) {
 }
 
 void emulate_update(const UpdateParams* p, bool general, bool narrow) {
-    const UpdateLaunch u{*p, Grid::of(p->batch, p->n), !narrow && is_wide_state(*p)};
-    const bool plain = !general && is_plain(*p), wide = u.wide_state && has_wide_views(*p);
-    if (plain)
-        wide ? update_grid<true, true>(u, 2) : update_grid<true, false>(u, 2);
-    else
-        wide ? update_grid<false, true>(u, 1) : update_grid<false, false>(u, 1);
+    const UpdateLaunch u{*p, Grid::of(p->batch, p->n, p->deviance ? kThreads : 1), !narrow && is_wide_state(*p)};
+    p->deviance ? update_all<true>(u, general) : update_all<false>(u, general);
 }
 
 // sample, first element and count of a quad, where no memory could hold the tensor

@@ -164,6 +164,7 @@ Call update_call(Random& r) {
         p.nonfinite = r.seeds(1, 9);
         call.outputs.push_back({reinterpret_cast<char*>(p.nonfinite), 8});
     }
+    if (r.chance(50)) p.deviance = written_floats(r, call, 3 * p.batch * ((p.n + kDevianceBlock - 1) / kDevianceBlock));
     call.run = [p](int threads) { update_cpu(p, threads); };
     return call;
 }

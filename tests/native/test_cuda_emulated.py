@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastdiff.ops.update.deviance import block_sums, blocks
 from fastdiff.ops.view import strides_of
 from fastdiff.plan.plan import COLUMNS
 
@@ -55,7 +56,7 @@ class UpdateParams(ctypes.Structure):
         + [("x", c_void_p), ("anchor", c_void_p), ("slots", c_void_p * 4)]
         + [(name, c_void_p) for name in ("noise", "gain", "clip", "gradient", "mask", "known", "known_noise")]
         + [("x_out", c_void_p), ("anchor_out", c_void_p), ("slots_out", c_void_p * 4), ("x0_out", c_void_p)]
-        + [("model_input", View), ("key", NoiseKey), ("nonfinite", c_void_p)]
+        + [("model_input", View), ("key", NoiseKey), ("nonfinite", c_void_p), ("deviance", c_void_p)]
     )
 
 
@@ -136,6 +137,20 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     for i, params in enumerate((RandnParams, AddNoiseParams, UpdateParams)):
         assert module.size_of(i) == ctypes.sizeof(params), f"{params.__name__} no longer mirrors csrc/fastdiff.h"
     return module
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_block_adds_up_its_deviances(tmp_path: Path, seed: int, reverse: bool) -> None:
+    """csrc/cuda/deviance_block.h, every thread, barrier and shuffle, gives the tree's bits, twice in a row."""
+    library, tests = tmp_path / "emulate_deviance.so", ROOT / "tests" / "native"
+    flags = ["-std=c++17", "-O2", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off", "-shared", "-fPIC"]
+    includes = [f"-I{tests / 'cuda_on_cpu'}", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([GXX, *flags, *includes, str(tests / "emulate_deviance.cpp"), "-o", str(library)], check=True)
+    values, sums = torch.randn(5, 2048), torch.full((5, 2), float("nan"))
+    ctypes.CDLL(str(library)).emulate_deviance_sums(
+        c_void_p(values.data_ptr()), c_void_p(sums.data_ptr()), 5, ctypes.c_bool(reverse)
+    )
+    assert torch.equal(sums, block_sums(values))
 
 
 def shape_of(rng: random.Random) -> tuple[int, ...]:
@@ -263,6 +278,8 @@ def test_update(emulation: ctypes.CDLL, case: int) -> None:
     if rng.random() < 0.7:
         both.view("model_input", strided(rng, shape))
     both.address("nonfinite", torch.tensor([rng.choice((1, 2**62))]))
+    if rng.random() < 0.4:
+        both.address("deviance", torch.zeros(4, shape[0], blocks(torch.Size(shape[1:]).numel())))
     both.address("table", torch.tensor([random_row(rng, available) for _ in range(4)]))
     if rng.random() < 0.5:
         both.address("step", torch.tensor([rng.randrange(4)]))

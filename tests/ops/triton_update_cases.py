@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 from triton_cases import DEVICE, DTYPES, KINDS, NAN, SHAPES, drawn, filled, key_of, poisoned, same, seeded
 
+import fastdiff
 from fastdiff.noise import NoiseKey
+from fastdiff.ops.update.deviance import blocks
 from fastdiff.ops.update.operands import Operands
 from fastdiff.ops.update.reference import Update as ReferenceUpdate
 from fastdiff.ops.update.triton_impl import Update
@@ -79,6 +82,8 @@ def operands(rng: random.Random, has: set[str], shape: tuple[int, ...], table: T
         o.mask, o.known = torch.rand(shape, device=DEVICE), some()
         o.known_noise = some() if rng.random() < 0.5 else None
     o.x0_out = poison() if "x0" in has else None
+    if "deviance" in has:
+        o.deviance = torch.full((4, b, blocks(o.x[0].numel())), NAN, device=DEVICE)
     o.model_input = poisoned(rng.choice(KINDS), shape, rng.choice(DTYPES))[0] if "input" in has else None
     return o
 
@@ -98,10 +103,11 @@ def cloned(o: Operands) -> Operands:
 
 
 def results(o: Operands) -> list[Tensor | None]:
-    return [o.x, o.x_out, o.anchor, o.anchor_out, *o.slots, *o.slots_out, o.x0_out, o.model_input]
+    return [o.x, o.x_out, o.anchor, o.anchor_out, *o.slots, *o.slots_out, o.x0_out, o.model_input, o.deviance]
 
 
-FEATURES = ("anchor", "slots", "noise", "g", "gain", "clip", "mask", "x0", "input", "in place", "learned", "odd")
+FEATURES = ("anchor", "slots", "noise", "g", "gain", "clip", "mask", "x0", "input", "in place", "learned", "odd",
+            "deviance")  # fmt: skip
 
 
 @pytest.mark.parametrize("case", range(48))
@@ -146,3 +152,19 @@ def test_noise_given_and_taken_back(seed):
 def test_an_empty_batch():
     x = torch.empty(0, 3, device=DEVICE)
     Update(Operands(x, x, torch.zeros(1, 48, device=DEVICE), NoiseKey(1)))(0)
+
+
+@pytest.mark.parametrize("steps", [3, 8])
+def test_a_learned_plan(seed, steps):
+    """A packaged one, of coefficients in every row and slots of three rows before, through the sampling loop."""
+    plan = replace(fastdiff.Plan.load(fastdiff.models.digits().plans[steps]), provenance=None)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return x * 0.7 - (t * 0.001)[:, None, None, None] * x.abs()
+
+    ends = [
+        fastdiff.sample(network, (3, 1, 8, 8), sampler=plan, seed=seed, device=DEVICE, backend=backend)
+        for backend in ("triton", "reference")
+    ]
+    assert same(*ends)
+    assert ends[0].std() > 0

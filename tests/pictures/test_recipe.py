@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fastdiff
 from fastdiff import FlowSchedule, NoiseSchedule, Recipe, samplers
 from fastdiff.files import parse_json
-from fastdiff.pictures.recipe import IN_THE_PLAN, KEPT, WITHOUT_EFFECT, from_object
+from fastdiff.pictures.recipe import BESIDE, IN_THE_PLAN, KEPT, WITHOUT_EFFECT, from_object
 
 SHAPE = (5, 3, 4, 4)
 
@@ -134,7 +134,7 @@ def test_states_are_those_of_sample_iter() -> None:
 def test_every_argument_of_sample_has_its_place() -> None:
     """Whoever adds an argument to ``sample`` says here what becomes of it."""
     refused = {"generator", "noise_fn", "resume", "cond_fn"}
-    places = ["model", "shape", *IN_THE_PLAN, *KEPT, *WITHOUT_EFFECT, *refused]
+    places = ["model", "shape", *IN_THE_PLAN, *KEPT, *WITHOUT_EFFECT, *BESIDE, *refused]
     assert sorted(places) == sorted(inspect.signature(fastdiff.sample).parameters)
 
 

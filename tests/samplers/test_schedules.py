@@ -27,7 +27,7 @@ KINDS = {
 }
 FORWARD = sorted(set(SAMPLERS) - {"ddim_inverse"})
 # What ends on the image under these options alone.
-OPTIONS = {"lcm": {"timestep_scaling": 1e9}, "tcd": {"final": "zero"}}
+OPTIONS = {"lcm": {"timestep_scaling": 1e9}, "tcd": {"final": "zero"}, "flow_sde": {"final_noise": False}}
 
 
 def network(plan, prediction, point):

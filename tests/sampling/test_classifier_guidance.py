@@ -247,7 +247,7 @@ def test_backends_prefix_and_resume(simd, seed, options):
 def test_no_graph():
     draws = type("NoiseSource", (), {"from_stream": True})()
     with pytest.raises(ValueError, match="cond_fn"):
-        check_graph(True, torch.device("cuda"), draws, None, lambda x, t: x)
+        check_graph(True, torch.device("cuda"), draws, None, lambda x, t: x, False)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Affine, assert_same_bits, prepared
+from helpers import Affine, TwoParts, assert_same_bits, prepared
 
 import fastdiff
 from fastdiff.sampling import graph
@@ -72,19 +72,19 @@ class Labelled(Affine):
 class Again:
     """What a replay does: the captured step once more, on the same buffers."""
 
-    def __init__(self, captured, calls):
-        self.captured, self.calls, self.model = captured, calls, captured.run.network.model
+    def __init__(self, captured, kind):
+        self.captured, self.kind, self.model, self.deep = captured, kind, captured.run.network.model, captured.run.deep
 
     def replay(self):
         run = self.captured.run
-        run.network = replace(run.network, model=self.model)
-        self.captured._step(self.calls)
+        run.network, run.deep = replace(run.network, model=self.model), self.deep
+        self.captured._step(*self.kind)
 
 
 @pytest.fixture
 def emulated(monkeypatch):
     pytest.importorskip("fastdiff._C", reason="the extension is not built")
-    monkeypatch.setattr(graph.Captured, "_capture", lambda self, run, calls, check: Again(self, calls))
+    monkeypatch.setattr(graph.Captured, "_capture", lambda self, run, kind, check: Again(self, kind))
     monkeypatch.setattr(torch.cuda, "Event", lambda: None)
     stream = type("Stream", (), {"wait_event": lambda self, event: None})()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
@@ -128,13 +128,36 @@ def test_the_buffers_serve_runs_of_their_kind(emulated, several):
         if captured is None:
             key = graph._key(made)
             captured = graph.Captured(made, key, check=False)
-            assert sorted(captured.graphs) == graph.kinds(made)
+            assert list(captured.graphs) == graph.kinds(made)
         assert graph._key(made) == key
         assert_same_bits(through(captured, made), fastdiff.sample(model, SHAPE, **options))
     state = list(fastdiff.sample_iter(model, SHAPE, **options))[2]
     resumed = prepared(model, SHAPE, resume=state, **options)
     if graph._key(resumed) == key:
         assert_same_bits(through(captured, resumed), made.x)
+
+
+@pytest.mark.parametrize("kind", ["output", "deep"])
+def test_rows_that_reuse_a_call(emulated, seed, kind):
+    """Outputs and deep features are buffers: a graph serves the next run, from its first row or resumed."""
+    model = TwoParts()
+    guided = {"model_kwargs": {"y": Y}, "uncond_kwargs": {"y": Y * 0}, "guidance_scale": 2.0, "backend": "native"}
+    captured = None
+    for every in (3, 2):
+        plan = fastdiff.samplers.dpmpp_2m(fastdiff.NoiseSchedule.linear(), 8).reuse(every=every, kind=kind)
+        options = {**guided, "sampler": plan, "seed": seed + every}
+        made = prepared(model, SHAPE, **options)
+        if captured is None:
+            key = graph._key(made)
+            captured = graph.Captured(made, key, check=False)
+        assert graph._key(made) == key
+        assert list(captured.graphs) == [(2, None), (2, "deep")][: 1 + (kind == "deep")]
+        assert_same_bits(through(captured, made), fastdiff.sample(model, SHAPE, **options))
+        captured.run.deep = None  # which a replay brought back
+    for state in list(fastdiff.sample_iter(model, SHAPE, **options))[1:-1]:
+        resumed = prepared(model, SHAPE, resume=state, **options)
+        if graph.kinds(resumed):
+            assert_same_bits(through(graph.Captured(resumed, graph._key(resumed), check=False), resumed), made.x)
 
 
 def test_an_accelerated_networks_embeddings_are_buffers_too(emulated, seed):
@@ -247,7 +270,7 @@ def test_tf32_by_either_of_torchs_switches(precision):
 def test_where_a_warning_points(emulated, monkeypatch):
     """To the caller's line."""
 
-    def fails(self, run, calls, check):
+    def fails(self, run, kind, check):
         raise RuntimeError("no")
 
     monkeypatch.setattr(graph.Captured, "_capture", fails)

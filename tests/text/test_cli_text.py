@@ -45,7 +45,8 @@ def test_a_prompt(folder, tmp_path):
     pipe = fastdiff.load(folder, device="cpu", accelerate=False)
     images = pipe("a woman firefighter", steps=3, seed=4, guidance_scale=2.0)
     pipe.save(images, tmp_path / "b.png")
-    assert out.read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert Image.open(out).tobytes() == Image.open(tmp_path / "b.png").tobytes()
+    assert fastdiff.read_recipe(out).words.prompts == ["a woman firefighter"]
 
 
 def test_several_prompts_are_a_labelled_grid(folder, tmp_path):

@@ -1,5 +1,6 @@
 """The model in the package: diffusers and fastdiff load it, it knows its words, and draws what is asked for."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ def test_what_it_is(pipe):
     assert sum(p.numel() for part in parts for p in part.parameters()) < 12.5e6  # 25 MB in half precision
     files = [path for path in PACKAGED["emoji"].rglob("*") if path.is_file() and "edit" not in path.parts]
     assert sum(path.stat().st_size for path in files) < 25e6
+
+
+def test_the_editor_takes_what_it_shares_from_the_model_without_a_word(pipe, monkeypatch):
+    said, listener = [], logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [listener])
+    editor = fastdiff.load("emoji-edit", device="cpu")
+    assert editor.edits
+    assert all(torch.equal(a, b) for a, b in zip(pipe.pipe.vae.parameters(), editor.pipe.vae.parameters(), strict=True))
+    assert said == []  # such as diffusers' advice to install accelerate
 
 
 @in_a_clone

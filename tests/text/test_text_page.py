@@ -24,11 +24,11 @@ def here(tmp_path, monkeypatch):
     """A folder with a model, a file, a photo and a mask."""
     models = {"emoji": random_pipeline.make(tmp_path / "folder")}
     kind = "StableDiffusionInstructPix2PixPipeline"
-    random_pipeline.make(tmp_path / "my-editor", in_channels=8, kind=kind)
+    models["emoji-edit"] = random_pipeline.make(tmp_path / "editor", in_channels=8, kind=kind)
     monkeypatch.setattr(loading, "PACKAGED", models)
     # test_single_file.py reads files; here one stands for the folder.
     (tmp_path / "model.safetensors").touch()
-    monkeypatch.setattr(single_file, "read", lambda path, dtype, *more: loading._folder(tmp_path / "folder", dtype))
+    monkeypatch.setattr(single_file, "read", lambda path, dtype, *more: loading.from_folder(tmp_path / "folder", dtype))
     Image.new("RGB", (70, 80), "teal").save(tmp_path / "photo.png")
     Image.new("L", (70, 80), "white").save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
@@ -40,7 +40,7 @@ def here(tmp_path, monkeypatch):
 def test_the_python_runs(here):
     names = {}
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(compile(block, "docs/text.md", "exec"), names)
     assert (here / "firefighter.png").exists()

@@ -138,6 +138,26 @@ def test_a_trained_pipeline_is_gone_on_from_with_other_words(trained, tmp_path):
         pipeline.train_pipeline(folder, tmp_path / "other", init=str(folder), **few)
 
 
+def test_a_decoder_is_trained_alone(trained, emoji, tmp_path):
+    """Its latents are those that the UNet knows; where the first stage was killed, the run goes on there."""
+    few = {"steps": 1, "decoder_steps": 2, "batch_size": 2, "autoencoder_batch_size": 2, "progress": False}
+    out = pipeline.train_pipeline(emoji, tmp_path / "more", init=str(trained), **few)
+    before, after = (torch_state(place / "vae") for place in (trained, out))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith(("decoder", "post_quant"))}
+    assert (out / "autoencoder" / "quality.json").exists()
+    (out / "checkpoint.pt").unlink()
+    pipeline.train_pipeline(emoji, out, init=str(trained), resume=True, **few)
+    for name, value in torch_state(out / "vae").items():
+        assert torch.equal(value, after[name]), name
+    with pytest.raises(ValueError, match="decoder_steps is 2, which goes with init"):
+        pipeline.train_pipeline(emoji, tmp_path / "none", **few)
+
+
+def torch_state(folder):
+    return diffusers.AutoencoderKL.from_pretrained(folder, local_files_only=True).state_dict()
+
+
 # ---- the target
 
 
@@ -229,6 +249,15 @@ def test_an_editor(trained, emoji, tmp_path):
     assert images.shape == (1, 3, 64, 64)
     ids = words.tokens_of(pipe.tokenizer, ["make the skin yellow and a cook instead"])
     assert pipe.tokenizer.unk_token_id not in ids
+
+    more = pipeline.train_editor(
+        emoji, tmp_path / "more", init=str(out), steps=1, lr=1e-30, batch_size=4, progress=False
+    )
+    again = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(more, local_files_only=True)
+    for weight, went_on in zip(pipe.unet.parameters(), again.unet.parameters(), strict=True):
+        torch.testing.assert_close(went_on, weight)
+    with pytest.raises(ValueError, match="takes 8 channels: it cannot be init"):
+        pipeline.train_pipeline(emoji, tmp_path / "words", init=str(out), steps=1, progress=False)
 
 
 def test_conditions_are_dropped_as_the_paper_says(emoji, seed):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.checks import check_image, check_operand
+from fastdiff.ops.alone import alone
 from fastdiff.ops.conv2d.choice import select
 from fastdiff.ops.conv2d.geometry import MOST, Geometry, geometry_of
 from fastdiff.ops.conv2d.reference import conv2d as reference
@@ -93,6 +94,7 @@ def bind(
     exact: bool = False,
     packed: dict[Any, Any] | None = None,
     backend: str = "auto",
+    batch_invariant: bool = False,
 ) -> Call:
     """``conv2d`` for one layout, without gradients: everything is checked, decided and packed here, once.
 
@@ -100,6 +102,8 @@ def bind(
         x, inputs, residual: examples, whose shape, strides, dtype and device every call's tensors must have.
         packed: the layer's derived weights, looked up and added to, so that calls bound for several shapes share them
             where their form is the same. The owner clears it when weight, bias or pointwise change.
+        batch_invariant: a sample's bits are the same in every batch: the kernel is chosen by the sample's shape, and
+            computes one sample at a time, but for Winograd's, whose sums depend on a result's own window alone.
         The others: as for ``conv2d``.
 
     Returns:
@@ -112,17 +116,22 @@ def bind(
     geometry = _check(x, weight, bias, stride, padding, dilation, groups, upsample, inputs, pointwise, residual, exact)
     packed = {} if packed is None else packed
     with torch.no_grad():
-        return _bind(x, weight, bias, geometry, inputs, pointwise, residual, exact, packed, backend)
+        return _bind(x, weight, bias, geometry, inputs, pointwise, residual, exact, packed, backend, batch_invariant)
 
 
 def _bind(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inputs: Sequence[Tensor],
     pointwise: Sequence[Tensor], residual: Tensor | None, exact: bool, packed: dict[Any, Any], backend: str,
+    apart: bool = False,
 ) -> Call:  # fmt: skip
     shape = (x.shape[0], weight.shape[0], *geometry.size(x, weight))
     if x.numel() == 0:
         return lambda x, residual=None, inputs=(): _empty(shape, x)
-    kernel = select(x, weight, geometry, inputs, pointwise, residual is not None, exact, backend)
+    chosen_by = x[:1] if apart else x
+    kernel = select(chosen_by, weight, geometry, inputs, pointwise, residual is not None, exact, backend)
+    chained = bool(inputs) and kernel not in ("gemm", "reference")
+    if apart and not chained and kernel != "winograd":
+        return _each(x, weight, bias, geometry, inputs, pointwise, residual, exact, packed, backend, shape)
     if kernel == "reference":
 
         def by_reference(x: Tensor, residual: Tensor | None = None, inputs: Sequence[Tensor] = ()) -> Tensor:
@@ -133,8 +142,8 @@ def _bind(
         from fastdiff.ops.conv2d import gemm
 
         return gemm.bind(x, weight, bias, geometry, inputs, pointwise, residual, packed)
-    if inputs:
-        return _chain(x, weight, bias, geometry, inputs, pointwise, residual, exact, packed, backend, shape)
+    if chained:
+        return _chain(x, weight, bias, geometry, inputs, pointwise, residual, exact, packed, backend, shape, apart)
     if kernel == "winograd":
         from fastdiff.ops.conv2d import native_impl
 
@@ -147,21 +156,43 @@ def _bind(
 def _chain(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inputs: Sequence[Tensor],
     pointwise: Sequence[Tensor], residual: Tensor | None, exact: bool, packed: dict[Any, Any], backend: str,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...], apart: bool,
 ) -> Call:  # fmt: skip
     """One call after another, each of which adds the sum so far as its residual."""
     between, first = _empty(shape, x), residual
     parts: list[Call] = []
     for i, (image, w) in enumerate(zip(inputs, pointwise, strict=True)):
         own = packed.setdefault(("pointwise", i), {})
-        parts.append(_bind(image, w, None, Geometry(), (), (), first, exact, own, backend))
+        parts.append(_bind(image, w, None, Geometry(), (), (), first, exact, own, backend, apart))
         first = between
-    main = _bind(x, weight, bias, geometry, (), (), first, exact, packed, backend)
+    main = _bind(x, weight, bias, geometry, (), (), first, exact, packed, backend, apart)
 
     def call(x: Tensor, residual: Tensor | None = None, inputs: Sequence[Tensor] = ()) -> Tensor:
         for part, image in zip(parts, inputs, strict=True):
             residual = part(image, residual)
         return main(x, residual)
+
+    return call
+
+
+def _each(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, inputs: Sequence[Tensor],
+    pointwise: Sequence[Tensor], residual: Tensor | None, exact: bool, packed: dict[Any, Any], backend: str,
+    shape: tuple[int, ...],
+) -> Call:  # fmt: skip
+    """The call of one sample, made for each."""
+
+    def of(i: int, residual: Tensor | None, inputs: Sequence[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
+        return None if residual is None else alone(residual, i), [alone(image, i) for image in inputs]
+
+    added, images = of(0, residual, inputs)
+    one = _bind(alone(x, 0), weight, bias, geometry, images, pointwise, added, exact, packed, backend)
+
+    def call(x: Tensor, residual: Tensor | None = None, inputs: Sequence[Tensor] = ()) -> Tensor:
+        out = _empty(shape, x)
+        for i in range(shape[0]):
+            out[i : i + 1].copy_(one(alone(x, i), *of(i, residual, inputs)))
+        return out
 
     return call
 

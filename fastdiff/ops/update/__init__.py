@@ -18,7 +18,14 @@ from fastdiff.checks import DTYPES, check_dtype, check_int
 from fastdiff.noise import NoiseKey, noise_key
 from fastdiff.ops.backend import choose
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
-from fastdiff.ops.update.checks import check_given, check_guidance, check_sequence, check_state, split_outputs
+from fastdiff.ops.update.checks import (
+    check_given,
+    check_guidance,
+    check_sequence,
+    check_state,
+    check_table,
+    split_outputs,
+)
 from fastdiff.ops.update.operands import Operands
 from fastdiff.plan.plan import COLUMNS, SLOTS, Plan, rounded
 
@@ -80,6 +87,7 @@ def update(
     mask: Tensor | None = None,
     known: Tensor | None = None,
     known_noise: Tensor | None = None,
+    table: Tensor | None = None,
     return_x0: bool = False,
     model_dtype: torch.dtype | None = None,
     channels_last: bool = False,
@@ -97,11 +105,15 @@ def update(
         anchor, slots, gradient: what the row reads, like x. noise: z, in place of drawing it, like x.
         gain: float32 [B], a factor of the guided output. clip: float32 [B, 2], bound and scale in place of the row's.
         mask, known: like x; x' ← mask·(known image at the next row's level) + (1 − mask)·x'. known_noise: its z.
+        table: float64 [rows, 48] on the CPU: the numbers of the plan's rows (``Plan.table``) in place of its own, the
+            weights of guidance among them, for a caller who learns them. Which terms are slots, what a row writes and
+            whether it calls the network are the plan's.
         return_x0: also return x̂_0. model_dtype: also return the network's next input, in this dtype and
         channels_last: in this memory format.
 
     Returns:
-        ``Updated``; its tensors are new. Differentiable, through the reference, when called eagerly.
+        ``Updated``; its tensors are new. Differentiable, through the reference, when called eagerly: by every tensor
+        that is read, ``table`` among them.
 
     Raises:
         TypeError, ValueError: naming the argument, what it is and what it should be.
@@ -118,6 +130,7 @@ def update(
     given = {name: t for name, t in zip(_NAMES, named, strict=False) if t is not None}
     check_given(x, r, row, given, len(slots))
     weights = check_guidance(guidance, len(several))
+    numbers = plan.table(weights) if table is None else check_table(table, plan)
     several, variance = split_outputs(several, shape, plan.learned_variance, device, "outputs", x.dtype)
     variance = variance if plan.reads_variance else None
     if r.calls_model != (len(several) > 0):  # older compilers cannot trace bool(tuple)
@@ -135,7 +148,7 @@ def update(
     wants += WANTS_ANCHOR * (r.anchor is not None) + WANTS_SLOT * (r.write is not None)
     if model_dtype is not None:
         wants += WANTS_INPUT + (DTYPES.index(model_dtype) << 8)
-    tensors = (x, *several, *given.values())
+    tensors = (x, *several, *given.values(), numbers)
     needs_grad = transformed() or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors]))
     if needs_grad or x.dtype == torch.float64:
         if backend not in ("auto", "reference"):
@@ -150,7 +163,7 @@ def update(
             raise RuntimeError("update cannot be recorded by torch.jit.trace, which knows no lists of optional tensors")
         run, who = torch.ops.fastdiff.update, key.tensors(shape[0], device)
     written = run(
-        x, list(several), variance, plan.table(weights), row, wants, *who, anchor, list(slots), noise, gain, clip,
+        x, list(several), variance, numbers, row, wants, *who, anchor, list(slots), noise, gain, clip,
         gradient, mask, known, known_noise, backend,
     )  # fmt: skip
     if len(written) == 1:
@@ -180,7 +193,7 @@ def _compute(
     anchor: Tensor | None, slots: list[Tensor | None], noise: Tensor | None, gain: Tensor | None, clip: Tensor | None,
     gradient: Tensor | None, mask: Tensor | None, known: Tensor | None, known_noise: Tensor | None, backend: str,
 ) -> list[Tensor]:  # fmt: skip
-    if x.dtype == torch.float32:
+    if x.dtype == torch.float32 and not table.requires_grad:
         device_table = _device_table(table, x.device)
     if backend == "reference":
         from fastdiff.ops.update.reference import Inputs, drawn

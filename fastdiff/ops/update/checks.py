@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdiff.checks import DTYPES, check_float32, check_shape
 from fastdiff.ops.view import viewable
-from fastdiff.plan.plan import SLOTS, Row
+from fastdiff.plan.plan import COLUMNS, SLOTS, Plan, Row
 
 
 def check_sequence(name: str, values: Any) -> tuple[Any, ...]:
@@ -81,6 +81,23 @@ def check_guidance(guidance: Sequence[float], outputs: int) -> tuple[float, ...]
     if (outputs > 1) != (len(weights) > 0) or (len(weights) > 0 and len(weights) != outputs):
         raise ValueError(f"guidance must hold one weight for each of several outputs; got {len(weights)} for {outputs}")
     return weights
+
+
+# The columns that say what a row is; the others are numbers, which may be learned.
+_KINDS = [COLUMNS.index(name) for name in ("read0", "read1", "read2", "write", "keeps_anchor", "draw", "stream",
+                                           "calls_model")]  # fmt: skip
+
+
+def check_table(table: Any, plan: Plan) -> Tensor:
+    """Numbers in place of a plan's own; a copy where they have no gradient, since a table is remembered by identity."""
+    if not isinstance(table, Tensor) or table.dtype != torch.float64 or table.device.type != "cpu":
+        got = f"{table.dtype} on {table.device}" if isinstance(table, Tensor) else type(table).__name__
+        raise TypeError(f"table must be a float64 tensor on the CPU; got {got}")
+    if table.shape != (len(plan), len(COLUMNS)):
+        raise ValueError(f"table must have shape {[len(plan), len(COLUMNS)]}; got {list(table.shape)}")
+    if not torch.equal(table.detach()[:, _KINDS], plan.table()[:, _KINDS]):
+        raise ValueError("table must have the plan's slots, writes, noise addresses and network calls")
+    return table if table.requires_grad else table.clone()
 
 
 _FROM_OUTSIDE = frozenset(("anchor", "slot0", "slot1", "slot2", "g"))

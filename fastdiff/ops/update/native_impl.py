@@ -14,7 +14,7 @@ from fastdiff.plan.plan import SLOTS
 # The operands that cross as an address alone.
 ADDRESSES = (
     "x", "x_out", "table", "anchor", "anchor_out", "noise", "gain", "clip", "gradient", "mask", "known", "known_noise",
-    "x0_out", "nonfinite",
+    "x0_out", "nonfinite", "deviance",
 )  # fmt: skip
 
 

@@ -39,3 +39,4 @@ class Operands:
     model_input: Tensor | None = None
     host_table: Tensor | None = None  # the same rows, float64 on the CPU: what the reference reads
     nonfinite: Tensor | None = None  # int64 [1], lowered to the row's index where the network's output is not finite
+    deviance: Tensor | None = None  # [rows, B, blocks]: row's entry is written where it draws noise (deviance.py)

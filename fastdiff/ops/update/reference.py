@@ -6,17 +6,20 @@ it is the oracle.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastdiff.noise import KNOWN, NoiseKey
 from fastdiff.ops.randn.reference import randn
+from fastdiff.ops.update.deviance import block_sums
 from fastdiff.ops.update.operands import Operands
 from fastdiff.plan.plan import COLUMNS, TERMS
 
 _AT = {name: i for i, name in enumerate(COLUMNS)}
+_OF_Z = [_AT[f"{output}.z"] for output in ("x", "anchor", "slot")]
+_LOGS = [_AT["log_min"], _AT["log_max"]]
 
 
 class Inputs(NamedTuple):
@@ -48,12 +51,22 @@ class Outputs(NamedTuple):
 
 
 def update(row: Tensor, i: Inputs) -> Outputs:
-    """Apply one row of a table ([48], float64, on the CPU) to the state."""
+    """Apply one row of a table ([48], float64, on the CPU) to the state.
+
+    Where the row requires a gradient, its coefficients of 0 have one, too, if the term is at hand; adding 0 times a
+    finite term changes no bit.
+    """
     dtype = i.x.dtype
     # Rounded once to the state's precision: what the device's table holds.
-    values = row.to(dtype).tolist()
+    values = row.detach().to(dtype).tolist()
+    numbers = row.to(i.x.device, dtype).unbind() if row.requires_grad else values
 
-    def col(name: str) -> float:
+    def col(name: str) -> Any:
+        """A number of the row: a float, or a tensor [] through which its gradient flows."""
+        return numbers[_AT[name]]
+
+    def fixed(name: str) -> float:
+        """The same as a float."""
         return values[_AT[name]]
 
     m = guided = None
@@ -69,7 +82,7 @@ def update(row: Tensor, i: Inputs) -> Outputs:
     x0 = i.x * col("p")
     x0 = x0 + (torch.zeros_like(x0) if m is None else m) * col("q")
     if i.clip is None:
-        bound, scale = torch.full_like(x0, col("clip")), torch.full_like(x0, col("scale"))
+        bound, scale = col("clip"), col("scale")
     else:
         bound, scale = _per_sample(i.clip[:, 0], x0), _per_sample(i.clip[:, 1], x0)
     x0 = torch.where(bound < x0, bound, x0)
@@ -79,42 +92,47 @@ def update(row: Tensor, i: Inputs) -> Outputs:
     z = i.z
     if i.variance is not None and z is not None:
         z = z * learned_sigma(i.variance.to(dtype), col("log_min"), col("log_max"))
-    slots = [i.slots[int(col(f"read{k}"))] if col(f"read{k}") >= 0 else None for k in range(3)]
+    slots = [i.slots[int(fixed(f"read{k}"))] if fixed(f"read{k}") >= 0 else None for k in range(3)]
     terms = dict(zip(TERMS, (i.x, i.anchor, x0, m, *slots, z, i.gradient), strict=True))
 
     def combine(output: str) -> Tensor:
         total = torch.zeros_like(i.x)
         for name in TERMS:
-            coefficient, term = col(f"{output}.{name}"), terms[name]
-            if coefficient != 0:
+            term = terms[name]
+            if fixed(f"{output}.{name}") != 0 or (row.requires_grad and term is not None):
                 assert term is not None, f"the row reads {name}"
-                total = total + term * coefficient
+                total = total + term * col(f"{output}.{name}")
         return total
 
     x = combine("x")
-    anchor = combine("anchor") if col("keeps_anchor") else None
-    slot = combine("slot") if col("write") >= 0 else None
+    anchor = combine("anchor") if fixed("keeps_anchor") else None
+    slot = combine("slot") if fixed("write") >= 0 else None
     if i.mask is not None:
         assert i.known is not None
         known = i.known * col("known_alpha")
-        known_z = i.known_z if col("known_sigma") else None  # unread where its coefficient is 0
+        known_z = i.known_z if fixed("known_sigma") else None  # unread where its coefficient is 0
         known = known + (torch.zeros_like(known) if known_z is None else known_z) * col("known_sigma")
         x = i.mask * known + (1.0 - i.mask) * x
     return Outputs(x, anchor, slot, x0, x * col("next_c_in"), guided)
 
 
-def learned_sigma(v: Tensor, log_min: float, log_max: float) -> Tensor:
-    """exp(½(f·log_max + (1 − f)·log_min)), f = (v + 1)/2, the exponent clamped to ±87 (float32's range)."""
+def learned_sigma(v: Tensor, log_min: float | Tensor, log_max: float | Tensor) -> Tensor:
+    """σ under learned variance, like v: exp(``learned_log_sigma``)."""
+    y = learned_log_sigma(v, log_min, log_max)
+    # The polynomial's bit tricks have no gradient.
+    return y.exp() if v.dtype == torch.float64 or y.requires_grad else exp_in_range(y)
+
+
+def learned_log_sigma(v: Tensor, log_min: float | Tensor, log_max: float | Tensor) -> Tensor:
+    """½(f·log_max + (1 − f)·log_min), f = (v + 1)/2, clamped to ±87 (float32's range)."""
     f = (v + 1.0) * 0.5
     y = (f * log_max + (1.0 - f) * log_min) * 0.5
-    # The polynomial's bit tricks have no gradient.
-    return y.clamp(-87.0, 87.0).exp() if v.dtype == torch.float64 or v.requires_grad else exp_clamped(y)
-
-
-def exp_clamped(y: Tensor) -> Tensor:
-    """exp(y) of float32 y by the polynomial of csrc/common/row.h, operation by operation."""
     y = torch.where(y > 87.0, 87.0, y)
-    y = torch.where(y < -87.0, -87.0, y)
+    return torch.where(y < -87.0, -87.0, y)
+
+
+def exp_in_range(y: Tensor) -> Tensor:
+    """exp(y) of float32 |y| ≤ 87 by the polynomial of csrc/common/row.h, operation by operation."""
     shifted = y * 1.44269504 + 12582912.0
     k = shifted - 12582912.0
     r = (y - k * 0.693359375) - k * -2.12194440e-4
@@ -136,11 +154,16 @@ def drawn(
 ) -> tuple[Tensor | None, Tensor | None]:
     """(z, z_known) of a row: as given, or drawn where the row uses them."""
     values = dict(zip(COLUMNS, row.tolist(), strict=True))
-    if noise is None and any(values[f"{output}.z"] for output in ("x", "anchor", "slot")):
+    if noise is None and uses_z(row):
         noise = _draw(x, key, int(values["draw"]), int(values["stream"]))
     if known_noise is None and mask is not None and values["known_sigma"]:
         known_noise = _draw(x, key, int(values["draw"]), KNOWN)
     return noise, known_noise
+
+
+def uses_z(row: Tensor) -> bool:
+    """Whether a row of a table has a coefficient of z that is not 0."""
+    return any(row[_OF_Z].tolist())
 
 
 def _draw(x: Tensor, key: NoiseKey, draw: int, stream: int) -> Tensor:
@@ -183,5 +206,11 @@ class Update:
         for target, value in targets:
             if target is not None and value is not None:
                 target.copy_(value)
+        if o.deviance is not None and z is not None and uses_z(values):
+            deviance = z * z
+            if o.variance is not None:
+                y = learned_log_sigma(o.variance.to(z.dtype), *values[_LOGS].to(z.dtype).tolist())
+                deviance = deviance + (y + y)
+            o.deviance[index] = block_sums(deviance.flatten(1))
         if o.nonfinite is not None and out.m is not None and not bool(out.m.isfinite().all()):
             o.nonfinite.clamp_(max=index)

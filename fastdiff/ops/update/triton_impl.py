@@ -14,6 +14,7 @@ from fastdiff.noise import KNOWN
 from fastdiff.ops.triton_noise import key_of, normals
 from fastdiff.ops.triton_support import key_arguments, launch
 from fastdiff.ops.triton_view import load, place, store, view
+from fastdiff.ops.update.deviance import BLOCK
 from fastdiff.ops.update.operands import Operands
 from fastdiff.plan.plan import COLUMNS, TERMS
 
@@ -26,7 +27,7 @@ _KEEPS_ANCHOR, _LOG_MIN, _LOG_MAX, _KNOWN_ALPHA, _KNOWN_SIGMA, _DRAW, _STREAM = 
     for name in ["keeps_anchor", "log_min", "log_max", "known_alpha", "known_sigma", "draw", "stream"]
 )
 _OF_ANCHOR, _OF_SLOT0, _OF_Z, _OF_G = (tl.constexpr(TERMS.index(name)) for name in ("anchor", "slot0", "z", "g"))
-_COLUMNS, _KNOWN = tl.constexpr(len(COLUMNS)), tl.constexpr(KNOWN)
+_COLUMNS, _KNOWN, _BLOCK = tl.constexpr(len(COLUMNS)), tl.constexpr(KNOWN), tl.constexpr(BLOCK)
 
 
 @triton.jit
@@ -78,10 +79,8 @@ def _predict_x0(x, m, p, q, bound, scale):
 
 
 @triton.jit
-def _exp_clamped(y):
-    """exp(y), y clamped to ±87; NaN passes through."""
-    y = tl.where(y > 87.0, 87.0, y)
-    y = tl.where(y < -87.0, -87.0, y)
+def _exp_in_range(y):
+    """exp(y) for |y| ≤ 87; NaN passes through."""
     shifted = y * 1.44269504 + 12582912.0
     k = shifted - 12582912.0
     r = (y - k * 0.693359375) - k * -2.12194440e-4
@@ -96,15 +95,28 @@ def _exp_clamped(y):
 
 
 @triton.jit
-def _learned_sigma(v, log_min, log_max):
+def _learned_log_sigma(v, log_min, log_max):
+    """ln σ, clamped to ±87; NaN passes through."""
     f = (v + 1.0) * 0.5
-    return _exp_clamped((f * log_max + (1.0 - f) * log_min) * 0.5)
+    y = (f * log_max + (1.0 - f) * log_min) * 0.5
+    y = tl.where(y > 87.0, 87.0, y)
+    return tl.where(y < -87.0, -87.0, y)
 
 
-@triton.jit(do_not_specialize=["index", "seed", "sample_offset"])
+@triton.jit
+def _block_sums(deviance, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
+    """The sums of BLOCKS rows of WIDTH elements, in the order of ops/update/deviance.py."""
+    rows = tl.reshape(deviance, [BLOCKS, WIDTH])
+    for k in tl.static_range(10):
+        if (WIDTH >> k) > 1:
+            rows = tl.sum(tl.reshape(rows, [BLOCKS, 2, WIDTH >> (k + 1)]), axis=1)  # of two numbers: in no other order
+    return tl.reshape(rows, [BLOCKS])
+
+
+@triton.jit(do_not_specialize=["index", "seed", "sample_offset", "deviance_row"])
 def update_kernel(
     table, index: tl.int64, step, outputs, variance, x, anchor, slots, noise, gain, clip, gradient, mask, known,
-    known_noise, x_out, anchor_out, slots_out, x0_out, model_input, nonfinite,
+    known_noise, x_out, anchor_out, slots_out, x0_out, model_input, nonfinite, deviance, deviance_row: tl.int64,
     seeds, samples, seed: tl.int64, sample_offset: tl.int64, n, QUADS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     if step is not None:
@@ -147,10 +159,22 @@ def update_kernel(
     else:
         if _uses(row, _OF_Z):
             z = normals(first, s, number, draw, stream, QUADS)
+    drawn, log_sigma = z, zeros
     if len(variance) > 0:  # noqa: SIM102 (decided when compiled; the next when run)
         if _uses(row, _OF_Z):
             v = load(variance, b, first, lane, inside, WIDE)
-            z = z * _learned_sigma(v, tl.load(row + _LOG_MIN), tl.load(row + _LOG_MAX))
+            log_sigma = _learned_log_sigma(v, tl.load(row + _LOG_MIN), tl.load(row + _LOG_MAX))
+            z = z * _exp_in_range(log_sigma)
+    if deviance is not None:  # noqa: SIM102
+        if _uses(row, _OF_Z):
+            # A program of fewer elements than a block is a whole sample: the rest of its block would add zeros.
+            WIDTH: tl.constexpr = min(_BLOCK, 4 * QUADS)
+            BLOCKS: tl.constexpr = 4 * QUADS // WIDTH
+            terms = tl.where(inside, drawn * drawn + (log_sigma + log_sigma), 0.0)
+            blocks = (tl.cast(n, tl.int64) + (_BLOCK - 1)) // _BLOCK
+            block = first // _BLOCK + tl.arange(0, BLOCKS)
+            sums = deviance + index * deviance_row + b * blocks
+            tl.store(sums + block, _block_sums(terms, BLOCKS, WIDTH), mask=block < blocks)
 
     # What it writes.
     bound, scale = tl.load(row + _CLIP), tl.load(row + _SCALE)
@@ -222,5 +246,6 @@ class Update:
         launch(
             update_kernel, o.x, o.table, index, step, self.outputs, self.variance, o.x, o.anchor, self.slots,
             o.noise, o.gain, o.clip, o.gradient, o.mask, o.known, o.known_noise, o.x_out, o.anchor_out,
-            self.slots_out, o.x0_out, self.model_input, o.nonfinite, *self.key,
+            self.slots_out, o.x0_out, self.model_input, o.nonfinite, o.deviance,
+            0 if o.deviance is None else o.deviance.stride(0), *self.key,
         )  # fmt: skip
