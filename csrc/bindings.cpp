@@ -73,6 +73,14 @@ WinogradConvParams at(WinogradConvParams p, uintptr_t x, uintptr_t residual, uin
     return p;
 }
 
+AttentionParams at(AttentionParams p, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out) {
+    replace(p.q.data, q, "q");
+    replace(p.k.data, k, "k");
+    replace(p.v.data, v, "v");
+    replace(p.out.data, out, "out");
+    return p;
+}
+
 std::vector<uint32_t> philox4x32(const std::vector<uint32_t>& counter, uint32_t k0, uint32_t k1) {
     if (counter.size() != 4) throw std::invalid_argument("a Philox counter has four words");
     uint32_t c[4] = {counter[0], counter[1], counter[2], counter[3]};
@@ -219,6 +227,25 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         .ADDRESS(WinogradConvParams, residual)
         .ADDRESS(WinogradConvParams, out);
 
+    py::class_<Heads>(m, "Heads")
+        .def(py::init([](uintptr_t data, int64_t batch_stride, int64_t head_stride, int64_t row_stride) {
+                 return Heads{pointer<void>(data), batch_stride, head_stride, row_stride};
+             }),
+             py::arg("data"), py::arg("batch_stride"), py::arg("head_stride"), py::arg("row_stride"));
+    py::class_<AttentionParams>(m, "AttentionParams")
+        .def(py::init<>())
+        .def_readwrite("batch", &AttentionParams::batch)
+        .def_readwrite("heads", &AttentionParams::heads)
+        .def_readwrite("queries", &AttentionParams::queries)
+        .def_readwrite("keys", &AttentionParams::keys)
+        .def_readwrite("channels", &AttentionParams::channels)
+        .def_readwrite("dtype", &AttentionParams::dtype)
+        .def_readwrite("scale", &AttentionParams::scale)
+        .def_readwrite("q", &AttentionParams::q)
+        .def_readwrite("k", &AttentionParams::k)
+        .def_readwrite("v", &AttentionParams::v)
+        .def_readwrite("out", &AttentionParams::out);
+
     using Released = py::call_guard<py::gil_scoped_release>;
 #define FASTDIFF_BIND_CPU(op, Params) m.def(#op "_cpu", &op##_cpu, Released());
     FASTDIFF_OPERATIONS(FASTDIFF_BIND_CPU)
@@ -240,6 +267,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
               const WinogradConvParams p = at(params, x, residual, out);
               py::gil_scoped_release released;
               winograd_conv_cpu(p, threads);
+          });
+    m.def("attention_cpu_at",
+          [](const AttentionParams& params, int threads, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out) {
+              const AttentionParams p = at(params, q, k, v, out);
+              py::gil_scoped_release released;
+              attention_cpu(p, threads);
           });
     m.def(
         "group_norm_silu_plan",

@@ -137,6 +137,20 @@ struct WinogradConvParams {
     void* out = nullptr;
 };
 
+// A [batch, heads, rows, channels] tensor's memory, the channels of a row side by side; strides are in elements.
+struct Heads {
+    void* data = nullptr;
+    int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
+};
+
+// out = softmax(scale q k^T) v, of one dtype; q and out have `queries` rows, k and v `keys`.
+struct AttentionParams {
+    int64_t batch = 0, heads = 0, queries = 0, keys = 0, channels = 0;
+    int dtype = kFloat32;
+    float scale = 1;
+    Heads q, k, v, out;
+};
+
 // The operations and their parameters, once: X(name, parameters) writes the entry points below, those of each vector
 // width (cpu/entry.h), the choice among them (cpu/dispatch.cpp) and the functions that Python calls (bindings.cpp).
 #define FASTDIFF_CUDA_OPERATIONS(X) \
@@ -147,7 +161,8 @@ struct WinogradConvParams {
 #define FASTDIFF_OPERATIONS(X)           \
     FASTDIFF_CUDA_OPERATIONS(X)          \
     X(conv_epilogue, ConvEpilogueParams) \
-    X(winograd_conv, WinogradConvParams)
+    X(winograd_conv, WinogradConvParams) \
+    X(attention, AttentionParams)
 
 // <op>_cpu(params, threads), csrc/cpu/<op>.cpp; threads is an upper bound.
 #define FASTDIFF_CPU_ENTRY(op, Params) void op##_cpu(const Params& params, int threads);

@@ -14,7 +14,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import torch
-from helpers import SEED, SEED_VARIABLE
+from helpers import SEED, SEED_VARIABLE, SIMD, use_simd
 
 # A shell that starts a run in the background lets it ignore SIGINT, which some tests send themselves.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -30,8 +30,6 @@ else:
     settings.register_profile("local", deadline=None, print_blob=True)
     settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
     settings.load_profile("ci" if os.environ.get("CI") else "local")
-
-SIMD = ("avx512", "avx2", "portable")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,19 +70,10 @@ def rng(seed: int) -> random.Random:
     return random.Random(seed)
 
 
-def _use_simd(name: str) -> Iterator[str]:
-    _C = pytest.importorskip("fastdiff._C", reason="the extension is not built")
-    before = _C.cpu_simd()
-    if not _C.set_cpu_simd(name):
-        pytest.skip(f"this CPU has no {name}")
-    yield name
-    assert _C.set_cpu_simd(before)
-
-
 @pytest.fixture(params=SIMD)
 def simd(request: pytest.FixtureRequest) -> Iterator[str]:
     """The native backend's kernels, compiled for each instruction set that this CPU has."""
-    yield from _use_simd(request.param)
+    yield from use_simd(request.param)
 
 
 @pytest.fixture(params=("reference", *SIMD))
@@ -93,5 +82,5 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "reference":
         yield "reference"
     else:
-        for _ in _use_simd(request.param):
+        for _ in use_simd(request.param):
             yield "native"

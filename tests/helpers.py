@@ -1,9 +1,11 @@
-"""What several tests use: the run's seed, bit comparison, layouts of a tensor, ulps, networks, and runs."""
+"""What several tests use: the run's seed, SIMD variants, bit comparison, layouts of a tensor, ulps, networks, runs."""
 
 import inspect
 import os
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,18 @@ SEED = int(os.environ.get(SEED_VARIABLE) or int.from_bytes(os.urandom(4), "littl
 
 INTS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 SIZES = ((1,), (2,), (3,), (5,), (127,), (129,), (3, 32, 32))
+SIMD = ("avx512", "avx2", "portable")
 LAYOUTS = ("contiguous", "channels_last", "sliced", "offset", "permuted")
+
+
+def use_simd(name: str) -> Iterator[str]:
+    """Runs what follows with the kernels of an instruction set; skips where the CPU lacks it."""
+    _C = pytest.importorskip("fastdiff._C", reason="the extension is not built")
+    before = _C.cpu_simd()
+    if not _C.set_cpu_simd(name):
+        pytest.skip(f"this CPU has no {name}")
+    yield name
+    assert _C.set_cpu_simd(before)
 
 
 def assert_same_bits(a: Tensor, b: Tensor, name: str = "tensor") -> None:

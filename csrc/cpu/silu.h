@@ -8,10 +8,18 @@ namespace fastdiff {
 namespace FASTDIFF_SIMD {
 
 // 2^t = 2^floor(t) 2^f, with a minimax polynomial for 2^f on [0, 1]: relative error 9e-8, or 7.5e-5 where a result of 8
-// bits (kRough) makes no more of it. 0 and infinity beyond float32's exponents; a NaN gives anything.
-template <bool kRough>
+// bits (kRough) makes no more of it; 8.6e-5 with kOne, for which 2^0 is 1. 0 and infinity beyond float32's exponents; a
+// NaN gives anything.
+template <bool kRough, bool kOne = false>
 FASTDIFF_HD Simd::F exp2(Simd::F t) {
     using F = Simd::F;
+    constexpr float rough[2][4] = {
+        {0.9999251961708069f, 0.6958335638046265f, 0.22606715559959412f, 0.07802452147006989f},
+        {1.0f, 0.6951167864453953f, 0.22764499113539632f, 0.07706704207206941f}};
+    constexpr float exact[2][6] = {{0.9999999403953552f, 0.6931530833244324f, 0.24015361070632935f,
+                                    0.05582631751894951f, 0.00898933969438076f, 0.0018775766948238015f},
+                                   {1.0f, 0.693151311675744f, 0.2401644465763306f, 0.05579992974195828f,
+                                    0.009017007156090476f, 0.001867140334777451f}};
 #if defined(__AVX512DQ__)
     const F f = (F)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #else
@@ -22,18 +30,10 @@ FASTDIFF_HD Simd::F exp2(Simd::F t) {
     const F shifted = (inside - 0.5f) + shift;
     const F f = inside - (shifted - shift);
 #endif
-    F p;
-    if (kRough) {
-        p = fma(F{} + 0.07802452147006989f, f, F{} + 0.22606715559959412f);
-        p = fma(p, f, F{} + 0.6958335638046265f);
-        p = fma(p, f, F{} + 0.9999251961708069f);
-    } else {
-        p = fma(F{} + 0.0018775766948238015f, f, F{} + 0.00898933969438076f);
-        p = fma(p, f, F{} + 0.05582631751894951f);
-        p = fma(p, f, F{} + 0.24015361070632935f);
-        p = fma(p, f, F{} + 0.6931530833244324f);
-        p = fma(p, f, F{} + 0.9999999403953552f);
-    }
+    constexpr int degree = kRough ? 3 : 5;
+    const float* const terms = kRough ? rough[kOne] : exact[kOne];
+    F p = F{} + terms[degree];
+    for (int i = degree - 1; i >= 0; --i) p = fma(p, f, F{} + terms[i]);
 #if defined(__AVX512DQ__)
     return (F)_mm512_scalef_ps((__m512)p, (__m512)t);
 #else

@@ -20,10 +20,10 @@
 // products round the transformed numbers, are transformed when they are packed: [panels, points, 2, channels / 2, 16,
 // 2].
 #include <atomic>
-#include <memory>
 
 #include "cpu/entry.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "cpu/tile.h"
 
 namespace fastdiff {
@@ -243,18 +243,6 @@ struct InScratch {
 };
 thread_local InScratch in_scratch{0, 0};
 
-// The thread's own memory, kept from call to call.
-uint32_t* scratch(size_t words) {
-    static thread_local std::unique_ptr<char[]> memory;
-    static thread_local size_t size = 0;
-    if (size < words * 4) {
-        memory.reset();
-        memory.reset(new char[words * 4 + kLine]);
-        size = words * 4;
-    }
-    return reinterpret_cast<uint32_t*>((reinterpret_cast<uintptr_t>(memory.get()) + kLine - 1) / kLine * kLine);
-}
-
 template <int D, Product kProduct, bool kUp>
 void range(const void* context, int64_t first_unit, int64_t last_unit) {
     constexpr int64_t kPoints = kSide<kUp> * kSide<kUp>;
@@ -265,7 +253,7 @@ void range(const void* context, int64_t first_unit, int64_t last_unit) {
     const int64_t raw = work.sum * kWords * kPanel * 9;
     const int64_t plane = work.sum * kWords * kPanel + (kTransforms ? kWords : 0), block = kPoints * plane;
     const int64_t held_words = kTransforms ? block : 0;
-    uint32_t* const v = scratch(kPoints * (work.plane + work.product) + held_words + words);
+    auto* const v = reinterpret_cast<uint32_t*>(scratch(kPoints * (work.plane + work.product) + held_words + words));
     float* const m = reinterpret_cast<float*>(v + kPoints * work.plane);
     float* const held = m + kPoints * work.product;
     char* const zeros = reinterpret_cast<char*>(held + held_words);

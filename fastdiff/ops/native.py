@@ -29,6 +29,12 @@ def extension() -> ModuleType | str:
     return _C
 
 
+def bfloat16() -> str:
+    """What the CPU multiplies bfloat16 numbers with: "matrix" (AMX), "vector", or "" where none is known."""
+    module = extension()
+    return "" if isinstance(module, str) else module.cpu_bfloat16()
+
+
 @lru_cache(maxsize=16)
 def missing(device_type: str, op: str = "randn") -> str | None:
     """Why the native backend cannot serve an operation on a device type, or None where it can."""

@@ -244,13 +244,28 @@ Call winograd_conv_call(Random& r) {
     return call;
 }
 
+Call attention_call(Random& r) {
+    Call call{"attention", {}, {}};
+    AttentionParams p;
+    p.batch = r.in(1, 2), p.heads = r.in(1, 3), p.channels = r.in(1, 70);
+    p.queries = r.in(1, 130), p.keys = r.in(1, 200), p.dtype = static_cast<int>(r.in(0, 2)), p.scale = 0.1f;
+    const auto heads = [&](int64_t rows) {
+        const int64_t row = p.heads * p.channels;
+        return Heads{r.numbers(p.batch * rows * row, p.dtype), rows * row, p.channels, row};
+    };
+    p.q = heads(p.queries), p.k = heads(p.keys), p.v = heads(p.keys), p.out = heads(p.queries);
+    call.outputs.push_back({static_cast<char*>(p.out.data), p.batch * p.out.batch_stride * width(p.dtype)});
+    call.run = [p](int threads) { attention_cpu(p, threads); };
+    return call;
+}
+
 // One random call on one thread and on several; false where their bits differ.
 bool agrees(uint64_t seed) {
     Random r;
     r.engine.seed(seed);
-    Call (*const calls[])(Random&) = {randn_call,           add_noise_call,     update_call,
-                                      group_norm_silu_call, conv_epilogue_call, winograd_conv_call};
-    const Call call = calls[r.in(0, 5)](r);
+    Call (*const calls[])(Random&) = {randn_call,         add_noise_call,     update_call,   group_norm_silu_call,
+                                      conv_epilogue_call, winograd_conv_call, attention_call};
+    const Call call = calls[r.in(0, 6)](r);
     std::vector<std::vector<char>> before, alone;
     for (const Output& o : call.outputs) before.emplace_back(o.data, o.data + o.bytes);
     call.run(1);

@@ -6,15 +6,25 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_accurate
+from helpers import SIMD, assert_accurate, use_simd
 from torch import Tensor
 
-from fastdiff.ops.attention import attention
+from fastdiff.ops import native
+from fastdiff.ops.attention import attention, native_impl
 from fastdiff.ops.attention import reference as reference_module
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-BACKENDS = ("reference", "torch")
 NAN = float("nan")
+
+
+@pytest.fixture(params=("reference", "torch", *SIMD))
+def backend(request):
+    """A CPU's backends; native with each instruction set."""
+    if request.param not in SIMD:
+        yield request.param
+    else:
+        for _ in use_simd(request.param):
+            yield "native"
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +66,6 @@ def check(y: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_against_the_oracle(seed, backend, dtype):
     for D, M in itertools.product((1, 3, 4, 8, 16, 40, 77, 81, 256, 512), (1, 4, 16, 77, 81)):
         q, k, v = operands(2, 3, 87, M, D, dtype)
@@ -67,22 +76,67 @@ def test_against_the_oracle(seed, backend, dtype):
 
 
 @pytest.mark.parametrize("scale", [0, 1.5, -0.3, 2])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_scale(seed, backend, scale):
     q, k, v = operands(2, 2, 9, 7, 16)
     check(attention(q, k, v, scale, backend=backend), q, k, v, scale)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_scores_that_overflow_without_their_maximum(seed, backend):
     q, k, v = operands(1, 2, 9, 7, 16)
     check(attention(100 * q, 10 * k, v, backend=backend), 100 * q, 10 * k, v)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_one_key_is_its_value(seed, backend):
     q, k, v = operands(2, 3, 5, 1, 40)
     assert attention(q, k, v, backend=backend).equal(v.expand(2, 3, 5, 40))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tiles_and_blocks(simd, seed, dtype):
+    """Queries that fill one vector, two, three and their parts; keys of several blocks, the largest score in any."""
+    for N, M, D in ((1, 200, 10), (16, 64, 20), (17, 65, 5), (33, 129, 40), (49, 63, 10), (101, 320, 12)):
+        q, k, v = operands(2, 2, N, M, D, dtype)
+        check(attention(q, k, v, backend="native"), q, k, v)
+        scores = (q[0, 0].double() @ k[0, 0].double().T)[0]
+        for order in (scores.argsort(), scores.argsort(descending=True)):
+            keys, values = k[:, :, order], v[:, :, order]
+            check(attention(3 * q, keys, values, backend="native"), 3 * q, keys, values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_result_depends_on_its_own_query(simd, seed, dtype):
+    """The same bits alone, in any tile, in another batch, and with more threads."""
+    q, k, v = operands(2, 3, 131, 150, 20, dtype)
+    whole = attention(q, k, v, backend="native")
+    for parts in ([131], [1, 47, 48, 35], [66, 65], [130, 1]):
+        assert torch.cat([attention(part, k, v, backend="native") for part in q.split(parts, 2)], 2).equal(whole)
+    assert attention(q[1:, 2:], k[1:, 2:], v[1:, 2:], backend="native").equal(whole[1:, 2:])
+    with native.cpu_threads(3):
+        assert attention(q, k, v, backend="native").equal(whole)
+
+
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_what_is_not_finite_stays_so(simd, seed, value):
+    for place, (b, h, row, channel) in itertools.product(range(3), ((0, 0, 0, 3), (1, 2, 68, 9))):
+        tensors = operands(2, 3, 70, 70, 10)
+        tensors[place][b, h, row, channel] = value
+        got, exact = attention(*tensors, backend="native"), oracle(*tensors)
+        assert bool((got.isfinite() <= exact.isfinite()).all())
+        rest = [t.clone() for t in tensors]
+        rest[place][b, h, row, channel] = 0
+        others = torch.ones(2, 3, 70, dtype=torch.bool)
+        others[b, h, row if place == 0 else slice(None)] = False
+        assert got[others].equal(attention(*rest, backend="native")[others])
+
+
+def test_what_is_too_large_to_widen(seed, monkeypatch):
+    monkeypatch.setattr(native_impl, "WIDENED", 8 * 7 * 8)
+    q, k, v = operands(1, 1, 3, 7, 8, torch.bfloat16)
+    check(attention(q, k, v, backend="native"), q, k, v)
+    q, k, v = operands(1, 1, 3, 8, 8, torch.bfloat16)
+    with pytest.raises(RuntimeError, match="cannot serve this attention on cpu: it widens a head's keys and values"):
+        attention(q, k, v, backend="native")
+    assert attention(q, k, v).equal(attention(q, k, v, backend="torch"))
 
 
 def test_the_reference_in_blocks(seed, monkeypatch):
@@ -102,7 +156,6 @@ def test_the_reference_in_blocks(seed, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty(backend, shape):
     B, H, N = shape
     q, k, v = (t.requires_grad_() for t in operands(B, H, N, 5, 8))
@@ -113,7 +166,6 @@ def test_empty(backend, shape):
     assert all(bool((t.grad == 0).all()) for t in (q, k, v))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_changes_nothing(seed, backend):
     q, k, v = operands(2, 2, 5, 7, 8)
     expected = attention(q, k, v, backend=backend)
@@ -149,7 +201,6 @@ KINDS = ("projection", "offset", "strided", "permuted")
 
 @pytest.mark.parametrize("kinds", [*zip(KINDS, KINDS, KINDS, strict=True), ("strided", "permuted", "projection")])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_views(seed, backend, dtype, kinds):
     plain = operands(2, 3, 6, 9, 40, dtype)
     views, memories = zip(*(in_memory(t, kind) for t, kind in zip(plain, kinds, strict=True)), strict=True)
@@ -171,7 +222,6 @@ def gradient_sizes(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, scale: float) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients(seed, backend, dtype):
     for B, H, N, M, D, scale in ((2, 3, 5, 7, 8, None), (1, 1, 1, 1, 1, 0.7), (1, 2, 16, 4, 40, -0.2)):
         tensors = operands(B, H, N, M, D, dtype)
@@ -198,14 +248,13 @@ def test_second_gradients(seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(seed, backend, dtype):
     q, k, v = (in_memory(t, "projection")[0].requires_grad_() for t in operands(2, 3, 5, 7, 8, dtype))
     torch.library.opcheck(torch.ops.fastdiff.attention.default, (q, k, v, 0.3, backend))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("backend", ["auto", "reference", "torch", "native"])
 def test_compiled(seed, backend):
     torch._dynamo.reset()
     q, k, v = operands(2, 3, 5, 7, 8)

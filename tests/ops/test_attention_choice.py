@@ -15,8 +15,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CUDA = torch.device("cuda", 0)
 
 
-def chosen(dtype: torch.dtype, head: int, keys: int = 1024, device: torch.device = CUDA) -> str:
-    return select("attention", "auto", device, {"bits": 8 * dtype.itemsize, "head": head, "keys": keys}, KERNELS)
+def chosen(dtype: torch.dtype, head: int, keys: int = 1024, device: torch.device = CUDA, matrix: bool = False) -> str:
+    facts = {"bits": 8 * dtype.itemsize, "head": head, "keys": keys, "matrix": matrix}
+    return select("attention", "auto", device, facts, KERNELS)
 
 
 def test_the_choice(monkeypatch):
@@ -36,6 +37,16 @@ def test_the_h100(monkeypatch):
     for dtype, D, keys in itertools.product(DTYPES, range(1, 513), (1, 77, 128, 129, 1024)):
         ours = dtype != torch.float32 and (D <= 16 or (D <= 48 and keys <= 128) or D > 128)
         assert chosen(dtype, D, keys) == ("triton" if ours else "torch")
+
+
+@pytest.mark.parametrize("chip", ["avx512", "avx2", "portable"])
+def test_the_cpu(monkeypatch, chip):
+    monkeypatch.setattr(backend, "chip_of", lambda device: chip)
+    monkeypatch.setattr(backend, "why_missing", lambda *what: None)
+    for dtype, D, matrix in itertools.product(DTYPES, range(1, 513), (False, True)):
+        widest = {"avx512": 32 if matrix else 512, "avx2": 24 if dtype == torch.float32 else 64, "portable": 0}[chip]
+        expected = "native" if widest >= D else "torch"
+        assert chosen(dtype, D, device=torch.device("cpu"), matrix=matrix) == expected
 
 
 def test_tiles():
@@ -66,7 +77,8 @@ def test_the_variable(seed, monkeypatch, name):
     monkeypatch.setenv("FASTDIFF_BACKEND", name)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     q, k, v = (torch.randn(1, 2, n, 8) for n in (40, 30, 30))
-    expected = name if name in ("reference", "triton") else "torch"
+    monkeypatch.setattr(backend, "chip_of", lambda device: "unknown")  # whose table prefers torch's
+    expected = "torch" if name in ("", "auto") else name
     if name == "triton":
         with pytest.raises(RuntimeError, match=r"FASTDIFF_BACKEND.*TRITON_INTERPRET"):
             attention(q, k, v)
@@ -74,12 +86,13 @@ def test_the_variable(seed, monkeypatch, name):
         assert attention(q, k, v).equal(attention(q, k, v, backend=expected))
 
 
-def test_an_unknown_name(seed, monkeypatch):
+def test_a_name_that_cannot_serve(seed, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     q, k, v = torch.randn(3, 1, 1, 2, 4)
     with pytest.raises(ValueError, match="backend is 'fastest'; it must be auto"):
         attention(q, k, v, backend="fastest")
-    with pytest.raises(ValueError, match="no native kernel"):
-        attention(q, k, v, backend="native")
+    with pytest.raises(RuntimeError, match="cannot serve"):  # interpreted on a CPU, and only if that is asked for
+        attention(q, k, v, backend="triton")
     monkeypatch.setenv("FASTDIFF_BACKEND", "fastest")
     with pytest.raises(ValueError, match="FASTDIFF_BACKEND is 'fastest'"):
         attention(q, k, v)

@@ -12,7 +12,7 @@ from fastdiff.ops.group_norm_silu import KERNELS as NORM
 
 KERNELS = {"attention": ATTENTION, "conv2d": CONVOLUTION, "group_norm_silu": NORM}
 FACTS = {
-    "attention": {"bits", "head", "keys"},
+    "attention": {"bits", "head", "keys", "matrix"},
     "group_norm_silu": {"pixels", "bytes"},
     "conv2d": set(facts_of(torch.empty(1, 1, 1, 1), torch.empty(1, 1, 1, 1), Geometry(), 0, False)),
 }

@@ -1,7 +1,7 @@
 """Attention softmax(scale · q kᵀ) v (Vaswani et al. 2017, Equation 1), by the kernel that suits its shape.
 
-reference.py says what is computed; triton_impl.py computes it in float32; choice.json says where torch's own kernels
-(F.scaled_dot_product_attention) are taken instead.
+reference.py says what is computed; native_impl.py (on a CPU) and triton_impl.py compute it in float32; choice.json says
+where torch's own kernels (F.scaled_dot_product_attention) are taken instead.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.checks import check_dense, check_float32
+from fastdiff.ops import native
+from fastdiff.ops.attention import native_impl
 from fastdiff.ops.backend import check_backend, select
 from fastdiff.ops.registry import LIBRARY, register, traced, transformed
 from fastdiff.ops.view import overlaps
@@ -22,7 +24,7 @@ from fastdiff.ops.view import overlaps
 __all__ = ["attention", "bind"]
 
 LARGEST = 512  # channels of a head
-KERNELS = {"triton": "triton", "torch": "torch", "reference": "reference"}
+KERNELS = {"native": "native", "triton": "triton", "torch": "torch", "reference": "reference"}
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -33,7 +35,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, ba
         q: queries [B, H, N, D] of float32, bfloat16 or float16, of any strides; D from 1 to 512.
         k, v: keys and values [B, H, M, D] of q's dtype, of any strides; M at least 1.
         scale: None for 1 / √D.
-        backend: "auto", "reference", "torch" or "triton". "auto" is torch on a CPU and what choice.json says on a GPU.
+        backend: "auto", what choice.json says for the device; or "native" (on a CPU), "triton", "torch" or "reference".
 
     Returns:
         [B, H, N, D] of q's dtype, the transpose(1, 2) of a contiguous [B, N, H, D], so that a projection of all heads
@@ -113,8 +115,12 @@ def _bind(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Call:
     if q.numel() == 0:
         return lambda q, k, v: _fake(q)
     # Chosen here and not before, since torch.compile could not trace the look into choice.json.
-    facts = {"bits": 8 * q.element_size(), "head": q.shape[3], "keys": k.shape[2]}
-    backend = select("attention", backend, q.device, facts, KERNELS)
+    matrix = q.dtype == torch.bfloat16 and native.bfloat16() == "matrix"
+    facts = {"bits": 8 * q.element_size(), "head": q.shape[3], "keys": k.shape[2], "matrix": matrix}
+    why_not = {"native": native_impl.refusal(q, k)}
+    backend = select("attention", backend, q.device, facts, KERNELS, why_not.get)
+    if backend == "native":
+        return native_impl.bind(q, k, v, scale, _fake)
     if backend == "triton":
         from fastdiff.ops.attention import triton_impl
 

@@ -67,8 +67,7 @@ def facts_of(x: Tensor, weight: Tensor, geometry: Geometry, inputs: int, residua
     rows, columns = geometry.size(x, weight)
     pixels, features = batch * rows * columns, len(weight)
     tiles = (height + 1) // 2 * ((width + 1) // 2)
-    module = native.extension()
-    matrix = x.dtype == torch.bfloat16 and not isinstance(module, str) and module.cpu_bfloat16() == "matrix"
+    matrix = x.dtype == torch.bfloat16 and native.bfloat16() == "matrix"
     return {
         "bits": 8 * x.element_size(), "batch": batch, "groups": geometry.groups, "stride": geometry.stride[0],
         "upsample": geometry.upsample, "inputs": inputs, "residual": residual, "numbers": pixels * features,

@@ -190,8 +190,7 @@ def computes(weight: Tensor, dtype: torch.dtype) -> bool:
 
 def _pairs(dtype: torch.dtype) -> bool:
     """Whether products of bfloat16 serve images of ``dtype`` on this CPU."""
-    module = native.extension()
-    return dtype == torch.bfloat16 and not isinstance(module, str) and bool(module.cpu_bfloat16())
+    return dtype == torch.bfloat16 and bool(native.bfloat16())
 
 
 def _step(dtype: torch.dtype) -> int:
