@@ -286,12 +286,13 @@ def render(found: dict[str, Any]) -> str:
             "\n## Edits by instruction\n\nFrom a training cell to a held-out one that differs in what is asked for.\n"
             "The share of the factor asked for is how often it changed as asked, those of the others how often they\n"
             'were kept. The editor, `fastdiff.load("emoji-edit")`, began as the model after the second command above,\n'
-            "has the decoder of the third, and was trained by two commands, too, in under two hours\n"
-            "(`edit/training.json`):\n\n"
+            "has the decoder of the third, and was trained by three commands, the last of 5,400 steps:\n\n"
             "```sh\nfastdiff train --data emoji --edits --init emoji --out edit --dtype bfloat16 --threads 1 \\\n"
             "    --steps 7500 --lr 1e-3 --save-every 1000\n"
             "fastdiff train --data emoji --edits --init emoji --out edit --dtype bfloat16 --threads 1 \\\n"
-            "    --steps 13000 --lr 8e-4 --save-every 1000 --resume\n```\n\n"
+            "    --steps 13000 --lr 8e-4 --save-every 1000 --resume\n"
+            "fastdiff train --data emoji --edits --init emoji-edit --out more --dtype bfloat16 --threads 1 \\\n"
+            "    --steps 5400 --lr 1e-3 --save-every 500\n```\n\n"
         )
         parts.append(table([(f"change {name}", scores) for name, scores in found["edits"].items()]))
         parts.append(

@@ -188,7 +188,7 @@ def select(
         kernel, reason = _first(op, suited_of_it, device, kernels, refusal)
         if kernel is not None:
             return kernel
-        if origin == "backend" or why_missing(named, device.type, op) is not None:
+        if origin == "backend" or why_missing(named, device.type) is not None:  # the variable speaks of all operations
             raise RuntimeError(f"{origin}={named!r} cannot serve this {op} on {device.type}: {reason}")
     kernel, reason = _first(op, suited, device, kernels, refusal)
     if kernel is None:

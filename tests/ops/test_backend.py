@@ -74,6 +74,19 @@ def test_the_variable(seed, monkeypatch, name):
     assert randn((2, 3)).shape == (2, 3)
 
 
+def test_the_variable_names_what_an_operation_lacks_on_a_device(monkeypatch):
+    """As native attention on a GPU: the table chooses; named for this operation, it is refused."""
+    monkeypatch.setattr(
+        backend.native, "missing", lambda device_type, op="randn": "there is none" if op == "attention" else None
+    )
+    monkeypatch.setattr(backend, "chip_of", lambda device: "unknown")
+    facts, device = {"bits": 16, "head": 64, "keys": 77, "matrix": False}, torch.device("cuda", 0)
+    monkeypatch.setenv("FASTDIFF_BACKEND", "native")
+    assert backend.select("attention", "auto", device, facts, ATTENTION) == "torch"
+    with pytest.raises(RuntimeError, match="backend='native' cannot serve this attention on cuda: there is none"):
+        backend.select("attention", "native", device, facts, ATTENTION)
+
+
 def test_an_unknown_name(monkeypatch):
     x = torch.randn(2, 8, 5, 5)
     for call in (lambda: randn((2, 3), backend="torch"), lambda: conv2d(x, x[:, :, :3, :3], backend="fastest")):
