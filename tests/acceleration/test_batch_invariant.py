@@ -221,7 +221,8 @@ def hook(network):
 
 
 def inner_hook(network):
-    network.mid_block.resnets[0].conv1.register_forward_hook(lambda module, args, out: torch.softmax(out, 1))
+    """On the last layer of a block: what changes an earlier one, the norm that follows takes back for the most part."""
+    network.mid_block.resnets[0].conv2.register_forward_hook(lambda module, args, out: 10 * torch.softmax(out, 1))
 
 
 def adapter(network):

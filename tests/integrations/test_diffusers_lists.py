@@ -68,9 +68,9 @@ def test_sigmas_that_are_changed(seed, name, edit, at):
         pytest.skip("its list ends with three σ of 0")
     kept, plain = copy.deepcopy(mine), copy.deepcopy(mine)
     a, b = (states(scheduler, seed, edit, at) for scheduler in (theirs, mine))
-    assert apart(a, b) <= 1e-5
-    changed = apart(states(plain, seed)[-1:], b[-1:])
-    assert changed > 2e-5
+    error = apart(a, b)
+    assert error <= 1e-5
+    assert apart(states(plain, seed)[-1:], b[-1:]) > max(2 * error, 1e-6)  # a last σ of 0.03 changes little
     with torch.inference_mode():  # whose tensors have no versions
         kept.set_timesteps(10)
         assert kept.sigmas.is_inference()
