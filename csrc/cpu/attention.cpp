@@ -70,7 +70,7 @@ template <int T, int... R>
 void multiply_rows(int64_t count, const float* a, int64_t row, int64_t step, const float* b, int64_t n, const F* factor,
                    float* out, std::integer_sequence<int, R...>) {
     static constexpr decltype(&multiply<1, T>) of_rows[] = {multiply<R + 1, T>...};
-    const int64_t parts = (count + kRows - 1) / kRows, size = (count + parts - 1) / parts;  // none of one row alone
+    const int64_t parts = (count + kRows - 1) / kRows, size = (count + parts - 1) / parts;  // alike, not 8 and 2
     for (int64_t r = 0; r < count; r += size)
         of_rows[std::min(size, count - r) - 1](a + r * row, row, step, b, n, factor, out + r * T * W);
 }
