@@ -78,7 +78,7 @@ NAMES = {
 def test_the_bits_of_the_plain_entry(simd, seed, op, optional):
     """Four threads share one set of parameters, which keep the addresses that they were made with."""
     module = native.extension()
-    weights = pack(torch.randn(N, C, 3, 3)).weights
+    weights = pack(torch.randn(N, C, 3, 3), dtype=torch.float32)
     prepared, first = MAKERS[op](module, seed, optional, weights=weights)
     calls = [MAKERS[op](module, seed + 10 * i, optional, weights=weights) for i in range(1, 9)]
     for params, _ in calls:
@@ -102,7 +102,7 @@ def test_the_bits_of_the_plain_entry(simd, seed, op, optional):
 @pytest.mark.parametrize("op", MAKERS)
 def test_refuses_what_the_parameters_do_not_say(simd, seed, op):
     module = native.extension()
-    weights = pack(torch.randn(N, C, 3, 3)).weights
+    weights = pack(torch.randn(N, C, 3, 3), dtype=torch.float32)
     for present in (False, True):
         params, operands = MAKERS[op](module, seed, (present, present), weights=weights)
         addresses = [native.address(t) for t in operands]

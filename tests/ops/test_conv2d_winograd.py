@@ -1,6 +1,5 @@
-"""winograd_conv: the reference against conv2d in float64, gradients; the kernel's numbers and bits."""
+"""conv2d by Winograd's kernel: its numbers against the definition in float64, and its bits."""
 
-import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +10,10 @@ from helpers import LAYOUTS, assert_same_bits, laid_out, ulp
 from torch import Tensor
 
 from fastdiff.ops import native
-from fastdiff.ops.conv2d.winograd import pack, packed_winograd_conv, winograd_conv
+from fastdiff.ops.conv2d import bind
+from fastdiff.ops.conv2d.winograd import pack
 
-MODULE = sys.modules[pack.__module__]  # the package's attribute of that name is the function
+MODULE = sys.modules[pack.__module__]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # batch, channels, features, height, width
 SHAPES = (
@@ -27,9 +27,9 @@ def kernel(simd, monkeypatch):
 
     bfloat16 is multiplied in pairs, as it is where the CPU has the instruction for that; elsewhere by two products.
     """
-    make = torch.empty
+    make = torch.empty_strided
     monkeypatch.setattr(MODULE, "_pairs", lambda dtype: dtype == torch.bfloat16)
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: make(*a, **k).fill_(float("nan")))
+    monkeypatch.setattr(torch, "empty_strided", lambda *a, **k: make(*a, **k).fill_(float("nan")))
     return simd
 
 
@@ -50,9 +50,15 @@ def operands(shape: tuple[int, ...], dtype: torch.dtype, upsample: bool = False)
     }
 
 
+def by_kernel(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, upsample: bool = False
+) -> Tensor:
+    call = bind(x, weight, bias, padding=1, upsample=upsample, residual=residual, backend="native")
+    return call(x, residual)
+
+
 def computed(given: dict[str, Tensor | None], upsample: bool = False) -> Tensor:
-    packed = pack(given["weight"], upsample=upsample)
-    return packed_winograd_conv(given["x"], packed, given.get("bias"), residual=given.get("residual"))
+    return by_kernel(given["x"], given["weight"], given.get("bias"), given.get("residual"), upsample)
 
 
 def derived_rms(channels: int, added: int) -> float:
@@ -99,47 +105,6 @@ def check(y: Tensor, given: dict[str, Tensor | None], upsample: bool = False) ->
         assert rms <= bound, f"{rms:.3g} of {bound:.3g} allowed; the library's is {library:.3g}"
 
 
-# ---- the reference
-
-
-@pytest.mark.parametrize("upsample", [False, True])
-@pytest.mark.parametrize("shape", [(2, 3, 5, 4, 6), (1, 1, 1, 1, 1), (2, 4, 3, 5, 7), (0, 2, 3, 4, 4), (1, 7, 2, 1, 8)])
-def test_the_formula(seed, shape, upsample):
-    wide = {name: t.double() for name, t in operands(shape, torch.float32, upsample).items()}
-    x, weight, bias, residual = wide.values()
-    for b, r in itertools.product((None, bias), (None, residual)):
-        got = winograd_conv(x, weight, b, residual=r, upsample=upsample)
-        torch.testing.assert_close(got, textbook(x, weight, b, r, upsample), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_reference_rounds_once(seed, dtype):
-    given = operands((2, 40, 24, 9, 8), dtype)
-    y = winograd_conv(given["x"], given["weight"], given["bias"], residual=given["residual"])
-    exact = textbook(*[given[name].double() for name in ("x", "weight", "bias", "residual")], False)
-    assert y.dtype == dtype
-    assert bool(((y.double() - exact).abs() <= 0.5 * ulp(exact.abs(), dtype) + 1e-5).all())
-
-
-def test_gradients(seed):
-    given = [t.double().requires_grad_() for t in operands((2, 2, 3, 3, 4), torch.float32).values()]
-    assert torch.autograd.gradcheck(lambda x, w, b, r: winograd_conv(x, w, b, residual=r), given)
-    doubled = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda x, w, b, r: winograd_conv(x, w, b, residual=r, upsample=True), (*given[:3], doubled)
-    )
-
-
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
-def test_compiled(seed):
-    given = operands((2, 16, 16, 6, 5), torch.float32)
-    traced = torch.compile(lambda x: winograd_conv(x * 2, given["weight"]), fullgraph=True, backend="aot_eager")
-    check(traced(given["x"]), {"x": given["x"] * 2, "weight": given["weight"]})
-
-
-# ---- the kernel
-
-
 @pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -171,7 +136,7 @@ def test_images_of_a_network(kernel, seed, upsample):
 def test_weights_that_no_cache_holds(kernel, seed, dtype):
     """Blocks of pairs have more tiles then, some of which are left over."""
     given = operands((2, 512, 544, 9, 8), dtype)
-    assert pack(given["weight"]).weights.nbytes > 8 << 20
+    assert pack(given["weight"], dtype=dtype).nbytes > 8 << 20
     check(computed(given), given)
 
 
@@ -233,21 +198,21 @@ def test_equal_in_exact_arithmetic(kernel, rng, dtype, upsample):
 def test_bits_depend_on_the_window_alone(kernel, seed, dtype, upsample):
     """Not on the threads, the batch, the other images or the place in it."""
     given = operands((7, 64, 80, 9, 8), dtype, upsample)
-    packed, (x, _, bias, residual) = pack(given["weight"], upsample=upsample), given.values()
-    y = packed_winograd_conv(x, packed, bias, residual=residual)
+    x, weight, bias, residual = given.values()
+    y = by_kernel(x, weight, bias, residual, upsample)
     order = torch.randperm(7)
-    assert_same_bits(packed_winograd_conv(x[order], packed, bias, residual=residual[order]), y[order])
-    assert_same_bits(packed_winograd_conv(x[4:5], packed, bias, residual=residual[4:5]), y[4:5])
+    assert_same_bits(by_kernel(x[order], weight, bias, residual[order], upsample), y[order])
+    assert_same_bits(by_kernel(x[4:5], weight, bias, residual[4:5], upsample), y[4:5])
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            assert_same_bits(packed_winograd_conv(x, packed, bias, residual=residual), y)
+            assert_same_bits(by_kernel(x, weight, bias, residual, upsample), y)
     finally:
         torch.set_num_threads(before)
     # Two further tiles to the right: what is left of them has the bits that it had.
-    wider = packed_winograd_conv(F.pad(x, (0, 4)), packed, bias)
-    plain = packed_winograd_conv(x, packed, bias)
+    wider = by_kernel(F.pad(x, (0, 4)), weight, bias, None, upsample)
+    plain = by_kernel(x, weight, bias, None, upsample)
     kept = 2 * (8 - 1) if upsample else 6
     assert_same_bits(wider[..., :kept], plain[..., :kept])
 
@@ -274,13 +239,12 @@ def test_extreme_values(kernel, seed, dtype):
     largest = torch.finfo(dtype).max
     weight = torch.zeros(16, 32, 3, 3)
     weight[:, 0, 1, 1] = 1
-    packed = pack(weight.to(dtype), dtype=dtype)
-    x = torch.zeros(1, 32, 4, 4).to(dtype)
+    weight, x = weight.to(dtype), torch.zeros(1, 32, 4, 4).to(dtype)
     x[0, 0, 1, 1] = largest / 8
-    y = packed_winograd_conv(x, packed)
+    y = by_kernel(x, weight)
     torch.testing.assert_close(y[0, 0, 1, 1], x[0, 0, 1, 1], rtol=0.02, atol=0)
     x[0, 0, 1, 1] = torch.finfo(dtype).tiny
-    assert float(packed_winograd_conv(x, packed).abs().max()) <= 4 * torch.finfo(dtype).tiny
+    assert float(by_kernel(x, weight).abs().max()) <= 4 * torch.finfo(dtype).tiny
 
 
 def test_products_of_bfloat16(kernel, seed, monkeypatch):
@@ -288,20 +252,20 @@ def test_products_of_bfloat16(kernel, seed, monkeypatch):
     that were not rounded they are more exact, and any 16 channels will do.
     """
     given = operands((2, 64, 32, 16, 16), torch.bfloat16)
-    packed = pack(given["weight"])
-    assert packed.weights.dtype == torch.bfloat16
-    y = packed_winograd_conv(given["x"], packed).double()
+    x, weight = given["x"], given["weight"]
+    assert pack(weight, dtype=torch.bfloat16).dtype == torch.bfloat16
+    y = by_kernel(x, weight).double()
     module = native.extension()
     assert module.set_cpu_simd("portable")
-    theirs = packed_winograd_conv(given["x"], packed).double()
+    theirs = by_kernel(x, weight).double()
     assert module.set_cpu_simd(kernel)
     one = torch.finfo(torch.bfloat16).eps * float(y.abs().max())
     assert float((y - theirs).abs().max()) <= 2 * one
     assert float((y - theirs).square().mean().sqrt()) <= 0.1 * one
     monkeypatch.undo()
     monkeypatch.setattr(MODULE, "_pairs", lambda dtype: False)
-    exact = textbook(given["x"].double(), given["weight"].double(), None, None, False)
-    wide = packed_winograd_conv(given["x"], pack(given["weight"])).double()
+    exact = textbook(x.double(), weight.double(), None, None, False)
+    wide = by_kernel(x, weight).double()
     assert float((wide - exact).square().mean()) < float((y - exact).square().mean())
     for upsample in (False, True):
         given = operands((2, 48, 32, 7, 6), torch.bfloat16, upsample)
@@ -312,7 +276,7 @@ def test_weights_of_another_dtype(kernel, seed):
     """float32 weights for bfloat16 images are rounded once, after they are transformed, as PyTorch's are before."""
     given = operands((2, 64, 64, 16, 16), torch.float32)
     x = given["x"].bfloat16()
-    y = packed_winograd_conv(x, pack(given["weight"], dtype=torch.bfloat16), given["bias"])
+    y = by_kernel(x, given["weight"], given["bias"])
     exact = textbook(x.double(), given["weight"].double(), given["bias"].double(), None, False)
     theirs = textbook(x, given["weight"].bfloat16(), given["bias"], None, False)
     rms = [float((t.double() - exact).square().mean().sqrt()) for t in (y, theirs)]

@@ -23,7 +23,7 @@ def bind(
     assert not isinstance(module, str)
     key = "winograd", x.dtype, upsample
     if key not in packed:
-        packed[key] = pack(weight, upsample=upsample, dtype=x.dtype).weights
+        packed[key] = pack(weight, upsample=upsample, dtype=x.dtype)
     weights, offset = packed[key], bias_of(packed, bias, torch.float32)
     params = module.WinogradConvParams()
     params.batch, params.channels, params.height, params.width = x.shape
