@@ -36,6 +36,7 @@ from fastdiff.training.captioned import Captioned, load_captioned
 from fastdiff.training.edits import instructions
 
 HERE = Path(__file__).resolve().parent
+PREDICTIONS = HERE / "emoji_predictions.json"  # which emoji_predictions.py writes
 KEPT, PAGE, PICTURES = HERE / "emoji_quality.json", HERE.parent / "docs" / "emoji.md", HERE.parent / "docs" / "emoji"
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0)
 CALLS = {"ddim": (10, 20, 50, 200), "euler": (10, 20, 50), "dpmpp_2m": (5, 10, 20, 50), "unipc": (5, 10, 20)}

@@ -18,7 +18,7 @@ from fastdiff.schedules.discrete import NoiseSchedule
 from fastdiff.text.load import PACKAGED, from_folder
 from fastdiff.training.autoencoder import AutoencoderRun, encoded, new_autoencoder, psnr, reconstructed
 from fastdiff.training.captioned import Captioned, load_captioned
-from fastdiff.training.edits import FACTORS, EditRun, Pairs, instructions, widened, with_words
+from fastdiff.training.edits import FACTORS, EditRun, Pairs, ProbedReader, instructions, widened, with_words
 from fastdiff.training.folder import CHECKPOINT, check_folder, write_json
 from fastdiff.training.loop import own_defaults
 from fastdiff.training.settings import Count, RunSettings
@@ -207,10 +207,10 @@ def train_editor(
         latents = encoded(autoencoder, pictures)
         none = torch.zeros(len(pictures), dtype=torch.int64)
         values = Latents(latents * scale, none[:1].view(1, 1), none, none, pictures.fingerprint())
+        pairs, unet = Pairs(pictures.rows), widened(parts.unet, 2 * autoencoder.config.latent_channels)
         run = EditRun(
-            Reader(widened(parts.unet, 2 * autoencoder.config.latent_channels), parts.text_encoder), values,
-            noise_schedule(), chosen, out,
-            pairs=Pairs(pictures.rows), read=lambda texts: tokens_of(tokenizer, texts),
+            ProbedReader(unet, parts.text_encoder, pairs.values), values, noise_schedule(), chosen, out,
+            pairs=pairs, read=lambda texts: tokens_of(tokenizer, texts),
             empty=tokens_of(tokenizer, [""])[0], autoencoder=autoencoder, scale=scale, shown={},
             device=device, resume=resume, overwrite=overwrite,
         )  # fmt: skip

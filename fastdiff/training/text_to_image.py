@@ -118,14 +118,13 @@ class TextRun(Loop):
     def loss(self) -> Tensor:
         """Algorithm 1 of Ho et al. (2020) on latents: the mean square of what is predicted less what it should be."""
         latents, tokens, condition = self.examples()
-        timesteps = torch.randint(len(self.schedule), (len(latents),), generator=self.generator).to(self.device)
-        noised, noise = add_noise(latents, timesteps, self.schedule, seed=self.settings.seed, draw=self.step)
+        noised, timesteps, target = self.noised(latents)
         given = noised if condition is None else torch.cat([noised, condition], 1)
         # The fused attention's backward on CPUs takes longer than the plain one's at a few hundred tokens.
         plain = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
         with plain, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             predicted = self.model(given, timesteps, tokens)
-            return F.mse_loss(predicted.float(), self.target(latents, noise, timesteps))
+            return F.mse_loss(predicted.float(), target)
 
     def examples(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The next batch: latents [B, C, h, w], a wording's tokens [B, L] for each, some dropped (Ho & Salimans 2022,
@@ -138,15 +137,21 @@ class TextRun(Loop):
         dropped = torch.rand(len(index), generator=self.generator) < self.settings.label_dropout
         return latents.to(self.device), torch.where(dropped[:, None], self.empty, tokens).to(self.device), None
 
-    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network is to predict [B, C, h, w]."""
+    def noised(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents with noise, their timesteps [B], and what the network is to predict [B, C, h, w]."""
+        timesteps = self.timesteps(len(latents)).to(self.device)
+        noised, noise = add_noise(latents, timesteps, self.schedule, seed=self.settings.seed, draw=self.step)
         if self.settings.prediction == "epsilon":
-            return noise
+            return noised, timesteps, noise
         if self.settings.prediction == "sample":
-            return latents
+            return noised, timesteps, latents
         alpha = self.schedule.alphas.to(latents)[timesteps].view(-1, 1, 1, 1)
         sigma = self.schedule.sigmas.to(latents)[timesteps].view(-1, 1, 1, 1)
-        return alpha * noise - sigma * latents
+        return noised, timesteps, alpha * noise - sigma * latents
+
+    def timesteps(self, count: int) -> Tensor:
+        """Of the examples, int64 [count]."""
+        return torch.randint(len(self.schedule), (count,), generator=self.generator)
 
     def write_model(self, out: Path) -> None:
         """Nothing yet: the pipeline is written at the end, and the checkpoint keeps the averaged weights until then."""
