@@ -75,6 +75,9 @@ def sample(
     image_guidance: Annotated[
         float | None, typer.Option(help="With --instruction: how closely to keep to --image. [default: 1.5]")
     ] = None,
+    guidance_order: Annotated[
+        str | None, typer.Option(help="With --instruction: what is followed first, image or words. [default: image]")
+    ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="With a prompt: pixels along a side. [default: the model's own]")
     ] = None,
@@ -180,13 +183,14 @@ def sample(
             changes |= {} if prediction is None else {"prediction": prediction}
         told = {"negative_prompt": negative, "image": image, "mask": mask, "strength": strength, "size": size,
                 "guidance_scale": guidance, "image_guidance_scale": image_guidance, **changes, "seed": seed,
-                "sample_offset": sample_offset, "backend": backend}  # fmt: skip
+                "guidance_order": guidance_order, "sample_offset": sample_offset, "backend": backend}  # fmt: skip
         with cpu_threads(threads):
             draw(prompt or (), out, model=model, instruction=instruction, number=number or 1, batch_size=batch_size,
                  gif=gif, load={"device": device, "dtype": getattr(torch, dtype.value)}, accelerate=force, quiet=quiet,
                  call=told)  # fmt: skip
         return
-    for name, value in (("negative", negative), ("image-guidance", image_guidance), ("size", size)):
+    of_words = {"negative": negative, "image-guidance": image_guidance, "guidance-order": guidance_order, "size": size}
+    for name, value in of_words.items():
         if value is not None:
             raise ValueError(f"--{name} needs a prompt")
     batch_size = BATCH if batch_size is None else batch_size

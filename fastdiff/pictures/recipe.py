@@ -45,17 +45,22 @@ Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 
 
 class Words(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a pipeline's text encoder is given: a prompt for each image, and what to keep away from, one or one each."""
+    """What a pipeline's text encoder is given: a prompt for each image, and what to keep away from, one or one each.
+
+    first: of an editing checkpoint, whether the words are followed first, without the picture (guidance_order).
+    """
 
     prompts: list[str]
     negative_prompts: list[str] | None = None
+    first: bool = False
 
     def of(self, begin: int, count: int) -> Words:
         """Those of some of the images."""
         negatives = self.negative_prompts
         if negatives is not None and len(negatives) > 1:
             negatives = negatives[begin : begin + count]
-        return Words(prompts=self.prompts[begin : begin + count], negative_prompts=negatives)
+        prompts = self.prompts[begin : begin + count]
+        return msgspec.structs.replace(self, prompts=prompts, negative_prompts=negatives)
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -123,18 +123,22 @@ def resolve_guidance(
         return plain
     outputs = len(weights[0])
     several = _several(uncond_kwargs, outputs - 1)
-    names = [*several, "model_kwargs"]
-    given, stacked = _together(names, [*several.values(), plain.plain], batch)
     conditional = (*(0.0 for _ in weights[0][1:]), 1.0)
-    guided = tuple(
+    guided = [
         w if row.calls_model and row.is_guided(limits) else conditional for row, w in zip(plan, weights, strict=True)
-    )
-    if not any(any(w[:-1]) for w in guided):
+    ]
+    used = [any(column) for column in zip(*guided, strict=True)]  # an output that counts for nothing is not computed
+    if sum(used) == 1 and used[-1]:
         return plain
+    used[-1] = True
+    rows = tuple(tuple(w for w, counts in zip(row, used, strict=True) if counts) for row in guided)
+    several = {name: kwargs for (name, kwargs), counts in zip(several.items(), used[:-1], strict=True) if counts}
+    outputs, names = sum(used), [*several, "model_kwargs"]
+    given, stacked = _together(names, [*several.values(), plain.plain], batch)
     apart = stacked is APART
     return Guidance(
         outputs, plain.plain, tuple(given) if apart else (stacked,), 1 if apart else outputs,
-        guided[0] if len(set(guided)) == 1 else guided, float(rescale),
+        rows[0] if len(set(rows)) == 1 else rows, float(rescale),
     )  # fmt: skip
 
 

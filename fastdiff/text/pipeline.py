@@ -8,7 +8,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastdiff.acceleration.accelerate import accelerate, restore
 from fastdiff.acceleration.report import Accelerated
-from fastdiff.checks import check_image, check_int, check_number, is_real
+from fastdiff.checks import check_choice, check_image, check_int, check_number, is_real
 from fastdiff.models.trained import TrainedModel, sampling_of
 from fastdiff.pictures.network import Identity, identify, weights_sha256
 from fastdiff.pictures.recipe import Recipe, Words
@@ -29,10 +29,12 @@ from fastdiff.text.prompts import check_prompts, keywords, vocabulary, warn_of_l
 
 STRENGTH = 0.6  # of image to image
 DEFAULTS: dict[str, Any] = {
-    "sampler": "dpmpp_2m", "steps": 20, "guidance_scale": 7.5, "image_guidance_scale": 1.5, "guidance_interval": None,
+    "sampler": "dpmpp_2m", "steps": 20, "guidance_scale": 7.5, "image_guidance_scale": 1.5, "guidance_order": "image",
+    "guidance_interval": None,
 }  # fmt: skip
 _OURS = ("x_init", "known", "uncond_kwargs", "model_dtype", "device")  # arguments of sample that a call sets itself
-_CALL = ("negative_prompt", "image", "mask", "strength", "steps", "sampler", "guidance_scale", "image_guidance_scale")
+_OWN = ("sampler", "steps", "guidance_scale", "image_guidance_scale", "guidance_order")  # which have DEFAULTS
+_CALL = ("negative_prompt", "image", "mask", "strength", *_OWN)
 _OF_THE_PIPELINE = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")  # options that its parts do not show
 _ENDING = ("ddim", "pndm", "lcm", "tcd")  # samplers that end where set_alpha_to_one says; solvers end at σ = 0
 _AT_A_TIME = 1 << 20  # pixels that the autoencoder is given
@@ -132,6 +134,7 @@ class Pipeline:
         sampler: Any = None,
         guidance_scale: Any = None,
         image_guidance_scale: float | None = None,
+        guidance_order: Literal["image", "words"] | None = None,
         size: int | tuple[int, int] | None = None,
         n: int = 1,
         **more: Any,
@@ -151,7 +154,9 @@ class Pipeline:
             steps, sampler: as ``fastdiff.sample`` has them. None is the folder's own, or 20 of dpmpp_2m.
             guidance_scale: s of classifier-free guidance, as ``fastdiff.sample`` has it. None is the folder's own, or
                 7.5. image_guidance_scale: of an editing checkpoint, how closely to keep to ``image`` (s_I in Equation 3
-                of Brooks et al. 2023), or 1.5.
+                of Brooks et al. 2023), or 1.5. guidance_order: "image", as in that equation, follows the picture first
+                and then, given it, the words; "words" the words first and then, given them, the picture, which makes
+                surer what the words leave open. None is the folder's own, or "image".
             size: pixels, or (height, width). None is that of a tensor given, or the checkpoint's own.
             n: pictures of each prompt, one after another.
             more: everything else that ``fastdiff.sample`` takes: seed, seeds, sample_offset, generator, noise_fn, eta,
@@ -171,6 +176,7 @@ class Pipeline:
         """
         asked = {"negative_prompt": negative_prompt, "image": image, "mask": mask, "strength": strength, "steps": steps}
         asked |= {"sampler": sampler, "guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
+        asked["guidance_order"] = guidance_order
         words, pixels, arguments = self._asked(prompt, size, n, asked, more)
         warn_of_losses(self.pipe, [*words.prompts, *(words.negative_prompts or [])])
         network, shape, arguments = self.conditioned(words, pixels, arguments)
@@ -220,11 +226,13 @@ class Pipeline:
         given, nothing = arguments.get("model_kwargs") or {}, arguments.get("uncond_kwargs") or {}
         cond = keywords(self.pipe, words.prompts, (height, width), unconditional=False)
         uncond = keywords(self.pipe, negatives * (count // len(negatives)), (height, width), unconditional=True)
-        several = not isinstance(nothing, Mapping)  # an editing checkpoint's
+        starts = [uncond, cond if words.first else uncond]  # of an editing checkpoint
         told = {
             **arguments,
             "model_kwargs": {**cond, **given},
-            "uncond_kwargs": [{**uncond, **one} for one in nothing] if several else {**uncond, **nothing},
+            "uncond_kwargs": {**uncond, **nothing}
+            if isinstance(nothing, Mapping)
+            else [{**start, **one} for start, one in zip(starts, nothing, strict=True)],
         }
         shape = (count, self.pipe.vae.config.latent_channels, height // self.factor, width // self.factor)
         if "beside" not in given:
@@ -354,8 +362,9 @@ class Pipeline:
         pixels = resolve_size(size, self.size, self.factor, image, mask)
         shown = None if image is None else spread("image", picture("image", image, pixels), len(texts), count)
         kept = None if mask is None else spread("mask", mask_of(mask, pixels), len(texts), count)
-        told = {name: given[name] for name in ("sampler", "steps", "guidance_scale", "image_guidance_scale")}
-        asked = {**self.defaults, **{name: value for name, value in told.items() if value is not None}, **more}
+        told = {name: given[name] for name in _OWN if given[name] is not None}
+        asked = {**self.defaults, **told, **more}
+        check_choice("guidance_order", asked["guidance_order"], ("image", "words"))
         if isinstance(asked["sampler"], Plan) and given["steps"] is None:
             asked["steps"] = None
         begins, beside = self._begins(shown, kept, strength)
@@ -364,7 +373,9 @@ class Pipeline:
             arguments.pop("x_init", None)  # the state is there already
         if negatives is not None and len(negatives) > 1:
             negatives = [text for text in negatives for _ in range(n)]
-        words = Words(prompts=[text for text in texts for _ in range(n)], negative_prompts=negatives)
+        prompts = [text for text in texts for _ in range(n)]
+        first = self.edits and asked["guidance_order"] == "words"
+        words = Words(prompts=prompts, negative_prompts=negatives, first=first)
         return words, pixels, arguments
 
     def _guidance(self, asked: Mapping[str, Any], beside: Tensor | None) -> dict[str, Any]:
@@ -375,13 +386,15 @@ class Pipeline:
         given["beside"] = beside
         if not self.edits:
             return {"model_kwargs": given, "uncond_kwargs": {"beside": beside}, "guidance_scale": scale}
-        image_scale = asked["image_guidance_scale"]
-        pairs: Any = (scale, image_scale)
+        image_scale, words_first = asked["image_guidance_scale"], asked["guidance_order"] == "words"
+        pair = lambda s: (image_scale, s) if words_first else (s, image_scale)  # noqa: E731
+        pairs: Any = pair(scale)
         if callable(scale):
-            pairs = lambda level: (scale(level), image_scale)  # noqa: E731
+            pairs = lambda level: pair(scale(level))  # noqa: E731
         elif not is_real(scale):
-            pairs = [(s, image_scale) for s in scale]
-        nothing = [{"beside": torch.zeros_like(beside)}, {"beside": beside}]
+            pairs = [pair(s) for s in scale]
+        no_picture = {"beside": torch.zeros_like(beside)}
+        nothing = [no_picture, no_picture if words_first else {"beside": beside}]
         return {"model_kwargs": given, "uncond_kwargs": nothing, "guidance_scale": pairs}
 
     def _parts(self, batch: Tensor, factor: int) -> Sequence[Tensor]:
@@ -392,7 +405,7 @@ class Pipeline:
 
 def _walk(sampling: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """The other arguments of ``sample``: the plan that the checkpoint's schedule and the call make, and the rest."""
-    apart = ("guidance_scale", "image_guidance_scale", "model_kwargs", "sampler_options")
+    apart = ("guidance_scale", "image_guidance_scale", "guidance_order", "model_kwargs", "sampler_options")
     rest = {name: value for name, value in asked.items() if name not in apart}
     options = asked.get("sampler_options") or {}
     if isinstance(asked["sampler"], Plan):

@@ -112,3 +112,14 @@ def test_two_steps_and_pairs(seed):
         assert_same_bits(fastdiff.sample(Conditional(), SHAPE, guidance_scale=pairs, **two), same)
     other = fastdiff.sample(Conditional(), SHAPE, guidance_scale=[(3.0, 2.0), (2.0, 1.5)], **two)
     assert not torch.equal(other, same)
+
+
+def test_an_output_that_counts_for_nothing_is_not_computed(seed):
+    """The first of two unconditional ones, where the second scale is 1."""
+    y, null = conditions()
+    given, model = {"sampler": PLAN, "seed": seed, "model_kwargs": {"y": y}}, Conditional()
+    got = fastdiff.sample(
+        model, SHAPE, uncond_kwargs=[{"y": null + 5}, {"y": null}], guidance_scale=(3.0, 1.0), **given
+    )
+    assert [len(x) for x, _, _ in model.calls] == [2 * len(y)] * len(model.calls)
+    assert_same_bits(got, fastdiff.sample(Conditional(), SHAPE, uncond_kwargs={"y": null}, guidance_scale=3.0, **given))

@@ -74,7 +74,7 @@ def test_images_masks_instructions_and_films(folder, editor, photo, tmp_path):
         done = run("sample", "a woman", "--model", folder, *common, *more)
         assert done.exit_code == 0, done.output
     film = tmp_path / "a.gif"
-    common += ("--image-guidance", 1.2, "--model", editor, "--gif", film)
+    common += ("--image-guidance", 1.2, "--guidance-order", "words", "--model", editor, "--gif", film)
     done = run("sample", "--instruction", "make the skin dark", *common)
     assert done.exit_code == 0, done.output
     assert Image.open(film).n_frames == 4

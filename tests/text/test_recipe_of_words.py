@@ -72,10 +72,12 @@ def test_a_recipe_is_the_call(pipe, tmp_path, asked):
     assert fastdiff.reproduce(path, pipe).same_bits
 
 
-def test_of_an_editing_checkpoint(editor, tmp_path):
+@pytest.mark.parametrize("order", ["image", "words"])
+def test_of_an_editing_checkpoint(editor, tmp_path, order):
     pipe = fastdiff.load(editor, device="cpu", accelerate=False)
     photo = torch.linspace(-1, 1, 3 * 64 * 64).view(3, 64, 64)
     asked = {"image": photo, "guidance_scale": 3.0, "image_guidance_scale": 1.2, "steps": 2}
+    asked["guidance_order"] = order
     recipe = pipe.recipe("make the woman red", **asked)
     assert_same_bits(recipe.sample(pipe), pipe("make the woman red", **asked))
     path = pipe.save(recipe.sample(pipe), tmp_path / "a.png", recipe=recipe)
