@@ -66,6 +66,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
+        "waiting": os.environ.get("OMP_WAIT_POLICY", ""),  # how OpenMP's threads do, which tells in small calls
         "torch": torch.__version__,
         "diffusers": diffusers,
         "fastdiff": fastdiff.__version__,

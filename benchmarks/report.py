@@ -83,7 +83,9 @@ def describe(machine: dict[str, Any], cases: list[Case]) -> Iterator[str]:
         quiet = f"quiet: other processes took at most {busiest:.0%} of its time during a benchmark"
     else:
         quiet = f"**not quiet**: other processes took up to {busiest:.0%} of its time during a benchmark"
-    yield f"- {machine['cpu']}, {machine['threads']} threads, kernels {machine['simd']}"
+    waiting = machine.get("waiting")  # not known of older results
+    waits = "" if waiting is None else f", OMP_WAIT_POLICY {waiting.lower() or 'not set'}"
+    yield f"- {machine['cpu']}, {machine['threads']} threads{waits}, kernels {machine['simd']}"
     yield f"- torch {machine['torch']}, diffusers {machine['diffusers'] or 'absent'}, fastdiff {machine['fastdiff']}"
     yield f"- copy bandwidth {cases[0]['copy_bandwidth'] / 1e9:.1f} GB/s"
     yield f"- {machine['datetime'][:10]}, load average {machine['load'][0]:.1f} at the start; {quiet}"
