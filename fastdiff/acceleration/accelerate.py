@@ -123,7 +123,7 @@ def restore(target: Any) -> None:
     if isinstance(record, Network):
         _remove(record)
     else:
-        pipeline.restore(target, record, _remove)
+        pipeline.restore(_checked(target), record, _remove)
 
 
 def refresh(target: Any) -> None:

@@ -173,5 +173,8 @@ def _tell(out: Path) -> None:
         rows = f", a row each of {', '.join(classes[:16])}{' (the first 16)' * (len(classes) > 16)}" if classes else ""
         typer.echo(f"{pictures[-1]}: samples{rows}")
     one = f" --class {shlex.quote(classes[0])}" if classes else ""
-    words = ' "a caption"' * (out / "model_index.json").exists()
+    index = out / "model_index.json"
+    words = ' "a caption"' * index.exists()
+    if index.exists() and "Pix2Pix" in read_json_object(index)["_class_name"]:
+        words = ' --instruction "what to change" --image PICTURE'
     typer.echo(f"{out}: trained; draw from it with  fastdiff sample{words} --model {here}{one}")

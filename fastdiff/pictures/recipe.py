@@ -265,12 +265,10 @@ def _scale(scale: Any, request: Request) -> Any:
     """A guidance scale as data: one a network call, where it is a sequence or a function of the level."""
     if isinstance(scale, Real):
         return to_plain("guidance_scale", scale)
-    weights: tuple[Any, ...] = request.guidance.weights  # of the outputs, or a tuple of them a row; of two, (1 − s, s)
-    if not weights or (len(weights) == 2 and not isinstance(weights[0], tuple)):
-        return weights[-1] if weights else 1.0
-    if isinstance(weights[0], tuple) and len(weights[0]) == 2:
-        return [of_row[-1] for of_row, row in zip(weights, request.plan, strict=True) if row.calls_model]
-    return to_plain("guidance_scale", scale)
+    scales = request.guidance.scales
+    if len(set(scales)) < 2:
+        return to_plain("guidance_scale", scales[0]) if scales else 1.0
+    return to_plain("guidance_scale", list(scales))
 
 
 def device_of(model: Any, device: Any = None) -> torch.device:

@@ -144,7 +144,7 @@ def load_pipeline(identity: Identity, source: str | os.PathLike[str], device: to
     if (put := identity.accelerated) is not None:
         own = put.dtype == identity.dtype  # then each network's, of which an autoencoder's may be another
         accelerate(pipe.pipe, dtype="auto" if own and dtype != torch.float32 else getattr(torch, put.dtype),
-                   exact_convolutions=put.exact_convolutions)  # fmt: skip
+                   exact_convolutions=put.exact_convolutions, batch_invariant=put.batch_invariant)  # fmt: skip
     return pipe
 
 

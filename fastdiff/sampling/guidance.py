@@ -10,7 +10,7 @@ import warnings
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from numbers import Real
 from typing import Any
@@ -41,6 +41,7 @@ class Guidance:
         stacked: how many times the batch is stacked for a guided row's call.
         weights: of the outputs, the same in every row, or one tuple a row (``Plan.table``).
         rescale: φ of guidance rescale.
+        scales: the scale, or pair of scales, of each network call; empty where there is nothing to guide with.
     """
 
     outputs: int = 1
@@ -49,6 +50,7 @@ class Guidance:
     stacked: int = 1
     weights: tuple[Any, ...] = ()
     rescale: float = 0.0
+    scales: tuple[Any, ...] = ()
 
     def gain(self, conditional: Tensor, guided: Tensor, out: Tensor) -> None:
         """Write φ·std(conditional)/std(guided) + 1 − φ of each sample to ``out`` (Lin et al. 2024, Equations 15–16).
@@ -108,7 +110,8 @@ def resolve_guidance(
     if uncond_kwargs is interval is None and type(scale) is float and scale == 1 and rescale == 0:
         return plain
     single = uncond_kwargs is None or isinstance(uncond_kwargs, Mapping)
-    weights = _weights(scale, plan, steps, single)
+    values = _scales(scale, plan, steps, single)
+    weights = _weights(values)
     limits = None if interval is None else _interval(interval)
     if uncond_kwargs is None:
         if limits is not None:
@@ -123,41 +126,50 @@ def resolve_guidance(
         return plain
     outputs = len(weights[0])
     several = _several(uncond_kwargs, outputs - 1)
+    names = [*several, "model_kwargs"]
+    given, stacked = _together(names, [*several.values(), plain.plain], batch)
+    scales = tuple(
+        w[-1] if outputs == 2 else tuple(map(float, value))
+        for row, w, value in zip(plan, weights, values, strict=True)
+        if row.calls_model
+    )
     conditional = (*(0.0 for _ in weights[0][1:]), 1.0)
     guided = [
         w if row.calls_model and row.is_guided(limits) else conditional for row, w in zip(plan, weights, strict=True)
     ]
     used = [any(column) for column in zip(*guided, strict=True)]  # an output that counts for nothing is not computed
     if sum(used) == 1 and used[-1]:
-        return plain
+        return replace(plain, scales=scales)
     used[-1] = True
     rows = tuple(tuple(w for w, counts in zip(row, used, strict=True) if counts) for row in guided)
-    several = {name: kwargs for (name, kwargs), counts in zip(several.items(), used[:-1], strict=True) if counts}
-    outputs, names = sum(used), [*several, "model_kwargs"]
-    given, stacked = _together(names, [*several.values(), plain.plain], batch)
-    apart = stacked is APART
+    if not all(used):
+        several = {name: kwargs for (name, kwargs), counts in zip(several.items(), used[:-1], strict=True) if counts}
+        names = [*several, "model_kwargs"]
+        given, stacked = _together(names, [*several.values(), plain.plain], batch)
+    outputs, apart = len(names), stacked is APART
     return Guidance(
         outputs, plain.plain, tuple(given) if apart else (stacked,), 1 if apart else outputs,
-        rows[0] if len(set(rows)) == 1 else rows, float(rescale),
+        rows[0] if len(set(rows)) == 1 else rows, float(rescale), scales,
     )  # fmt: skip
 
 
-def _weights(scale: Any, plan: Plan, steps: int | None, single: bool) -> list[tuple[float, ...]]:
-    """The outputs' weights in each row. ``single``: there are not two unconditional calls, so two scales are no pair
-    where the plan has two calls.
+def _scales(scale: Any, plan: Plan, steps: int | None, single: bool) -> list[Any]:
+    """The scale or pair of each row, None where it makes no call. ``single``: there are not two unconditional calls, so
+    two scales are no pair where the plan has two calls.
     """
     if isinstance(scale, (np.ndarray, np.generic, Tensor)):  # of numbers or one number
         scale = scale.tolist()
     if callable(scale):
-        weights = [
-            guidance_weights(scale(Level(row.t, row.alpha, row.sigma, row.c_in))) if row.calls_model else None
-            for row in plan
-        ]
-    elif isinstance(scale, Sequence) and not isinstance(scale, str) and _one_a_row(scale, plan, steps, single):
-        by_row = _by_row(scale, plan, steps)
-        weights = [None if value is None else guidance_weights(value) for value in by_row]
-    else:
-        return [guidance_weights(scale)] * len(plan)
+        of_level = [Level(row.t, row.alpha, row.sigma, row.c_in) if row.calls_model else None for row in plan]
+        return [None if level is None else scale(level) for level in of_level]
+    if isinstance(scale, Sequence) and not isinstance(scale, str) and _one_a_row(scale, plan, steps, single):
+        return _by_row(scale, plan, steps)
+    return [scale] * len(plan)
+
+
+def _weights(scales: list[Any]) -> list[tuple[float, ...]]:
+    """The outputs' weights in each row."""
+    weights = [None if scale is None else guidance_weights(scale) for scale in scales]
     counts = {len(w) for w in weights if w is not None}
     if len(counts) > 1:
         raise ValueError("guidance_scale must be numbers alone, or pairs alone, in every row")

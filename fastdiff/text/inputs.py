@@ -16,7 +16,8 @@ def resolve_size(size: Any, default: int | None, factor: int, *tensors: Any) -> 
 
     Raises ValueError for one that is no multiple of ``factor``, the pixels of a latent.
     """
-    found = [tuple(t.shape[-2:]) for t in tensors if isinstance(t, Tensor) and t.ndim >= 2]
+    given = [one for t in tensors for one in (t if isinstance(t, (list, tuple)) else [t])]
+    found = [tuple(t.shape[-2:]) for t in given if isinstance(t, Tensor) and t.ndim >= 2]
     if size is None and not found and default is None:
         raise ValueError("size must be given: the model's config has no sample_size")
     chosen = size if size is not None else found[0] if found else default
@@ -35,6 +36,8 @@ def picture(name: str, given: Any, size: tuple[int, int]) -> Tensor:
     Files and Pillow's images are turned upright, cropped around the centre and resized; tensors must have the size.
     """
     if isinstance(given, (list, tuple)):
+        if not given:
+            raise ValueError(f"{name} must hold at least one picture")
         return torch.cat([picture(f"{name}[{i}]", one, size) for i, one in enumerate(given)])
     if not isinstance(given, Tensor):
         return _pixels(name, given, size, grey=False) * 2 - 1

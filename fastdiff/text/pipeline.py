@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.acceleration.accelerate import accelerate, restore
+from fastdiff.acceleration.network import RECORD
 from fastdiff.acceleration.report import Accelerated
-from fastdiff.checks import check_choice, check_image, check_int, check_number, is_real
+from fastdiff.checks import check_choice, check_image, check_int, check_number, check_real, is_real
 from fastdiff.models.trained import TrainedModel, sampling_of
 from fastdiff.pictures.network import Identity, identify, weights_sha256
 from fastdiff.pictures.recipe import Recipe, Words
@@ -60,18 +62,16 @@ class Pipeline:
 
     Attributes:
         pipe: diffusers' pipeline, whose unet, vae, text_encoder and tokenizer are used. Load LoRAs into it.
-        sampling: the arguments of ``fastdiff.sample`` that its scheduler's config stands for.
         defaults: what a call takes where it does not say: sampler, steps, the guidance scales and interval.
-        report: what ``fastdiff.accelerate`` changed; None where nothing was.
         source: what ``fastdiff.load`` loaded it from; None for one made otherwise.
     """
 
     def __init__(self, pipe: Any, defaults: Mapping[str, Any] | None = None, source: str | None = None) -> None:
         self.pipe, self.source = pipe, source
-        self.sampling = sampling_of({"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config})
         self.defaults = {**DEFAULTS, **(defaults or {})}
-        self.report: Accelerated | None = None
         self._beside = Beside(pipe.unet)
+        self._sampling: tuple[Any, dict[str, Any]] = (None, {})  # of a scheduler
+        self.sampling  # noqa: B018  # a scheduler that fastdiff does not know is refused here
 
     def __repr__(self) -> str:
         pixels = "" if self.size is None else f", {self.size} pixels"
@@ -104,6 +104,20 @@ class Pipeline:
         """Whether the checkpoint fills in itself: the UNet takes a mask and a picture's latents beside its state."""
         return self.pipe.unet.config.in_channels == 2 * self.pipe.vae.config.latent_channels + 1
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The arguments of ``fastdiff.sample`` that the config of the pipeline's present scheduler stands for."""
+        scheduler = self.pipe.scheduler
+        if self._sampling[0] is not scheduler:
+            self._sampling = scheduler, sampling_of({"_class_name": type(scheduler).__name__, **scheduler.config})
+        return self._sampling[1]
+
+    @property
+    def report(self) -> Accelerated | None:
+        """What ``fastdiff.accelerate`` changed; None where nothing is."""
+        record = self.pipe.__dict__.get(RECORD)
+        return None if record is None else record.report
+
     def accelerate(self, dtype: torch.dtype | str | None = None, *, batch_invariant: bool = False) -> Accelerated:
         """``fastdiff.accelerate`` of the UNet and the autoencoder; ``fastdiff.load`` does so unless told otherwise.
 
@@ -111,15 +125,11 @@ class Pipeline:
         batch_invariant: as there: picture i of a seed then has the same bits in every batch.
         """
         own: torch.dtype | str = torch.float32 if self.pipe.unet.dtype == torch.float32 else "auto"
-        self.report = accelerate(
-            self.pipe, dtype=own if dtype is None else dtype, batch_invariant=batch_invariant
-        )  # fmt: skip
-        return self.report
+        return accelerate(self.pipe, dtype=own if dtype is None else dtype, batch_invariant=batch_invariant)
 
     def restore(self) -> None:
         """Undo ``accelerate``, to the bit."""
         restore(self.pipe)
-        self.report = None
 
     @torch.no_grad()
     def __call__(
@@ -226,7 +236,7 @@ class Pipeline:
         given, nothing = arguments.get("model_kwargs") or {}, arguments.get("uncond_kwargs") or {}
         cond = keywords(self.pipe, words.prompts, (height, width), unconditional=False)
         uncond = keywords(self.pipe, negatives * (count // len(negatives)), (height, width), unconditional=True)
-        starts = [uncond, cond if words.first else uncond]  # of an editing checkpoint
+        starts = [uncond, {**cond, **given} if words.first else uncond]  # of an editing checkpoint
         told = {
             **arguments,
             "model_kwargs": {**cond, **given},
@@ -381,18 +391,21 @@ class Pipeline:
     def _guidance(self, asked: Mapping[str, Any], beside: Tensor | None) -> dict[str, Any]:
         """model_kwargs and uncond_kwargs, but for the words' embeddings, and guidance_scale."""
         scale, given = asked["guidance_scale"], dict(asked.get("model_kwargs") or {})
+        if isinstance(scale, (Tensor, np.ndarray, np.generic)):
+            scale = scale.tolist()
         if beside is None:
             return {"model_kwargs": given, "uncond_kwargs": {}, "guidance_scale": scale}
         given["beside"] = beside
         if not self.edits:
             return {"model_kwargs": given, "uncond_kwargs": {"beside": beside}, "guidance_scale": scale}
         image_scale, words_first = asked["image_guidance_scale"], asked["guidance_order"] == "words"
+        check_real("image_guidance_scale", image_scale)
         pair = lambda s: (image_scale, s) if words_first else (s, image_scale)  # noqa: E731
         pairs: Any = pair(scale)
         if callable(scale):
             pairs = lambda level: pair(scale(level))  # noqa: E731
         elif not is_real(scale):
-            pairs = [pair(s) for s in scale]
+            pairs = pair(scale[0]) if len(scale) == 1 else [pair(s) for s in scale]
         no_picture = {"beside": torch.zeros_like(beside)}
         nothing = [no_picture, no_picture if words_first else {"beside": beside}]
         return {"model_kwargs": given, "uncond_kwargs": nothing, "guidance_scale": pairs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -10,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# A fast tokenizer keeps how it pads and truncates, which every call sets anew: two threads would meet there.
+_TOKENIZING = threading.RLock()
 
 
 def check_prompts(name: str, prompts: Any) -> list[str]:
@@ -28,7 +32,8 @@ def check_prompts(name: str, prompts: Any) -> list[str]:
 def warn_of_losses(pipe: Any, texts: Sequence[str]) -> None:
     """Warn of what does not reach the network: the end of a prompt beyond the window, words without a token."""
     tokenizers = filter(None, (pipe.tokenizer, getattr(pipe, "tokenizer_2", None)))
-    lost = dict.fromkeys(note for tokenizer in tokenizers for text in texts for note in _losses(tokenizer, text))
+    with _TOKENIZING:
+        lost = dict.fromkeys(note for tokenizer in tokenizers for text in texts for note in _losses(tokenizer, text))
     for note in lost:
         warnings.warn(note, stacklevel=4)  # where the pipeline was called
 
@@ -72,7 +77,8 @@ def encode(pipe: Any, texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     how = {"device": pipe.unet.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
     found = {}
     for text in dict.fromkeys(texts):
-        embeddings = function(pipe, text, **how)
+        with _TOKENIZING:
+            embeddings = function(pipe, text, **how)
         found[text] = embeddings[0], embeddings[2] if len(embeddings) > 2 else None
     return found
 

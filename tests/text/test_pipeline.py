@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -224,6 +225,65 @@ def test_words_before_the_picture(editor, photo):
         editor("a man", image=photo, guidance_order="picture")
 
 
+def test_embeddings_of_ones_own_before_the_picture(editor, photo):
+    """They stand for the words with the picture and without it."""
+    own = prompts.keywords(editor.pipe, ["a man"], (64, 64), unconditional=False)
+    told = {"image": photo, "steps": 2, "guidance_scale": 2.0, "image_guidance_scale": 3.0, "guidance_order": "words"}
+    assert_same_bits(editor("", model_kwargs=own, **told), editor("a man", **told))
+
+
+def test_tensors_in_a_list_have_their_size(pipe):
+    small = torch.rand(3, 32, 48) * 2 - 1
+    assert_same_bits(pipe("a man", image=[small], **FAST), pipe("a man", image=small, **FAST))
+
+
+def test_two_threads_encode(pipe):
+    """A tokenizer keeps how it was last asked to pad, and two calls ask for different things."""
+    before, shapes = sys.getswitchinterval(), set()
+
+    def work(_):
+        prompts.warn_of_losses(pipe.pipe, ["a man"])
+        shapes.add(tuple(prompts.encode(pipe.pipe, ["a man"])["a man"][0].shape))
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(200)))
+    finally:
+        sys.setswitchinterval(before)
+    assert shapes == {(1, pipe.pipe.tokenizer.model_max_length, pipe.pipe.text_encoder.config.hidden_size)}
+
+
+def test_a_scheduler_that_is_exchanged(folder):
+    """Its config says what the network predicts; accelerated or not."""
+    from diffusers import DDIMScheduler
+
+    for accelerate in (False, True):
+        pipe = fastdiff.load(folder, device="cpu", accelerate=accelerate)
+        before, images = dict(pipe.sampling), pipe("a man", **FAST)
+        assert before["prediction"] == "v_prediction"
+        pipe.pipe.scheduler = DDIMScheduler.from_config(pipe.pipe.scheduler.config, prediction_type="epsilon")
+        assert pipe.sampling["prediction"] == "epsilon"
+        assert_same_bits(pipe("a man", **FAST), pipe("a man", prediction="epsilon", **FAST))
+        assert not torch.equal(pipe("a man", **FAST), images)
+
+
+def test_accelerate_and_restore_of_the_pipeline_itself(folder):
+    """fastdiff.accelerate and fastdiff.restore take it as its own methods do, and it knows."""
+    pipe = fastdiff.load(folder, device="cpu", accelerate=False)
+    plain, scheduler = pipe("a man", **FAST), pipe.pipe.scheduler
+    assert pipe.report is None
+    assert fastdiff.accelerate(pipe) is pipe.report
+    pipe("a man", **FAST)
+    fastdiff.restore(pipe)
+    assert pipe.report is None
+    assert pipe.pipe.scheduler is scheduler
+    assert_same_bits(pipe("a man", **FAST), plain)
+    pipe.accelerate()
+    fastdiff.restore(pipe.pipe)
+    assert pipe.report is None
+
+
 def test_time_embeddings_are_planned_beside_a_picture(editor, photo, monkeypatch):
     from fastdiff.acceleration.network import Network
 
@@ -348,6 +408,7 @@ def test_clips_vocabulary_spells_any_word():
         ({"mask": torch.ones(64, 64)}, "mask needs image"),
         ({"strength": 0.5}, "strength needs image"),
         ({"image": torch.zeros(3, 64, 64), "strength": 1.5}, "strength must be"),
+        ({"image": []}, "image must hold at least one picture"),
         ({"image": torch.zeros(3, 64, 64), "mask": torch.ones(32, 32)}, r"mask must match the picture: \[64, 64\]"),
         ({"image": torch.zeros(3, 64, 64), "mask": torch.full((64, 64), 2.0)}, r"mask must lie in \[0, 1\]"),
         ({"image": torch.zeros(3, 64, 64), "mask": torch.ones(64, 64).int()}, "mask must be bool"),

@@ -84,6 +84,29 @@ def test_of_an_editing_checkpoint(editor, tmp_path, order):
     assert fastdiff.reproduce(path).same_bits
 
 
+@pytest.mark.parametrize(
+    "scale", [1.0, 2.0, 3.0, [3.0, 1.0], torch.tensor(2.0), lambda level: 2.0, lambda level: level.sigma]
+)
+@pytest.mark.parametrize("order", ["image", "words"])
+@pytest.mark.parametrize("image_scale", [1.0, 2.0])
+def test_of_two_scales(editor, scale, order, image_scale):
+    """Some outputs count for nothing, in all rows or in one, and are not computed; the recipe has the scales."""
+    pipe = fastdiff.load(editor, device="cpu", accelerate=False)
+    asked = {"image": torch.zeros(3, 64, 64), "steps": 2, "guidance_order": order}
+    asked |= {"guidance_scale": scale, "image_guidance_scale": image_scale}
+    recipe = from_object(json.loads(pipe.recipe("a man", **asked).to_json()))
+    assert_same_bits(recipe.sample(pipe), pipe("a man", **asked))
+
+
+def test_of_batches_that_are_invariant(folder, tmp_path):
+    pipe = fastdiff.load(folder, device="cpu", batch_invariant=True)
+    recipe = pipe.recipe("a woman", n=3, batch_size=2, **FAST)
+    path = pipe.save(recipe.sample(pipe), tmp_path / "a.png", recipe=recipe)
+    again = fastdiff.reproduce(path)
+    assert again.same_bits
+    assert not again.differences
+
+
 def test_of_an_accelerated_pipeline(pipe, tmp_path):
     pipe.accelerate()
     recipe = pipe.recipe("a woman", **FAST)

@@ -349,6 +349,7 @@ def test_the_command_trains_on_captions_and_then_an_editor(emoji, tmp_path):
                  "--steps", 2, "--batch-size", 2)  # fmt: skip
     assert edited.exit_code == 0, edited.output
     assert "draw from it with  fastdiff sample" in edited.output
+    assert 'fastdiff sample --instruction "what to change" --image PICTURE --model' in edited.output
     assert (tmp_path / "editor" / "model_index.json").exists()
 
 
