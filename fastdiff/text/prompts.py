@@ -94,7 +94,7 @@ def keywords(pipe: Any, texts: Sequence[str | None], size: tuple[int, int], *, u
     def stacked(part: int) -> Tensor:
         entries = [(text, embeddings[text or ""][part]) for text in texts]
         each = [torch.zeros_like(e) if text is None and zeros else e for text, e in entries]
-        return torch.cat(each)
+        return torch.cat(each).to(pipe.unet.dtype)  # which may have been moved to another by itself
 
     told: dict[str, Any] = {"encoder_hidden_states": stacked(0)}
     if pipe.unet.config.addition_embed_type != "text_time":

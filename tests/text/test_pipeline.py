@@ -254,6 +254,14 @@ def test_two_threads_encode(pipe):
     assert shapes == {(1, pipe.pipe.tokenizer.model_max_length, pipe.pipe.text_encoder.config.hidden_size)}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_that_is_moved_alone(folder, dtype):
+    pipe = fastdiff.load(folder, device="cpu", accelerate=False)
+    expected = pipe("a man", **FAST)
+    pipe.pipe.unet.to(dtype)
+    assert float((pipe("a man", **FAST) - expected).abs().mean()) < 0.02
+
+
 def test_a_scheduler_that_is_exchanged(folder):
     """Its config says what the network predicts; accelerated or not."""
     from diffusers import DDIMScheduler
