@@ -28,6 +28,7 @@ from fastdiff.training.words import new_text_encoder, new_tokenizer, tokens_of
 AUTOENCODER = "autoencoder"  # the folder of the first run, in that of the second
 BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
 SAMPLING = {"sampler": "dpmpp_2m", "steps": 20, "guidance_scale": 2.0}
+EDITING = SAMPLING | {"guidance_scale": 1.5, "image_guidance_scale": 2.0, "guidance_order": "words"}
 _SHOWN = 8  # captions of which the grids of a training have a row each
 
 Levels = Annotated[tuple[Annotated[int, Meta(ge=16, multiple_of=16)], ...], Meta(min_length=2)]
@@ -340,4 +341,4 @@ def write_pipeline(
             target.parent.mkdir(exist_ok=True)
             with atomic_write(target) as file:  # diffusers' own files cannot be read by others than who wrote them
                 file.write(written.read_bytes())
-    write_json(out / "sampling.json", SAMPLING)
+    write_json(out / "sampling.json", EDITING if "Pix2Pix" in kind else SAMPLING)
