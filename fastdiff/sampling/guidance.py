@@ -111,7 +111,7 @@ def resolve_guidance(
         return plain
     single = uncond_kwargs is None or isinstance(uncond_kwargs, Mapping)
     values = _scales(scale, plan, steps, single)
-    weights = _weights(values)
+    weights = _weights(values, plan)
     limits = None if interval is None else _interval(interval)
     if uncond_kwargs is None:
         if limits is not None:
@@ -167,9 +167,12 @@ def _scales(scale: Any, plan: Plan, steps: int | None, single: bool) -> list[Any
     return [scale] * len(plan)
 
 
-def _weights(scales: list[Any]) -> list[tuple[float, ...]]:
+def _weights(scales: list[Any], plan: Plan) -> list[tuple[float, ...]]:
     """The outputs' weights in each row."""
-    weights = [None if scale is None else guidance_weights(scale) for scale in scales]
+    weights = [
+        guidance_weights(scale) if row.calls_model or scale is not None else None
+        for scale, row in zip(scales, plan, strict=True)
+    ]
     counts = {len(w) for w in weights if w is not None}
     if len(counts) > 1:
         raise ValueError("guidance_scale must be numbers alone, or pairs alone, in every row")
