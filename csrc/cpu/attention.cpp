@@ -2,9 +2,9 @@
 //
 // The lanes of a vector are queries. A tile's queries are transposed once; a score is then a sum of a key's numbers,
 // each one for all lanes, times the queries' vectors, and a result a sum of a value's numbers times the weights'
-// vectors. So heads of 10 or 40 channels leave no lane empty, maxima and sums need nothing of another lane, and keys
-// and values are read where they are (half precision is widened once a head). A block's keys are summed by themselves
-// and then added: a result's bits depend on its own query, and on neither the tile nor the threads.
+// vectors. So heads of 10 or 40 channels leave no lane empty, and maxima and sums need nothing of another lane. A
+// head's keys and values are copied once, in float32 and side by side. A block's keys are summed by themselves and then
+// added: a result's bits depend on its own query, and on neither the tile nor the threads.
 #include <atomic>
 #include <utility>
 
@@ -20,9 +20,9 @@ namespace {
 using F = Simd::F;
 using Params = AttentionParams;
 
-constexpr int kVectorsOfTile = 3;
+constexpr int kVectorsOfTile = W >= 16 ? 4 : 3;
 // Rows that are multiplied at once: their sums fill the 32 registers of AVX-512, or 16, but for those of the operands.
-constexpr int kRows = W >= 16 ? 8 : 4;
+constexpr int kRows = W >= 16 ? 6 : 4;
 constexpr int64_t kKeys = 64;  // of a block
 
 FASTDIFF_HD F load_floats(const float* at) {
@@ -43,23 +43,23 @@ __attribute__((noinline)) void multiply(const float* a, int64_t row, int64_t ste
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
         rows[r] = a + r * row;
-#pragma GCC unroll 3
+#pragma GCC unroll 4
         for (int t = 0; t < T; ++t) sums[r][t] = F{};
     }
     for (int64_t i = 0, at = 0; i < n; ++i, at += step, b += T * W) {
         F vectors[T];
-#pragma GCC unroll 3
+#pragma GCC unroll 4
         for (int t = 0; t < T; ++t) vectors[t] = load_floats(b + t * W);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const F number = Simd::splat(rows[r][at]);
-#pragma GCC unroll 3
+#pragma GCC unroll 4
             for (int t = 0; t < T; ++t) sums[r][t] = fma(number, vectors[t], sums[r][t]);
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 3
+#pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
             float* const to = out + (r * T + t) * W;
             store_floats(to, factor ? fma(load_floats(to), factor[t], sums[r][t]) : sums[r][t]);
@@ -75,31 +75,27 @@ void multiply_rows(int64_t count, const float* a, int64_t row, int64_t step, con
         of_rows[std::min(size, count - r) - 1](a + r * row, row, step, b, n, factor, out + r * T * W);
 }
 
-// The numbers of one head: [rows, channels], of any distance between rows.
-struct Head {
-    const float* data;
-    int64_t row;
-};
-
-// A tile's queries, [channels, T W], to its results in the same place. scores: room for kKeys rows, sums: for channels.
+// A tile's queries, [channels, T W], to its results in the same place. keys, values: rows of `width`. scores: room for
+// kKeys rows, sums: for channels.
 template <int T, bool kRough>
-void attend(const Params& p, Head k, Head v, float* q, float* scores, float* sums) {
+void attend(const Params& p, const float* keys, const float* values, int64_t width, float* q, float* scores,
+            float* sums) {
     constexpr auto counts = std::make_integer_sequence<int, kRows>();
     F most[T], total[T], factor[T];
     for (int t = 0; t < T; ++t) most[t] = F{} - __builtin_inff(), total[t] = F{};
     for (int64_t first = 0; first < p.keys; first += kKeys) {
         const int64_t n = std::min(kKeys, p.keys - first);
-        multiply_rows<T>(n, k.data + first * k.row, k.row, 1, q, p.channels, nullptr, scores, counts);
+        multiply_rows<T>(n, keys + first * width, width, 1, q, p.channels, nullptr, scores, counts);
         F top[T], part[T];
         for (int t = 0; t < T; ++t) top[t] = most[t], part[t] = F{};
         for (int64_t j = 0; j < n; ++j)
-#pragma GCC unroll 3
+#pragma GCC unroll 4
             for (int t = 0; t < T; ++t) {
                 const F score = load_floats(scores + (j * T + t) * W);
                 top[t] = top[t] < score ? score : top[t];
             }
         for (int64_t j = 0; j < n; ++j)
-#pragma GCC unroll 3
+#pragma GCC unroll 4
             for (int t = 0; t < T; ++t) {
                 float* const at = scores + (j * T + t) * W;
                 const F weight = exp2<kRough, true>(load_floats(at) - top[t]);
@@ -111,7 +107,7 @@ void attend(const Params& p, Head k, Head v, float* q, float* scores, float* sum
             total[t] = fma(total[t], factor[t], part[t]);
             most[t] = top[t];
         }
-        multiply_rows<T>(p.channels, v.data + first * v.row, 1, v.row, scores, n, first ? factor : nullptr, sums,
+        multiply_rows<T>(p.channels, values + first * width, 1, width, scores, n, first ? factor : nullptr, sums,
                          counts);
     }
     for (int t = 0; t < T; ++t) total[t] = 1.0f / total[t];
@@ -122,27 +118,79 @@ void attend(const Params& p, Head k, Head v, float* q, float* scores, float* sum
         }
 }
 
-View view_of(const Heads& heads, int dtype) {
-    View view;
-    view.data = heads.data, view.dtype = dtype;
-    return view;
+// Lane l of the result: lane from[l] of a, or from[l] - W of b.
+FASTDIFF_HD F shuffled(F a, F b, Simd::I from) {
+#if defined(__clang__)  // which has no such builtin, and finds the instruction
+    F result = a;
+    for (int l = 0; l < W; ++l) result[l] = from[l] < W ? a[from[l]] : b[from[l] - W];
+    return result;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
 }
 
-int64_t place(const Heads& heads, int64_t b, int64_t h) { return b * heads.batch_stride + h * heads.head_stride; }
+// A square of W rows, turned: row i becomes what column i was (Eklundh 1972).
+template <int kStep = 1>
+FASTDIFF_HD void turn(F rows[W]) {
+    Simd::I low, high;
+    for (int l = 0; l < W; ++l) low[l] = l & kStep ? W + l - kStep : l, high[l] = l & kStep ? W + l : l + kStep;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+        if (i & kStep) continue;
+        const F a = rows[i], b = rows[i + kStep];
+        rows[i] = shuffled(a, b, low), rows[i + kStep] = shuffled(a, b, high);
+    }
+    if constexpr (2 * kStep < W) turn<2 * kStep>(rows);
+}
 
-// A head's rows as float32: where they are, or widened to `room`.
-Head head_of(const Params& p, const Heads& heads, int64_t b, int64_t h, float* room, bool held) {
-    const int64_t first = place(heads, b, h);
-    if (p.dtype == kFloat32) return {static_cast<const float*>(heads.data) + first, heads.row_stride};
-    const View view = view_of(heads, p.dtype);
-    if (!held)
-        for (int64_t r = 0; r < p.keys; ++r) {
-            const int64_t at = first + r * heads.row_stride;
-            int64_t c = 0;
-            for (; c + W <= p.channels; c += W) store_floats(room + r * p.channels + c, load_dense(view, at + c));
-            for (; c < p.channels; ++c) room[r * p.channels + c] = load_one(view, at + c);
+// The rows of one head: sample r of the view, whose elements are channels, is row r.
+View rows_of(const Params& p, const Heads& heads, int64_t b, int64_t h) {
+    const int64_t first = b * heads.batch_stride + h * heads.head_stride;
+    return {static_cast<char*>(heads.data) + first * (p.dtype == kFloat32 ? 4 : 2),
+            p.dtype,
+            heads.row_stride,
+            p.channels,
+            0,
+            1};
+}
+
+// A head's keys or values as float32 in `room`, as rows of `width`.
+void copy_rows(const Params& p, const View& rows, int64_t width, float* room) {
+    for (int64_t r = 0; r < p.keys; ++r, room += width) {
+        const int64_t at = r * rows.batch_stride;
+        int64_t c = 0;
+        for (; c + W <= p.channels; c += W) store_floats(room + c, load_dense(rows, at + c));
+        for (; c < p.channels; ++c) room[c] = load_one(rows, at + c);
+    }
+}
+
+// A tile's queries times `scale` to q, [channels, width], or its results from there: a square of lanes and channels at
+// a time, and one by one the channels that fill none.
+template <bool kIn>
+void move_tile(const Params& p, View rows, int64_t first, int64_t count, float scale, float* q, int64_t width) {
+    const int64_t whole = p.channels / W * W;
+    for (int64_t lane = 0; lane < width; lane += W) {
+        const int64_t at = (first + lane) * rows.batch_stride, there = std::min<int64_t>(W, count - lane);
+        float* const to = q + lane;
+        for (int64_t c = 0; c < whole; c += W) {
+            F square[W] = {};
+            for (int i = 0; i < (kIn ? there : W); ++i)
+                square[i] =
+                    kIn ? load_dense(rows, at + i * rows.batch_stride + c) * scale : load_floats(to + (c + i) * width);
+            turn(square);
+            for (int i = 0; i < (kIn ? W : there); ++i)
+                if (kIn)
+                    store_floats(to + (c + i) * width, square[i]);
+                else
+                    store_dense(rows, at + i * rows.batch_stride + c, square[i]);
         }
-    return {room, p.channels};
+        for (int64_t c = whole; c < p.channels; ++c)
+            for (int i = 0; i < (kIn ? W : there); ++i)
+                if (kIn)
+                    to[c * width + i] = i < there ? load_one(rows, at + i * rows.batch_stride + c) * scale : 0.0f;
+                else
+                    store_one(rows, at + i * rows.batch_stride + c, to[c * width + i]);
+    }
 }
 
 struct Work {
@@ -160,32 +208,29 @@ void range(const void* context, int64_t first_unit, int64_t last_unit) {
     constexpr int64_t lanes = kVectorsOfTile * W;
     const Work& work = *static_cast<const Work*>(context);
     const Params& p = work.p;
-    const int64_t widened = p.dtype == kFloat32 ? 0 : p.keys * p.channels;
-    float* const q = scratch((2 * p.channels + kKeys) * lanes + 2 * widened);
+    // Rows a multiple of 1 KiB apart would keep a block of them from the first cache.
+    const int64_t width = p.channels + (p.channels % 256 ? 0 : W), room = p.keys * width;
+    float* const q = scratch((2 * p.channels + kKeys) * lanes + 2 * room);
     float* const sums = q + p.channels * lanes;
     float* const scores = sums + p.channels * lanes;
-    float* const room = scores + kKeys * lanes;
-    const View from = view_of(p.q, p.dtype), to = view_of(p.out, p.dtype);
+    float* const keys = scores + kKeys * lanes;
+    float* const values = keys + room;
     const float scale = p.scale * 1.4426950408889634f;  // log2 e: weights are powers of two
     for (int64_t unit = first_unit; unit < last_unit; ++unit) {
         const int64_t head = unit / work.tiles, b = head / p.heads, h = head % p.heads;
-        const bool held = held_call == work.call && held_head == head;
-        const Head k = head_of(p, p.k, b, h, room, held), v = head_of(p, p.v, b, h, room + widened, held);
-        held_call = work.call, held_head = head;
+        if (held_call != work.call || held_head != head) {
+            copy_rows(p, rows_of(p, p.k, b, h), width, keys);
+            copy_rows(p, rows_of(p, p.v, b, h), width, values);
+            held_call = work.call, held_head = head;
+        }
         const int64_t first = unit % work.tiles * lanes, count = std::min(lanes, p.queries - first);
-        const int64_t vectors = (count + W - 1) / W, width = vectors * W;
-        for (int64_t lane = 0; lane < width; ++lane) {
-            const int64_t at = place(p.q, b, h) + (first + lane) * p.q.row_stride;
-            for (int64_t c = 0; c < p.channels; ++c)
-                q[c * width + lane] = lane < count ? load_one(from, at + c) * scale : 0.0f;
-        }
-        (vectors == 3   ? attend<3, kRough>
+        const int64_t vectors = (count + W - 1) / W;
+        move_tile<true>(p, rows_of(p, p.q, b, h), first, count, scale, q, vectors * W);
+        (vectors == 4   ? attend<4, kRough>
+         : vectors == 3 ? attend<3, kRough>
          : vectors == 2 ? attend<2, kRough>
-                        : attend<1, kRough>)(p, k, v, q, scores, sums);
-        for (int64_t lane = 0; lane < count; ++lane) {
-            const int64_t at = place(p.out, b, h) + (first + lane) * p.out.row_stride;
-            for (int64_t c = 0; c < p.channels; ++c) store_one(to, at + c, q[c * width + lane]);
-        }
+                        : attend<1, kRough>)(p, keys, values, width, q, scores, sums);
+        move_tile<false>(p, rows_of(p, p.out, b, h), first, count, 1, q, vectors * W);
     }
 }
 

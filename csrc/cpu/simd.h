@@ -23,7 +23,8 @@ struct Simd {
     typedef int32_t I __attribute__((vector_size(W * 4)));
     typedef uint32_t U __attribute__((vector_size(W * 4)));
 
-    static FASTDIFF_HD F splat(float a) { return F{} + a; }
+    // Not F{} + a, which is another number where a is -0, and so an addition before the broadcast.
+    static FASTDIFF_HD F splat(float a) { return a - F{}; }
     static FASTDIFF_HD U splat_uint(uint32_t a) { return U{} + a; }
     static FASTDIFF_HD F from_int(I a) { return __builtin_convertvector(a, F); }
     static FASTDIFF_HD I is_less(F a, F b) { return a < b; }

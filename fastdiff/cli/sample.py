@@ -73,10 +73,10 @@ def sample(
         str | None, typer.Option(help="What to change in --image, in words, by a model that edits.")
     ] = None,
     image_guidance: Annotated[
-        float | None, typer.Option(help="With --instruction: how closely to keep to --image. [default: 1.5]")
+        float | None, typer.Option(help="With --instruction: how closely to keep to --image. [default: the model's]")
     ] = None,
     guidance_order: Annotated[
-        str | None, typer.Option(help="With --instruction: what is followed first, image or words. [default: image]")
+        str | None, typer.Option(help="With --instruction: what comes first, image or words. [default: the model's]")
     ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="With a prompt: pixels along a side. [default: the model's own]")

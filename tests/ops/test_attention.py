@@ -130,12 +130,13 @@ def test_what_is_not_finite_stays_so(simd, seed, value):
         assert got[others].equal(attention(*rest, backend="native")[others])
 
 
-def test_what_is_too_large_to_widen(seed, monkeypatch):
-    monkeypatch.setattr(native_impl, "WIDENED", 8 * 7 * 8)
-    q, k, v = operands(1, 1, 3, 7, 8, torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_too_large_to_copy(seed, monkeypatch, dtype):
+    monkeypatch.setattr(native_impl, "COPIED", 8 * 7 * 8)
+    q, k, v = operands(1, 1, 3, 7, 8, dtype)
     check(attention(q, k, v, backend="native"), q, k, v)
-    q, k, v = operands(1, 1, 3, 8, 8, torch.bfloat16)
-    with pytest.raises(RuntimeError, match="cannot serve this attention on cpu: it widens a head's keys and values"):
+    q, k, v = operands(1, 1, 3, 8, 8, dtype)
+    with pytest.raises(RuntimeError, match="cannot serve this attention on cpu: it copies a head's keys and values"):
         attention(q, k, v, backend="native")
     assert attention(q, k, v).equal(attention(q, k, v, backend="torch"))
 

@@ -117,7 +117,7 @@ def _bind(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> Call:
     # Chosen here and not before, since torch.compile could not trace the look into choice.json.
     matrix = q.dtype == torch.bfloat16 and native.bfloat16() == "matrix"
     facts = {"bits": 8 * q.element_size(), "head": q.shape[3], "keys": k.shape[2], "matrix": matrix}
-    why_not = {"native": native_impl.refusal(q, k)}
+    why_not = {"native": native_impl.refusal(k)}
     backend = select("attention", backend, q.device, facts, KERNELS, why_not.get)
     if backend == "native":
         return native_impl.bind(q, k, v, scale, _fake)

@@ -10,13 +10,13 @@ from torch import Tensor
 from fastdiff.ops import native
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
-WIDENED = 16 << 20  # bytes of a head's keys and values in float32, which each thread keeps
+COPIED = 16 << 20  # bytes of a head's keys and values in float32, which each thread keeps
 
 
-def refusal(q: Tensor, k: Tensor) -> str | None:
-    """Why the kernel does not compute with such queries and keys, or None."""
-    if q.dtype != torch.float32 and 8 * k.shape[2] * k.shape[3] > WIDENED:
-        return "it widens a head's keys and values, 16 MiB of them at most"
+def refusal(k: Tensor) -> str | None:
+    """Why the kernel does not compute with such keys, or None."""
+    if 8 * k.shape[2] * k.shape[3] > COPIED:
+        return "it copies a head's keys and values in float32, 16 MiB of them at most"
     return None
 
 
