@@ -81,11 +81,13 @@ template <int T, bool kRough>
 void attend(const Params& p, const float* keys, const float* values, int64_t width, float* q, float* scores,
             float* sums) {
     constexpr auto counts = std::make_integer_sequence<int, kRows>();
-    F most[T], total[T], factor[T];
-    for (int t = 0; t < T; ++t) most[t] = F{} - __builtin_inff(), total[t] = F{};
+    F most[T], total[T], factor[T], one[T];
+    for (int t = 0; t < T; ++t) most[t] = F{} - __builtin_inff(), total[t] = F{}, one[t] = F{} + 1.0f;
     for (int64_t first = 0; first < p.keys; first += kKeys) {
         const int64_t n = std::min(kKeys, p.keys - first);
-        multiply_rows<T>(n, keys + first * width, width, 1, q, p.channels, nullptr, scores, counts);
+        for (int64_t c = 0; c < p.channels; c += kKeys)
+            multiply_rows<T>(n, keys + first * width + c, width, 1, q + c * T * W, std::min(kKeys, p.channels - c),
+                             c ? one : nullptr, scores, counts);
         F top[T], part[T];
         for (int t = 0; t < T; ++t) top[t] = most[t], part[t] = F{};
         for (int64_t j = 0; j < n; ++j)
@@ -145,13 +147,8 @@ FASTDIFF_HD void turn(F rows[W]) {
 
 // The rows of one head: sample r of the view, whose elements are channels, is row r.
 View rows_of(const Params& p, const Heads& heads, int64_t b, int64_t h) {
-    const int64_t first = b * heads.batch_stride + h * heads.head_stride;
-    return {static_cast<char*>(heads.data) + first * (p.dtype == kFloat32 ? 4 : 2),
-            p.dtype,
-            heads.row_stride,
-            p.channels,
-            0,
-            1};
+    const int64_t bytes = (b * heads.batch_stride + h * heads.head_stride) * (p.dtype == kFloat32 ? 4 : 2);
+    return {static_cast<char*>(heads.data) + bytes, p.dtype, heads.row_stride, p.channels, 0, 1};
 }
 
 // A head's keys or values as float32 in `room`, as rows of `width`.
@@ -241,10 +238,7 @@ void attention(const AttentionParams& params, int threads) {
     constexpr int64_t lanes = kVectorsOfTile * W;
     static std::atomic<uint64_t> calls{0};
     const Work work{p, ++calls, (p.queries + lanes - 1) / lanes};
-    // A grain's 8 microseconds (parallel.h) are taken as 400,000 multiplications; a weight costs as much as 20.
-    const int64_t macs = lanes * p.keys * (2 * p.channels + 20);
-    parallel_for(p.batch * p.heads * work.tiles, 1, threads, p.dtype == kBFloat16 ? range<true> : range<false>, &work,
-                 std::max<int64_t>(1, macs / 400'000));
+    parallel_for(p.batch * p.heads * work.tiles, 1, threads, p.dtype == kBFloat16 ? range<true> : range<false>, &work);
 }
 
 }  // namespace FASTDIFF_SIMD

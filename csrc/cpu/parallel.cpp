@@ -22,9 +22,14 @@
 namespace fastdiff {
 namespace {
 
-// A team is late that takes longer than kLate and kSlower times what a grain should take each thread (see parallel.h);
-// it is then left alone for so long. Nanoseconds.
-constexpr int64_t kLate = 2'000'000, kSlower = 8, kGrain = 8'000, kLeftAlone = 1'000'000'000;
+// A team is late whose beginning and end take longer than kLate and what the caller itself worked for; it is then left
+// alone for so long. Nanoseconds.
+constexpr int64_t kLate = 2'000'000, kLeftAlone = 1'000'000'000;
+
+int64_t nanoseconds() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
 
 struct Job {
     RangeFunction function;
@@ -33,6 +38,8 @@ struct Job {
     int helpers_wanted;      // guarded by the pool's mutex
     int helpers_inside = 0;  // guarded by the pool's mutex
     std::atomic<int64_t> next{0};
+    const pthread_t caller = pthread_self();
+    int64_t worked = 0;  // nanoseconds of the caller, in a team
 
     void work() {
         for (;;) {
@@ -40,6 +47,12 @@ struct Job {
             if (begin >= units) return;
             function(context, begin, std::min(begin + chunk, units));
         }
+    }
+
+    void work_in_team() {
+        const int64_t begin = pthread_equal(pthread_self(), caller) ? nanoseconds() : 0;
+        work();
+        if (begin) worked = nanoseconds() - begin;
     }
 };
 
@@ -55,11 +68,6 @@ ParallelRegion torchs_team() {
 }
 
 std::atomic<int64_t> left_alone_until{0};
-
-int64_t nanoseconds() {
-    const auto now = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
-}
 
 // Helpers that sleep between jobs. The caller works too, and waits only for chunks that a helper has begun: one that
 // wakes late, or whose core is taken by another process or by torch's spinning team, costs nothing but its help.
@@ -138,8 +146,7 @@ const int in_children = pthread_atfork(nullptr, nullptr, [] {
 
 }  // namespace
 
-void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction function, const void* context,
-                  int64_t work) {
+void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction function, const void* context) {
     const int64_t useful = std::min<int64_t>(threads, (units + grain - 1) / grain);
     if (useful <= 1) {
         if (units > 0) function(context, 0, units);
@@ -151,10 +158,9 @@ void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction funct
     const ParallelRegion team = forked ? nullptr : torchs_team();
     const int64_t begin = team ? nanoseconds() : 0;
     if (team && begin >= left_alone_until.load(std::memory_order_relaxed)) {
-        team([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(useful), 0);
+        team([](void* data) { static_cast<Job*>(data)->work_in_team(); }, &job, static_cast<unsigned>(useful), 0);
         const int64_t end = nanoseconds();
-        const int64_t late = kLate + kSlower * kGrain * work * (units / grain) / useful;
-        if (end - begin > late) left_alone_until.store(end + kLeftAlone, std::memory_order_relaxed);
+        if (end - begin > kLate + 2 * job.worked) left_alone_until.store(end + kLeftAlone, std::memory_order_relaxed);
         return;
     }
     pool.load()->run(job);

@@ -13,9 +13,7 @@ constexpr int64_t kNoiseGrain = 16384, kCopyGrain = 65536;
 using RangeFunction = void (*)(const void* context, int64_t begin, int64_t end);
 
 // Calls function(context, begin, end) over disjoint ranges that cover [0, units), on at most `threads` threads, the
-// caller's among them. Safe to call from several threads at once and in a forked child. `work` says how many times the
-// 8 microseconds a grain takes.
-void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction function, const void* context,
-                  int64_t work = 1);
+// caller's among them. Safe to call from several threads at once and in a forked child.
+void parallel_for(int64_t units, int64_t grain, int threads, RangeFunction function, const void* context);
 
 }  // namespace fastdiff

@@ -40,6 +40,7 @@ constexpr int kWords = 16;         // of 4 bytes, one or two channels each, that
 constexpr int kRows = W >= 16 ? 12 : 6;
 constexpr int64_t kSum = 64 / kWords;  // chunks of float32 numbers that are summed at once; twice as many if all are
 constexpr int64_t kBlock = 2 << 20;    // bytes of a block of tiles' float32 numbers
+constexpr int64_t kLeast = 48;         // tiles of such a block
 constexpr int64_t kCached = 8 << 20;   // bytes of weights that are expected to stay in a shared cache
 constexpr int64_t kLine = 64;          // bytes of a cache line
 
@@ -325,14 +326,15 @@ void winograd_conv(const WinogradConvParams& params, int threads) {
     // Pairs read their weights at every block of tiles: it is small, so that its numbers stay in the nearest cache,
     // unless weights come from afar. float32 weights are transformed at every block: it is large, as far as its numbers
     // fit a thread's share of the last cache.
-    if (p.pairs)
-        work.block = weights > kCached ? 48 : 12;
-    else
-        work.block = std::clamp<int64_t>(kBlock / tile, 48, 192) / kRows * kRows;
-    work.block = std::min(work.block, work.tiles);
-    // A unit is a block of tiles and a part of the panels, which are parted until there are four units a thread.
-    const int64_t blocks = (work.tiles + work.block - 1) / work.block;
-    while (blocks * work.parts < 4 * threads && work.parts * 2 <= work.panels) work.parts *= 2;
+    const int64_t most = p.pairs ? weights > kCached ? 48 : 12 : std::clamp<int64_t>(kBlock / tile, kLeast, 192);
+    // A unit is a block, as many for each thread and of one size; where tiles are few, a block and a part of the
+    // panels.
+    const bool few = work.tiles < threads * std::min(most, kLeast);
+    int64_t blocks = (work.tiles + most / kRows * kRows - 1) / (most / kRows * kRows);
+    if (!few) blocks = (blocks + threads - 1) / threads * threads;
+    work.block = std::min(((work.tiles + blocks - 1) / blocks + kRows - 1) / kRows * kRows, work.tiles);
+    blocks = (work.tiles + work.block - 1) / work.block;
+    while (few && blocks * work.parts < 4 * threads && work.parts * 2 <= work.panels) work.parts *= 2;
     work.group = work.sum * kRows * kWords;
     work.slice = (work.block + kRows - 1) / kRows * work.group;
     // An odd number of cache lines, so that the points' planes do not meet in the same sets of the cache.
@@ -342,9 +344,7 @@ void winograd_conv(const WinogradConvParams& params, int threads) {
     work.product = (work.block + kRows - 1) / kRows * kRows * kPanel + kWords;
     static std::atomic<uint64_t> calls{0};
     work.call = ++calls;
-    // A grain's 8 microseconds (parallel.h) are taken as 400,000 multiplications.
-    const int64_t macs = points * work.block * p.channels * p.features / work.parts;
-    parallel_for(blocks * work.parts, 1, threads, range_of(p), &work, std::max<int64_t>(1, macs / 400'000));
+    parallel_for(blocks * work.parts, 1, threads, range_of(p), &work);
 }
 
 }  // namespace FASTDIFF_SIMD

@@ -43,10 +43,11 @@ def test_the_h100(monkeypatch):
 def test_the_cpu(monkeypatch, chip):
     monkeypatch.setattr(backend, "chip_of", lambda device: chip)
     monkeypatch.setattr(backend, "why_missing", lambda *what: None)
-    for dtype, D, matrix in itertools.product(DTYPES, range(1, 513), (False, True)):
-        widest = {"avx512": 32 if matrix else 512, "avx2": 24 if dtype == torch.float32 else 64, "portable": 0}[chip]
-        expected = "native" if widest >= D else "torch"
-        assert chosen(dtype, D, device=torch.device("cpu"), matrix=matrix) == expected
+    for dtype, D, keys, matrix in itertools.product(DTYPES, range(1, 513), (16, 48, 77, 80, 1024), (False, True)):
+        few = (D <= 32 and keys <= 80) or (D <= 40 and keys <= 48) or (D <= 80 and keys == 77)
+        narrow = {"avx512": not matrix or D <= 20 or few, "avx2": dtype != torch.float32 or D <= 80, "portable": False}
+        expected = "native" if narrow[chip] else "torch"
+        assert chosen(dtype, D, keys, torch.device("cpu"), matrix) == expected
 
 
 def test_tiles():
