@@ -23,6 +23,7 @@ import torch
 from gates import GPU
 
 import fastdiff
+from fastdiff.ops import native
 
 SECONDS = 0.5 if GPU else 2.5  # for all rounds of one contest
 ROUNDS = (3, 200)  # at least, at most
@@ -71,6 +72,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "diffusers": diffusers,
         "fastdiff": fastdiff.__version__,
         "simd": _simd(),
+        "bfloat16": native.bfloat16(),
         "load": os.getloadavg(),
     }
 
@@ -245,8 +247,6 @@ def _cpu_name() -> str:
 
 
 def _simd() -> str:
-    from fastdiff.ops import native
-
     module = native.extension()
     return "not built" if isinstance(module, str) else module.cpu_simd()
 

@@ -42,7 +42,7 @@ def load(path: Path) -> tuple[dict[str, Any], list[Case]]:
     except ValueError as error:
         raise Unreadable(f"{path} is not JSON: {error}") from None
     try:
-        machine = {**content["machine_info"]["fastdiff"], "datetime": content["datetime"]}
+        machine = {**content["machine_info"]["fastdiff"], "datetime": content["datetime"], "file": path.stem}
         cases = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
         for case in cases:
             case["contestants"]["fastdiff"]["median"], case["op"], case["case"]
@@ -58,7 +58,7 @@ def load(path: Path) -> tuple[dict[str, Any], list[Case]]:
 
 def render(machine: dict[str, Any], cases: list[Case]) -> Iterator[str]:
     """Markdown lines for one machine."""
-    yield f"## {machine['device']}\n"
+    yield f"## {machine['device']}: {machine['file']}\n"
     yield from describe(machine, cases)
     yield "\n### Targets\n"
     yield from targets(cases)
@@ -85,7 +85,8 @@ def describe(machine: dict[str, Any], cases: list[Case]) -> Iterator[str]:
         quiet = f"**not quiet**: other processes took up to {busiest:.0%} of its time during a benchmark"
     waiting = machine.get("waiting")  # not known of older results
     waits = "" if waiting is None else f", OMP_WAIT_POLICY {waiting.lower() or 'not set'}"
-    yield f"- {machine['cpu']}, {machine['threads']} threads{waits}, kernels {machine['simd']}"
+    by = {"matrix": ", bfloat16 by AMX", "vector": ", bfloat16 by AVX-512"}.get(machine.get("bfloat16", ""), "")
+    yield f"- {machine['cpu']}, {machine['threads']} threads{waits}, kernels {machine['simd']}{by}"
     yield f"- torch {machine['torch']}, diffusers {machine['diffusers'] or 'absent'}, fastdiff {machine['fastdiff']}"
     yield f"- copy bandwidth {cases[0]['copy_bandwidth'] / 1e9:.1f} GB/s"
     yield f"- {machine['datetime'][:10]}, load average {machine['load'][0]:.1f} at the start; {quiet}"

@@ -73,7 +73,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("optional", product((False, True), repeat=2))
+@pytest.mark.parametrize("optional", list(product((False, True), repeat=2)))
 @pytest.mark.parametrize("op", MAKERS)
 def test_the_bits_of_the_plain_entry(simd, seed, op, optional):
     """Four threads share one set of parameters, which keep the addresses that they were made with."""
