@@ -302,11 +302,11 @@ def render(found: dict[str, Any]) -> str:
             "\n## Edits by instruction\n\nFrom a training cell to a held-out one that differs in what is asked for.\n"
             "The share of the factor asked for is how often it changed as asked, those of the others how often they\n"
             'were kept. The editor, `fastdiff.load("emoji-edit")`, began as the model after the second command above,\n'
-            "has the decoder of the third, and was trained by four commands. The first three drew every kind of\n"
-            "change and every timestep equally often; the last is what `fastdiff train --edits` does now: another\n"
-            "subject or style oftener, half of the examples from the noisier half, where only the picture tells what\n"
-            "is to be kept, and linear maps of two blocks, asked for the edited picture's factors while it learns\n"
-            "(`fastdiff/training/edits.py`):\n\n"
+            "has the decoder of the third, and was trained by five commands. The first three drew every kind of\n"
+            "change and every timestep equally often; the last two are what `fastdiff train --edits` does now:\n"
+            "another subject or style oftener, half of the examples from the noisier half, where only the picture\n"
+            "tells what is to be kept, and linear maps of two blocks, asked for the edited picture's factors while it\n"
+            "learns (`fastdiff/training/edits.py`):\n\n"
             "```sh\nfastdiff train --data emoji --edits --init emoji --out edit --dtype bfloat16 --threads 1 \\\n"
             "    --steps 7500 --lr 1e-3 --save-every 1000\n"
             "fastdiff train --data emoji --edits --init emoji --out edit --dtype bfloat16 --threads 1 \\\n"
@@ -314,7 +314,9 @@ def render(found: dict[str, Any]) -> str:
             "fastdiff train --data emoji --edits --init emoji-edit --out more --dtype bfloat16 --threads 1 \\\n"
             "    --steps 5400 --lr 1e-3 --save-every 500\n"
             "fastdiff train --data emoji --edits --init emoji-edit --out probed --dtype bfloat16 --threads 1 \\\n"
-            "    --steps 5000 --lr 8e-4 --save-every 500\n```\n\n"
+            "    --steps 5000 --lr 8e-4 --save-every 500\n"
+            "fastdiff train --data emoji --edits --init emoji-edit --out longer --dtype bfloat16 --threads 1 \\\n"
+            "    --steps 11000 --lr 8e-4 --save-every 500\n```\n\n"
             'It follows the words first and then, given them, the picture (`guidance_order="words"`).\n\n'
         )
         parts.append(table([(f"change {name}", scores) for name, scores in found["edits"].items()]))
