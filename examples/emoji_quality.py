@@ -298,6 +298,11 @@ def render(found: dict[str, Any]) -> str:
             "StableDiffusionPipeline runs; it has no flow.\n"
         )
     if "edits" in found:
+
+        def least(asked: bool) -> float:
+            kinds = found["edits"].items()
+            return min(scores[f][0] for kind, scores in kinds for f in FACTORS if (f in kind.split(" and ")) == asked)
+
         parts.append(
             "\n## Edits by instruction\n\nFrom a training cell to a held-out one that differs in what is asked for.\n"
             "The share of the factor asked for is how often it changed as asked, those of the others how often they\n"
@@ -321,10 +326,9 @@ def render(found: dict[str, Any]) -> str:
         )
         parts.append(table([(f"change {name}", scores) for name, scores in found["edits"].items()]))
         parts.append(
-            "\nTones are changed well, and what they are changed in is kept. Another subject keeps its tone (.91;\n"
-            "before the last command, and with the picture first, .64) better than its style (.76). Another style is\n"
-            "drawn as asked in .86 and keeps its subject in .85. The loss was still falling at the end.\n"
-            "`fastdiff train --edits --init emoji-edit` goes on from there.\n"
+            f"\nOf every kind, {least(True):.0%} or more changed as asked, and each factor that was not asked for was\n"
+            f"kept in {least(False):.0%} or more. Before the last command these were 84% and 75%: what another subject\n"
+            "or style keeps has to be read from the picture, and that is learnt late.\n"
         )
     if "image_to_image" in found:
         parts.append("\n## Image to image\n\nFrom another tone's picture, with the caption of the held-out one.\n\n")
