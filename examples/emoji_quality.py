@@ -327,8 +327,8 @@ def render(found: dict[str, Any]) -> str:
         parts.append(table([(f"change {name}", scores) for name, scores in found["edits"].items()]))
         parts.append(
             f"\nOf every kind, {least(True):.0%} or more changed as asked, and each factor that was not asked for was\n"
-            f"kept in {least(False):.0%} or more. Before the last command these were 84% and 75%: what another subject\n"
-            "or style keeps has to be read from the picture, and that is learnt late.\n"
+            f"kept in {least(False):.0%} or more. Before the last command these were 84% and 75%: what another\n"
+            "subject or style keeps has to be read from the picture, and that is learnt late.\n"
         )
     if "image_to_image" in found:
         parts.append("\n## Image to image\n\nFrom another tone's picture, with the caption of the held-out one.\n\n")

@@ -447,7 +447,10 @@ def test_unclip_steps_between_any_two_timesteps(seed):
     x, output = torch.randn(SHAPE), torch.randn(SHAPE)
     for t, previous in ((33, 0), (33, None), (7, 2), (199, 4), (1, None), (0, None), (66, 65), (5, -1)):
         expected, found = (s.step(output, t, x, previous, generator=torch.manual_seed(seed)) for s in (theirs, mine))
-        assert apart([dict(expected)], [dict(found)]) <= 1e-4, (t, previous)
+        # The image is a difference divided by α, next to nothing at 199, and so are the few roundings of each.
+        rounding = 4 * torch.finfo(x.dtype).eps * float(x.abs().max() + output.abs().max())
+        bound = 2e-6 + rounding / float(theirs.alphas_cumprod[t]) ** 0.5
+        assert apart([dict(expected)], [dict(found)]) <= bound, (t, previous)
 
 
 def test_wuerstchen_reads_a_rounded_timestep(seed):
