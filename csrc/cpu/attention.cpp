@@ -122,7 +122,7 @@ void attend(const Params& p, const float* keys, const float* values, int64_t wid
 
 // Lane l of the result: lane from[l] of a, or from[l] - W of b.
 FASTDIFF_HD F shuffled(F a, F b, Simd::I from) {
-#if defined(__clang__)  // which has no such builtin, and finds the instruction
+#if defined(__clang__)  // which has no such builtin
     F result = a;
     for (int l = 0; l < W; ++l) result[l] = from[l] < W ? a[from[l]] : b[from[l] - W];
     return result;

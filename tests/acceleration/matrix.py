@@ -566,6 +566,7 @@ def wan_vae() -> Case:
 
 
 def dc_vae() -> Case:
+    # Heads of 16 channels for the reason that sana has.
     network = diffusers.AutoencoderDC(
         in_channels=3, latent_channels=4, attention_head_dim=16, encoder_block_types=("ResBlock", "EfficientViTBlock"),
         decoder_block_types=("ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(32, 32),

@@ -23,9 +23,9 @@ folder, with_team = sys.argv[1], sys.argv[2] == "team"
 team = ctypes.CDLL(folder + "/libtorch_cpu.so") if with_team else None
 pool = ctypes.CDLL(folder + "/parallel_for.so")
 
-def work(units=1000, grain=10, threads=4):
+def work(units=1000, grain=10, threads=4, milliseconds=0):
     counts = (ctypes.c_int * units)()
-    pool.count(ctypes.c_int64(units), ctypes.c_int64(grain), threads, counts)
+    pool.count(ctypes.c_int64(units), ctypes.c_int64(grain), threads, milliseconds, counts)
     assert list(counts) == [1] * units, "each unit is to be done once"
 """
 
@@ -100,6 +100,24 @@ for _ in range(6):  # a busy machine makes it late in earnest
         break  # it came in time, and is asked again at once
 else:
     raise AssertionError("it is left alone for ever")
+""",
+    )
+
+
+def test_slow_work_does_not_make_a_team_late(folder):
+    """A cold first call of a large norm is one: a few units of milliseconds each."""
+    run(
+        folder,
+        """
+for _ in range(6):  # a busy machine makes it late in earnest
+    before = team.team_calls()
+    work(units=4, grain=1, threads=2, milliseconds=5)
+    work()
+    if team.team_calls() == before + 2:
+        break
+    time.sleep(1.1)
+else:
+    raise AssertionError("the team is left alone, though all it did was work")
 """,
     )
 
