@@ -45,6 +45,9 @@ def accelerate(
     outright. With gradients recorded (so call it under ``torch.no_grad()``), in training mode, under autocast,
     torch.compile, torch.jit.trace, torch.export, and function transforms such as vmap, the network's own code runs.
 
+    On a CPU a call of a network that is known as a whole, and that takes less than a quarter of a second, is written
+    down after sixteen of its layout and replayed from then on, without the network's Python (``replay.py``).
+
     A pipeline's schedulers become fastdiff's, of the same config and tables (``fastdiff.integrations.diffusers`` says
     where one differs on purpose), and its networks are accelerated, or named in the report with the reason why not.
 

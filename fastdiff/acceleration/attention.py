@@ -61,15 +61,7 @@ class SelfAttention(Block):
         given = x
         if x.dtype != self.network.dtype:
             x = self.taken(x)
-        key = x.shape, x.stride()
-        bound = self.bound
-        call = bound.get(key)
-        if call is None:
-            call, y = self.bind(x)
-            self.keep(bound, key, call, x.device)
-        else:
-            y = call(x)
-        return self.result(y, given)
+        return self.result(self.computed((x.shape, x.stride()), self.bind, x), given)
 
     def bind(self, x: Tensor) -> tuple[Any, Tensor]:
         """The block for tensors like x, and its result for x."""
@@ -128,6 +120,7 @@ class Attention(Block):
     summary_alone = "one projection to q, k and v"  # a sample's prompt is a tensor of its own, made for each call
     reads = ("processor", *SelfAttention.reads, "scale_qk", "spatial_norm", "norm_q", "norm_k", "norm_cross",
              "add_k_proj", "add_q_proj", "fused_projections")  # fmt: skip
+    unread = ("temb",)  # which a spatial norm alone looks at
 
     def __init__(self, module: nn.Module, network: Network) -> None:
         super().__init__(module, network)
@@ -162,6 +155,7 @@ class Attention(Block):
 
     def look(self) -> None:
         super().look()
+        self.crosses = self.module.to_k.in_features != self.module.to_q.in_features
         if self.pixels is not None and SelfAttention.unsupported_reason(self.module) is not None:
             self.pixels = None  # its norm was taken away
 
@@ -171,24 +165,23 @@ class Attention(Block):
         m, given = self.module, x
         if x.ndim == 4 and encoder_hidden_states is None and attention_mask is None and self.pixels is not None:
             return self.pixels.run(x)
-        if attention_mask is not None or x.ndim != 3 or m.group_norm is not None:
+        if attention_mask is not None or x.ndim not in (3, 4) or m.group_norm is not None:
             return self.own((x, encoder_hidden_states, attention_mask), {})
+        if x.ndim == 4:
+            tokens = self.run(x.flatten(2).transpose(1, 2), encoder_hidden_states)
+            return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
         if x.dtype != self.network.dtype:
             x = self.taken(x)
         prompt = encoder_hidden_states
         key = x.shape, x.stride(), None if prompt is None else (prompt.shape, prompt.stride(), prompt.dtype)
-        bound = self.bound
-        call = bound.get(key)
-        if call is None and prompt is None and m.to_k.in_features != m.to_q.in_features:
+        if prompt is None and self.crosses:
             return self.own((x,), {})  # which says that it needs a prompt
-        if call is None:
-            call = self.keep(bound, key, self.bind_self(x) if prompt is None else self.bind_cross(x, prompt), x.device)
-        y = call(x, prompt)
+        y = self.computed(key, self.bind_self if prompt is None else self.bind_cross, x, prompt)
         if m.residual_connection:
             y = y + x
         return self.result(y if m.rescale_output_factor == 1 else y / m.rescale_output_factor, given)
 
-    def bind_self(self, x: Tensor) -> Any:
+    def bind_self(self, x: Tensor, prompt: None = None) -> Any:
         """Self-attention of tokens like x: call(x, None), without the residual."""
         m, store = self.module, self.store(x)
         to_qkv = bind_linear(x, *_joined((m.to_q, m.to_k, m.to_v)), packed=store.setdefault("qkv", {}))

@@ -75,14 +75,7 @@ class Resnet(Block):
             skip = self.taken(skip)
         layout = None if skip is None else (skip.shape, skip.stride())
         key = x.shape, x.stride(), layout, None if add is None else (len(add), add.stride(0))
-        bound = self.bound
-        call = bound.get(key)
-        if call is None:
-            call, y = self.bind(x, skip, add)
-            self.keep(bound, key, call, x.device)
-        else:
-            y = call(x, skip, add)
-        return self.result(y, given)
+        return self.result(self.computed(key, self.bind, x, skip, add), given)
 
     def bind(self, x: Tensor, skip: Tensor | None, add: Tensor | None) -> tuple[Any, Tensor]:
         """The block for tensors like these, and its result for them, from which each layer's layout is seen."""
@@ -271,14 +264,10 @@ class Upsample(Block):
         given = x
         if x.dtype != self.network.dtype:
             x = self.taken(x)
-        key = x.shape, x.stride()
-        bound = self.bound
-        call = bound.get(key)
-        if call is None:
-            call = self.keep(
-                bound, key, self.module.conv.forward.bind(x, upsample=True, packed=self.store(x)), x.device
-            )
-        return self.result(call(x), given)
+        return self.result(self.computed((x.shape, x.stride()), self.bind, x), given)
+
+    def bind(self, x: Tensor) -> Any:
+        return self.module.conv.forward.bind(x, upsample=True, packed=self.store(x))
 
 
 class Downsample(Block):
@@ -307,10 +296,8 @@ class Downsample(Block):
         given = x
         if x.dtype != self.network.dtype:
             x = self.taken(x)
-        key = x.shape, x.stride()
-        bound = self.bound
-        call = bound.get(key)
-        if call is None:
-            padding: Any = ((0, 1), (0, 1)) if self.module.padding == 0 else 1
-            call = self.keep(bound, key, self.module.conv.forward.bind(x, padding=padding), x.device)
-        return self.result(call(x), given)
+        return self.result(self.computed((x.shape, x.stride()), self.bind, x), given)
+
+    def bind(self, x: Tensor) -> Any:
+        padding: Any = ((0, 1), (0, 1)) if self.module.padding == 0 else 1
+        return self.module.conv.forward.bind(x, padding=padding)

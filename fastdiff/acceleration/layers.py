@@ -65,12 +65,7 @@ class Conv(Layer):
         """The convolution of x, cast to the network's dtype."""
         if x.dtype != self.network.dtype:
             x = self.taken(x)
-        key = x.shape, x.stride()
-        bound = self.bound
-        call = bound.get(key)
-        if call is None:
-            call = self.keep(bound, key, self.bind(x), x.device)
-        return call(x)
+        return self.computed((x.shape, x.stride()), self.bind, x)
 
     def bind(self, x: Tensor, residual: Tensor | None = None, **instead: Any) -> Any:
         """``ops.conv2d`` for tensors like x: call(x, residual, inputs); ``instead`` replaces or adds arguments."""
@@ -100,13 +95,10 @@ class Linear(Layer):
         if not input.ndim:
             return self.own((input,), {})
         x = input if input.dtype == self.network.dtype else self.taken(input)
-        key = x.shape, x.stride()
-        bound = self.bound
-        call = bound.get(key)
-        if call is None:
-            m = self.module
-            call = self.keep(bound, key, bind_linear(x, m.weight, m.bias, packed=self.store(x)), x.device)
-        return self.result(call(x), input)
+        return self.result(self.computed((x.shape, x.stride()), self.bind, x), input)
+
+    def bind(self, x: Tensor) -> Any:
+        return bind_linear(x, self.module.weight, self.module.bias, packed=self.store(x))
 
 
 class GroupNorm(Layer):
@@ -129,12 +121,11 @@ class GroupNorm(Layer):
         """The norm of x, cast to the network's dtype, and SiLU after it."""
         if x.dtype != self.network.dtype:
             x = self.taken(x)
-        key = x.shape, x.stride(), silu
-        bound = self.bound
-        call = bound.get(key)
-        if call is None:
-            call = self.keep(bound, key, self.bind(x, silu=silu), x.device)
-        return call(x, None, None)
+        bind = self.bind if silu else self.bind_alone
+        return self.computed((x.shape, x.stride(), silu), bind, x, None, None)
+
+    def bind_alone(self, x: Tensor, x2: Tensor | None = None, add: Tensor | None = None) -> Any:
+        return self.bind(x, x2, add, silu=False)
 
     def bind(self, x: Tensor, x2: Tensor | None = None, add: Tensor | None = None, silu: bool = True) -> Any:
         """The norm of tensors like x: call(x, x2, add), as ``ops.group_norm_silu`` has them."""
@@ -159,17 +150,13 @@ class LayerNorm(Layer):
         m, dtype = self.module, self.network.dtype
         if dtype == (input.dtype if m.weight is None else m.weight.dtype):
             return self.result(F.layer_norm(self.taken(input), m.normalized_shape, m.weight, m.bias, m.eps), input)
-        bound = self.bound
-        call = bound.get(None)
-        if call is None:
-            weight, bias = (None if p is None else p.detach().to(dtype) for p in (m.weight, m.bias))
-            shape, eps = m.normalized_shape, m.eps
+        return self.result(self.computed(None, self.bind, input), input)
 
-            def call(x: Tensor) -> Tensor:
-                return F.layer_norm(self.taken(x), shape, weight, bias, eps)
-
-            call = self.keep(bound, None, call, input.device)
-        return self.result(call(input), input)
+    def bind(self, x: Tensor) -> Any:
+        m, dtype = self.module, self.network.dtype
+        weight, bias = (None if p is None else p.detach().to(dtype) for p in (m.weight, m.bias))
+        shape, eps = m.normalized_shape, m.eps
+        return lambda x: F.layer_norm(self.taken(x), shape, weight, bias, eps)
 
 
 class AbsorbedSiLU(StandIn):

@@ -31,6 +31,7 @@ class StandIn(ABC):
     Attributes:
         summary: what it does, for the report.
         reads: the module's attributes that ``run`` or a bound call relies on.
+        unread: keyword arguments that the module's own code takes and makes no use of.
         of_batch: how ``run`` keeps a sample's bits from depending on the batch, in a batch-invariant network, for the
             report; None where it does not, so that it is called sample by sample.
         reason: why the module's own code runs instead, or None.
@@ -41,6 +42,7 @@ class StandIn(ABC):
     summary: ClassVar[str]
     summary_alone: ClassVar[str | None] = None  # where another is true of one sample at a time
     reads: ClassVar[tuple[str, ...]] = ()
+    unread: ClassVar[tuple[str, ...]] = ()
     of_batch: ClassVar[str | None] = None
     reason: str | None
 
@@ -80,7 +82,7 @@ class StandIn(ABC):
         if list(map(ADDRESS, self.weights)) != self.addresses:
             return self.own(args, kwargs)
         if kwargs:
-            arranged = arrange(type(self.module), args, kwargs)
+            arranged = arrange(type(self.module), args, kwargs, self.unread)
             if arranged is None:
                 return self.own(args, kwargs)
             args = arranged
@@ -141,20 +143,36 @@ class StandIn(ABC):
         self.packed: dict[Any, Any] = {}
         self.bound: dict[Any, Callable[..., Any]] = {}
 
+    def computed(self, key: Any, bind: Callable[..., Any], *tensors: Tensor | None) -> Tensor:
+        """The result of the call that was bound for tensors of this layout, which ``key`` tells.
+
+        bind: makes the call from such tensors, the first time; or the call and its result, where it needs that.
+        """
+        bound, recording = self.bound, self.network.local.recording
+        call = bound.get(key)
+        if call is None:
+            if recording is not None:
+                recording.reason = "a call was bound, whose kernels are not seen"
+            made = bind(*tensors)
+            call, y = made if type(made) is tuple else (made, None)
+            self.keep(bound, key, call, tensors[0].device)  # type: ignore[union-attr]
+            if y is not None:
+                return y
+        return call(*tensors) if recording is None else recording.call(call, tensors)
+
     def keep(
         self, bound: dict[Any, Callable[..., Any]], key: Any, call: Callable[..., Any], device: torch.device
-    ) -> Callable[..., Any]:
+    ) -> None:
         """Keep a bound call for the next tensors of this layout, in the ``bound`` that was there before it was made:
         where another thread has seen weights change meanwhile, the call goes with it.
         """
         if device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
-                return call  # a capture computes nothing: weights that were packed in it are its graph's alone
+                return  # a capture computes nothing: weights that were packed in it are its graph's alone
             torch.cuda.current_stream(device).synchronize()  # another thread may read the weights on its own stream
         while len(bound) >= LAYOUTS:
             bound.pop(next(iter(bound)), None)
         bound[key] = call
-        return call
 
     def store(self, x: Tensor) -> dict[Any, Any]:
         """Where a bound call finds, and leaves, the weights that it packs."""
@@ -194,8 +212,12 @@ def _parameters(kind: type) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(p.name for p in parameters), {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def arrange(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-    """The arguments of a call by their positions in the forward of a class; None where they are not all known there."""
+def arrange(
+    kind: type, args: tuple[Any, ...], kwargs: dict[str, Any], unread: tuple[str, ...] = ()
+) -> tuple[Any, ...] | None:
+    """The arguments of a call by their positions in the forward of a class, but for those that are not read; None where
+    they are not all known there.
+    """
     names, defaults = _parameters(kind)
     out, left = list(args), dict(kwargs)
     for name in names[len(args) :]:
@@ -207,7 +229,7 @@ def arrange(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             out.append(defaults[name])
         else:
             return None
-    return None if any(value is not None for value in left.values()) else tuple(out)
+    return None if any(left[name] is not None for name in left if name not in unread) else tuple(out)
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
@@ -285,9 +307,14 @@ def replaced_method(module: Any) -> str | None:
 
 
 def is_classes_own(kind: type, name: str) -> bool:
-    """Whether a method is what stands in the class's body; a decorator that keeps these names wraps that."""
+    """Whether a method is what stands in the class's body, perhaps in a decorator of torch's or of the class's own
+    package, which keeps its names.
+    """
     method = getattr(kind, name)
-    return (method.__module__, method.__qualname__) == (kind.__module__, f"{kind.__qualname__}.{name}")
+    whose = getattr(method, "__globals__", {}).get("__name__", method.__module__).split(".")[0]
+    names = method.__module__, method.__qualname__
+    own = whose in ("torch", kind.__module__.split(".")[0])
+    return own and names == (kind.__module__, f"{kind.__qualname__}.{name}")
 
 
 def weights_reason(module: Any) -> str | None:

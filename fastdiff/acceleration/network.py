@@ -49,6 +49,7 @@ from fastdiff.acceleration.module import (
     replaced_method,
     stand_in_of,
 )
+from fastdiff.acceleration.replay import Replays
 from fastdiff.acceleration.report import Accelerated, NetworkReport, Rows
 from fastdiff.acceleration.time_embedding import PlannedEmbeddings, TimeEmbedding, TimeEmbeddings, TimeProjection
 from fastdiff.checks import DTYPES
@@ -70,6 +71,7 @@ class Local(threading.local):
     entered = False  # by the network's own forward, or a part's that is called by itself, such as a decoder
     activated: Any = None  # the result of a GroupNorm that did the work of the SiLU after it
     prompt: Any = (None, None)  # the prompt of this call and its number
+    recording: Any = None  # what writes this call down (acceleration.replay)
     batch = 0  # samples of this call of a batch-invariant network
     alone = False  # one of them is computed by itself
 
@@ -147,7 +149,7 @@ class Network:
         self.stand_ins: dict[nn.Module, StandIn] = {}
         self.left: dict[nn.Module, str] = {}  # whose class is known, but whose own code is as fast
         self.entries: list[Entry] = []
-        self.embeddings = TimeEmbeddings(self)
+        self.embeddings, self.replays = TimeEmbeddings(self), Replays(self)
         self.guards: dict[nn.Module, Guard] = {}
         self.known_prompts: dict[int, Tensor] = {}
         self.stale = self.whole = self.removed = False
@@ -161,6 +163,7 @@ class Network:
             "lock": None,
             "guards": {},
             "known_prompts": {},
+            "replays": None,
             "number": None,
             "stale": True,
         }
@@ -169,6 +172,7 @@ class Network:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.local, self.lock, self.number = Local(), threading.RLock(), next(_numbers)
+        self.replays = Replays(self)
 
     # ---- in and out
 
@@ -272,6 +276,8 @@ class Network:
             local.batch = batch_of(stand_in, args, kwargs)
         local.inside, local.entered = True, isinstance(stand_in, Entry)
         try:
+            if self.replays.serves and isinstance(stand_in, Entry):
+                return self.replays.call(stand_in, args, kwargs)
             return self.as_given(stand_in(*args, **kwargs), args, kwargs)
         finally:
             local.clear()
@@ -381,6 +387,7 @@ class Network:
             known = is_whole(self.root, self.stand_ins)
             self.dtype = self._choose_dtype(known)
             self.whole = known and self.dtype in DTYPES
+            self.replays.forget(serves=self.whole and not self.invariant and _device(self.root).type == "cpu")
             if self.dtype not in DTYPES:
                 for stand_in in self.stand_ins.values():
                     if not isinstance(stand_in, Entry):

@@ -51,6 +51,8 @@ class NetworkReport:
     def title(self) -> str:
         """The network and how it computes."""
         told = f"{self.what}, computing in {str(self.dtype).removeprefix('torch.')}, channels_last"
+        replayed = sum(layout.trusted for layout in list(self._network.replays.layouts.values()))
+        told += f", calls of {replayed} layout{'s' * (replayed > 1)} replayed" if replayed else ""
         if not self._network.invariant:
             return told
         apart = self._network.apart

@@ -213,7 +213,13 @@ class UNet(nn.Module):
         timesteps = self._timesteps(sample, timestep)
         labels = self._class_labels(sample, class_labels)
         temb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
-        return temb if self.class_embedding is None else temb + self.class_embedding(labels)
+        if self.class_embedding is None or labels is None:
+            return temb
+        try:
+            return temb + self.class_embedding(labels)
+        except IndexError:  # on a CPU; on a GPU a look at labels would wait for the device, and its own check remains
+            low, high, last = int(labels.min()), int(labels.max()), self.class_embedding.num_embeddings - 1
+            raise ValueError(f"class_labels range from {low} to {high}; the network has classes 0 to {last}") from None
 
     def _check_sample(self, sample: Tensor) -> None:
         channels, step = self.config.in_channels, self.config.downsampling
@@ -265,9 +271,4 @@ class UNet(nn.Module):
             raise ValueError(f"class_labels has shape {list(labels.shape)}; it needs [{batch}], one for each sample")
         if labels.device != device:
             raise ValueError(f"class_labels is on {labels.device}, sample on {device}")
-        # On a GPU the look would wait for the device, in a trace break the graph: the embedding's own check remains.
-        if device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in labels.aminmax()) if batch else (0, 0)
-            if low < 0 or high >= classes:
-                raise ValueError(f"class_labels range from {low} to {high}; the network has classes 0 to {classes - 1}")
         return labels

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from helpers import assert_same_bits
+from torch.utils._pytree import tree_leaves
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +16,32 @@ def layers_left_alone(monkeypatch):
         rules[kind] = kind.no_gain_reason
         monkeypatch.setattr(kind, "no_gain_reason", classmethod(lambda cls, module: None))
     return rules
+
+
+@pytest.fixture(autouse=True)
+def replayed(request, monkeypatch):
+    """In the matrix of networks each call is made until it is replayed, and all give the same bits."""
+    if request.node.get_closest_marker("networks") is None:
+        return
+    from fastdiff.acceleration import replay
+    from fastdiff.acceleration.network import Network
+
+    enter = Network.enter
+
+    def often(self, stand_in, args, kwargs):
+        # Before the call, which may write to a list that it is given.
+        alike = not self.unsuitable(args, kwargs) and self.replays.find(stand_in, args, kwargs) is not None
+        out = enter(self, stand_in, args, kwargs)
+        for _ in range(3 if alike and self.replays.serves else 0):
+            again = enter(self, stand_in, args, kwargs)
+            for a, b in zip(tree_leaves(again), tree_leaves(out), strict=True):
+                if isinstance(a, torch.Tensor):
+                    assert_same_bits(a, b)
+            out = again
+        return out
+
+    monkeypatch.setattr(replay, "AFTER", 1)
+    monkeypatch.setattr(Network, "enter", often)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ pytest.importorskip("diffusers")
 from networks import CASES, halved, oracle
 
 import fastdiff
+from fastdiff.acceleration.module import StandIn
 from fastdiff.ops.conv2d.winograd import pack
 
 QUICK = ("scale_shift", "rescaled", "ours", "packaged", "usual")  # the others are networks of published sizes
@@ -51,6 +52,17 @@ def test_same_function(name, seed, pairs):
         assert not any("forward" in m.__dict__ or "_fastdiff_accelerated" in m.__dict__ for m in case.network.modules())
         for key, value in case.network.state_dict().items():
             assert_same_bits(value, state[key], key)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("celeba256", "packaged")])
+@torch.no_grad()
+def test_what_the_report_says_is_what_runs(name, seed, monkeypatch):
+    """No stand-in that is in use falls back to its module's own code in an ordinary call."""
+    case, fallen = CASES[name](), []
+    monkeypatch.setattr(StandIn, "own", lambda self, args, kwargs: fallen.append(type(self.module).__name__))
+    fastdiff.accelerate(case.network, dtype=torch.float32)
+    case.call(case.network, torch.float32)
+    assert fallen == []
 
 
 @pytest.mark.slow
