@@ -155,7 +155,8 @@ class Attention(Block):
 
     def look(self) -> None:
         super().look()
-        self.crosses = self.module.to_k.in_features != self.module.to_q.in_features
+        widths = [getattr(layer, "in_features", None) for layer in (self.module.to_q, self.module.to_k)]
+        self.crosses = widths[0] != widths[1]  # it cannot do without a prompt
         if self.pixels is not None and SelfAttention.unsupported_reason(self.module) is not None:
             self.pixels = None  # its norm was taken away
 

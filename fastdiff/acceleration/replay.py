@@ -248,7 +248,7 @@ class Replays:
     ) -> Any:
         """The call, written down."""
         network = self.network
-        layout.reason = "its calls take long" if layout.seconds > LONGEST else _others(entry.module)
+        layout.reason = "its calls take long" if layout.seconds > LONGEST else others_in(entry.module)
         if layout.reason is not None:
             return entry(*args, **kwargs)
         if entry.module not in self.attributes:
@@ -283,7 +283,7 @@ class Replays:
             return False
 
 
-def _others(part: nn.Module) -> str | None:
+def others_in(part: nn.Module) -> str | None:
     """Why a part of a network may do more than it computes, or None."""
     for module in part.modules():
         forward = module.__dict__.get("forward")
