@@ -39,8 +39,10 @@ class Guard:
         self.processors = [d["processor"] for d in self.dicts if "processor" in d]
         self.known_dicts = [m.__dict__ for m in known]
         self.kinds: list[Any] = list(dict.fromkeys(map(type, self.modules)))
-        self.structure = self._structure()
+        self.buffer_dicts = [d["_buffers"] for d in self.dicts if d["_buffers"]]
+        self.structure, self.options = self._structure(), self._options()
         self.weights = list(self._weights())
+        self.remember()
         # Sparse weights have neither address nor strides, and nothing is derived from them.
         self.tensors = [w for w in self.weights if w is not None and w.layout == torch.strided]
         self.versioned = [w for w in self.tensors if not w.is_inference()]
@@ -48,18 +50,43 @@ class Guard:
         self.samples = [Samples(views) for views in _sampled(self.tensors)]
 
     def _structure(self) -> tuple[Any, ...]:
+        """What no attribute tells."""
         return (
             list(map(type, self.modules)),
+            list(map(len, self.hooks)),
+            [kind.forward for kind in self.kinds],
+            [nn.Conv2d._conv_forward, *(type(p).__call__ for p in self.processors)],
+        )
+
+    def _options(self) -> tuple[Any, ...]:
+        """The attributes that matter."""
+        return (
             [d.get("forward") for d in self.dicts],
             [d.get("training") for d in self.dicts],
             [d.get("_compiled_call_impl") for d in self.dicts],
-            list(map(len, self.hooks)),
             [d.get(name) for d, name in self.read],
             list(map(len, self.known_dicts)),
-            [kind.forward for kind in self.kinds],
-            [nn.Conv2d._conv_forward, *(type(p).__call__ for p in self.processors)],
             list(chain.from_iterable(map(dict.values, self.child_dicts))),
         )
+
+    def _attributes(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, chain(self.dicts, self.child_dicts))))
+
+    def _buffers(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self.buffer_dicts)))
+
+    def remember(self) -> None:
+        """Take every attribute, child and buffer as it is now for what ``compare`` finds unchanged."""
+        self.attributes, self.buffers = self._attributes(), self._buffers()
+
+    def _unchanged(self) -> bool:
+        """Nearly always they are the very objects, which lists compare by their addresses alone."""
+        try:
+            same = self._attributes() == self.attributes
+        except Exception:  # a tensor, an array or others' object that cannot be compared
+            return False
+        now = self._buffers()
+        return same and len(now) == len(self.buffers) and all(map(is_, now, self.buffers))
 
     def _weights(self) -> chain[Tensor | None]:
         return chain.from_iterable(map(dict.values, self.weight_dicts))
@@ -77,16 +104,22 @@ class Guard:
         """Whether one of the two looks at the other's root, and so at some of its weights."""
         return other.root in self.modules or self.root in other.modules
 
-    def holds(self, wait: bool = False) -> bool:
-        """Whether everything is as it was; on a GPU a change of elements alone is seen in the next call, unless waited
-        for.
+    def compare(self, wait: bool = False) -> tuple[bool, bool]:
+        """Whether everything that matters is as it was, and whether every attribute is, also those that no stand-in
+        reads. On a GPU a change of elements alone is seen in the next call, unless waited for.
         """
-        if self._structure() != self.structure:
-            return False
+        unchanged = self._unchanged()
+        if not unchanged and self._options() != self.options:
+            return False, False
         now = list(self._weights())
         if len(now) != len(self.weights) or not all(map(is_, now, self.weights)):
-            return False
-        return self._state() == self.state and all([samples.same(wait) for samples in self.samples])
+            return False, False
+        if self._structure() != self.structure or self._state() != self.state:
+            return False, False
+        return all([samples.same(wait) for samples in self.samples]), unchanged
+
+    def holds(self, wait: bool = False) -> bool:
+        return self.compare(wait)[0]
 
 
 class Samples:

@@ -269,7 +269,7 @@ class Network:
         if self.root.training:
             self.stale = True
             return stand_in.outside(args, kwargs)
-        self.check(stand_in.module)
+        unchanged = self.check(stand_in.module)
         local = self.local
         if self.invariant:
             self._promise()
@@ -277,7 +277,7 @@ class Network:
         local.inside, local.entered = True, isinstance(stand_in, Entry)
         try:
             if self.replays.serves and isinstance(stand_in, Entry):
-                return self.replays.call(stand_in, args, kwargs)
+                return self.replays.call(stand_in, args, kwargs, unchanged)
             return self.as_given(stand_in(*args, **kwargs), args, kwargs)
         finally:
             local.clear()
@@ -342,17 +342,23 @@ class Network:
         given = next((a.dtype for a in (*args, *kwargs.values()) if _floating(a)), None)
         return cast(out, given or self.own_dtype)
 
-    def check(self, part: nn.Module | None = None, wait: bool = False) -> None:
-        """Compare a part of the network, by default all of it, with what was assumed; renew that where it differs."""
+    def check(self, part: nn.Module | None = None, wait: bool = False) -> bool:
+        """Compare a part of the network, by default all of it, with what was assumed; renew that where it differs.
+
+        Returns:
+            Whether no attribute of a module in it has changed since it was last remembered.
+        """
         part = self.root if part is None else part
         if self.root.training or _capturing():
-            return
+            return False
         guard = self.guards.get(part)
-        if guard is not None and not self.stale and guard.holds(wait):
-            return
+        if guard is not None and not self.stale:
+            holds, unchanged = guard.compare(wait)
+            if holds:
+                return unchanged
         with self.lock:
             if self.guards.get(part) is not guard:
-                return  # another thread did it
+                return False  # another thread did it
             new = Guard(part, self.stand_ins)
             # What other calls derived from the same weights must not outlive a change that only those would see.
             if (
@@ -363,6 +369,7 @@ class Network:
                 self.renew()
                 new = Guard(part, self.stand_ins)
             self.guards[part] = new
+            return True
 
     def renew(self) -> None:
         """Look at every module again, drop what was derived from weights, and choose the dtype."""

@@ -168,33 +168,33 @@ def _same(ours: Any, right: Any) -> bool:
 
 
 class Replays:
-    """The layouts of a network's calls, which ``forget`` drops when anything of the network has changed.
-
-    Attributes:
-        attributes: by the part of the network that is entered, what its modules' attributes were at the first
-            recording.
-    """
+    """The layouts of a network's calls, which ``forget`` drops when anything of the network has changed."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
         self.forget(serves=False)
 
-    def forget(self, serves: bool, after: int | None = None) -> None:
-        """Begin anew, and count ``after`` calls of a layout before one is written down.
-
-        serves: whether the network is of a kind that is replayed.
-        """
-        self.serves, self.after = serves, AFTER if after is None else after
+    def forget(self, serves: bool) -> None:
+        """serves: whether the network is of a kind that is replayed."""
+        self.serves = serves
         self.layouts: dict[Any, Layout] = {}
-        self.attributes: dict[nn.Module, tuple[list[dict[str, Any]], list[Any]]] = {}
 
-    def call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The network's call, entered by ``entry`` after the guard has looked."""
+    def call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any], unchanged: bool) -> Any:
+        """The network's call, entered by ``entry`` after the guard has looked.
+
+        unchanged: no attribute is another than in the calls before. One that others' code sets in every call keeps the
+            network from being replayed.
+        """
+        if not unchanged:
+            guard = self.network.guards.get(entry.module)
+            if guard is not None:
+                guard.remember()
+            self.forget(self.serves)
         found = self.find(entry, args, kwargs)
         if found is None:
             return entry(*args, **kwargs)
         layout, tensors = found
-        if layout.trusted and self.unchanged(entry.module):
+        if layout.trusted:
             try:
                 return layout.replay(tensors)
             except Exception:  # as for a label of no class: the network's own call says what is wrong
@@ -202,13 +202,11 @@ class Replays:
         if layout.reason is not None or not layout.lock.acquire(blocking=False):
             return entry(*args, **kwargs)
         try:
-            if layout.trusted:  # an attribute was changed, of which the guard knows nothing
-                self.forget(self.serves, 2 * self.after)
-            elif layout.function is not None:
+            if layout.function is not None:
                 out = entry(*args, **kwargs)
                 layout.compare(out, tensors)
                 return out
-            elif layout.calls >= self.after:
+            if layout.calls >= AFTER:
                 return self.record(layout, entry, args, kwargs, tensors)
             layout.calls += 1
             start = time.perf_counter()
@@ -251,8 +249,6 @@ class Replays:
         layout.reason = "its calls take long" if layout.seconds > LONGEST else others_in(entry.module)
         if layout.reason is not None:
             return entry(*args, **kwargs)
-        if entry.module not in self.attributes:
-            self.attributes[entry.module] = _attributes(entry.module)
         constants = [*network.root.parameters(), *network.root.buffers(), *(network.embeddings.joined or ())]
         recording = network.local.recording = Recording(tensors, constants)
         drawn = torch.get_rng_state()
@@ -272,16 +268,6 @@ class Replays:
             layout.reason = recording.reason
         return out
 
-    def unchanged(self, part: nn.Module) -> bool:
-        found = self.attributes.get(part)
-        if found is None:
-            return False
-        dicts, before = found
-        try:  # of equal lists nothing is compared but the addresses of the objects in them
-            return list(chain.from_iterable(map(dict.values, dicts))) == before
-        except Exception:  # tensors, arrays and others' objects may not be comparable
-            return False
-
 
 def others_in(part: nn.Module) -> str | None:
     """Why a part of a network may do more than it computes, or None."""
@@ -298,9 +284,3 @@ def others_in(part: nn.Module) -> str | None:
 
 def _storage(t: Tensor) -> int:
     return t.untyped_storage().data_ptr()
-
-
-def _attributes(part: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The dictionaries of the attributes and the buffers of every module in a part, and what they hold."""
-    dicts = [d for m in part.modules() for d in (m.__dict__, m.__dict__["_buffers"])]
-    return dicts, list(chain.from_iterable(map(dict.values, dicts)))
