@@ -29,6 +29,7 @@ from fastdiff.acceleration.known import KNOWN
 from fastdiff.acceleration.layers import Conv, GroupNorm, LayerNorm, Linear, Sequential
 from fastdiff.acceleration.module import StandIn
 from fastdiff.acceleration.network import computes_bfloat16, install, network_of
+from fastdiff.acceleration.replay import AFTER
 
 CELEBA256 = CIFAR10 | {
     "sample_size": 256,
@@ -289,28 +290,57 @@ def targets(name: str, batch: int, bf16: bool) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("name", "batch"), [("digits", 64), ("CIFAR-10", 1), ("CIFAR-10", 8)])
 def test_batch_invariant(contest, device, diffusers, name, batch):
     """What the same bits in every batch cost, in float32."""
-    if name == "digits":
-        model = fastdiff.models.digits().unet.requires_grad_(False)
-        arguments = torch.randn(batch, 1, 8, 8), torch.full((batch,), 500), torch.arange(batch) % 10
-    elif diffusers is None:
-        pytest.skip("diffusers is not installed")
-    else:
-        model, arguments = network(name, device), inputs(name, batch, device)[:2]
+    model, arguments = small_or_known(name, batch, device, diffusers)
     promised = copy.deepcopy(model)
     fastdiff.accelerate(promised, dtype=torch.float32, batch_invariant=True)
     models = {"fastdiff": accelerated(model, torch.float32), "fastdiff, batch_invariant": promised, "PyTorch": model}
-
-    def turn(model: nn.Module) -> Callable[[], Tensor]:
-        @torch.no_grad()
-        def call() -> Tensor:
-            out = model(*arguments)
-            return out if isinstance(out, Tensor) else out.sample
-
-        return call
-
-    calls = {key: turn(model) for key, model in models.items()}
+    calls = {key: called(model, arguments) for key, model in models.items()}
     gate(calls, calls["PyTorch"](), set())
     contest("unet, batch-invariant", name, calls, shape=tuple(arguments[0].shape), seconds=20, warm=False)
+
+
+def small_or_known(name: str, batch: int, device: torch.device, diffusers: Any) -> tuple[nn.Module, tuple[Any, ...]]:
+    """A network and the arguments of a call."""
+    if name == "digits":
+        arguments = torch.randn(batch, 1, 8, 8), torch.full((batch,), 500), torch.arange(batch) % 10
+        return fastdiff.models.digits().unet.requires_grad_(False), arguments
+    if diffusers is None:
+        pytest.skip("diffusers is not installed")
+    if name == "emoji":
+        model = fastdiff.load("emoji").pipe.unet
+        fastdiff.restore(model)
+        return model, (torch.randn(batch, 4, 16, 16), torch.full((batch,), 500), torch.randn(batch, 16, 192))
+    return network(name, device), inputs(name, batch, device)[:2]
+
+
+def called(model: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], Tensor]:
+    @torch.no_grad()
+    def call() -> Tensor:
+        out = model(*arguments)
+        return out if isinstance(out, Tensor) else out.sample
+
+    return call
+
+
+@pytest.mark.skipif(GPU, reason="calls are replayed on a CPU")
+@pytest.mark.parametrize(
+    ("name", "batch"), [("digits", 1), ("digits", 2), ("digits", 16), ("emoji", 1), ("emoji", 2), ("CIFAR-10", 1)]
+)
+def test_replays(contest, device, diffusers, name, batch):
+    """What it brings that calls are replayed without the network's Python, in float32."""
+    model, arguments = small_or_known(name, batch, device, diffusers)
+    models = {
+        "fastdiff": accelerated(model, torch.float32),
+        "fastdiff, not replayed": accelerated(model, torch.float32),
+    }
+    calls = {key: called(model, arguments) for key, model in (models | {"PyTorch": model}).items()}
+    for call in list(calls.values())[:2] * (AFTER + 2):
+        call()
+    replays = [network_of(model).replays for model in models.values()]
+    assert all(layout.trusted for replay in replays for layout in replay.layouts.values())
+    replays[1].forget(serves=False)
+    gate(calls, calls["PyTorch"](), set())
+    contest("unet, replays", name, calls, shape=tuple(arguments[0].shape), seconds=15, warm=False)
 
 
 BLOCKS = (GroupNorm, Sequential, Resnet, Up, DiffusersUp, CrossAttentionUp, Downsample)
