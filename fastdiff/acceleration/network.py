@@ -256,6 +256,7 @@ class Network:
                 del module.__dict__[REPLICATE]
             stand_in.forget()
         self.removed = True
+        self.replays.forget(serves=False)
         for stand_in in (*self.stand_ins.values(), *(e.inner for e in self.entries if e.inner is not None)):
             stand_in.reason = "it was restored"
         self.root.__dict__.pop(RECORD, None)

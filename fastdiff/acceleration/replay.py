@@ -127,7 +127,7 @@ class Recording(TorchDispatchMode):
             source.append(f"    {line}{'; del ' + ', '.join(done) if done else ''}\n")
         source.append(f"def replay({', '.join(self.arguments)}):\n")
         exec("".join(reversed(source)) + f"    return [{', '.join(words)}]\n", self.scope)
-        return self.scope["replay"]
+        return self.scope.pop("replay")  # else the two would keep each other, and weights, until a collection
 
 
 class Layout:

@@ -1,8 +1,10 @@
 """Calls that are written down and replayed: the same bits as the ordinary call's, and never of what has changed."""
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -137,6 +139,7 @@ def test_the_form_of_the_result(seed):
     assert type(as_object).__name__ == "UNet2DConditionOutput"
     assert_same_bits(as_tuple[0], as_object.sample)
     assert as_object["sample"] is as_object.sample
+    assert "calls of 2 layouts replayed" in str(fastdiff.accelerate(network, dtype=torch.float32))
     assert_replayed(network, 2)
 
 
@@ -188,6 +191,21 @@ def test_copies_have_their_own(seed):
             got = twin(**case.inputs)
         assert_replayed(twin)
         assert difference(got, network(**case.inputs) + 1) < 1e-5
+
+
+@torch.no_grad()
+def test_nothing_is_kept_of_what_is_dropped(seed):
+    case = ours()
+    network = warmed(case)
+    function = weakref.ref(layouts(network)[0].function)
+    packed = weakref.ref(next(iter(network_of(network).stand_ins[network.conv_in].bound.values())))
+    gc.disable()
+    try:
+        fastdiff.restore(network)
+        assert function() is None
+        assert packed() is None
+    finally:
+        gc.enable()
 
 
 # ---- what changes is seen
