@@ -341,6 +341,8 @@ def test_replays(contest, device, diffusers, name, batch):
     replays[1].forget(serves=False)
     gate(calls, calls["PyTorch"](), set())
     contest("unet, replays", name, calls, shape=tuple(arguments[0].shape), seconds=15, warm=False)
+    assert not replays[1].serves
+    assert all(layout.trusted for layout in replays[0].layouts.values())
 
 
 BLOCKS = (GroupNorm, Sequential, Resnet, Up, DiffusersUp, CrossAttentionUp, Downsample)

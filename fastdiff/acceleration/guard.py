@@ -118,9 +118,6 @@ class Guard:
             return False, False
         return all([samples.same(wait) for samples in self.samples]), unchanged
 
-    def holds(self, wait: bool = False) -> bool:
-        return self.compare(wait)[0]
-
 
 class Samples:
     """Elements of weights of one device and dtype, and whether they are still what they were."""

@@ -365,7 +365,7 @@ class Network:
             if (
                 guard is not None
                 or self.stale
-                or not all(g.holds(wait) for g in self.guards.values() if new.overlaps(g))
+                or not all(g.compare(wait)[0] for g in self.guards.values() if new.overlaps(g))
             ):
                 self.renew()
                 new = Guard(part, self.stand_ins)

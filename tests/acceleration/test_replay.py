@@ -404,6 +404,32 @@ def test_a_replay_that_differs_is_not_trusted(seed, monkeypatch):
 
 
 @torch.no_grad()
+def test_a_replay_that_fails_is_given_up(seed):
+    case = ours()
+    network = warmed(case)
+    layout, want = layouts(network)[0], network(*case.inputs.values())
+
+    def failing(*given):
+        raise RuntimeError("no memory")
+
+    layout.function = failing
+    for _ in range(2):
+        assert_same_bits(network(*case.inputs.values()), want)
+    assert (layout.trusted, layout.reason) == (False, "a replay failed: no memory")
+
+
+@pytest.mark.parametrize(
+    ("ours", "right", "same"), [(0.0, -0.0, False), (0.0, 0.0, True), (float("nan"), float("nan"), True)]
+)
+def test_what_the_same_bits_are(ours, right, same):
+    for shape in ((), (2, 3, 4, 5)):
+        a, b = torch.full(shape, ours), torch.full(shape, right)
+        assert replay._same(a, b) is same
+    last = torch.full((2, 3, 4, 5), ours).contiguous(memory_format=torch.channels_last)
+    assert not replay._same(torch.full((2, 3, 4, 5), ours), last)
+
+
+@torch.no_grad()
 def test_a_call_that_fails_while_it_is_written_down(seed, monkeypatch):
     case = pixels()
     network = case.network
